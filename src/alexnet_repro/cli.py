@@ -1,0 +1,86 @@
+"""How a command starts and ends: where the configs are, and exit statuses.
+
+0 done; 2 the user's mistake, told in a line or two; 1 a fault of ours, with traceback; 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+_packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
+CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
+
+
+class UserError(Exception):
+    """Something that the user can mend: what is wrong and where, and what to do about it."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return self.problem + (f"\n  {self.remedy}" if self.remedy else "")
+
+
+class Interrupted(Exception):
+    """Ended by Ctrl-C or a termination signal, with everything saved; says how to go on."""
+
+
+def command(task: Callable[[DictConfig], object], config: str) -> None:
+    """Compose conf/<config>.yaml with the command line, run ``task``, and exit with the status above."""
+
+    def guarded(cfg: DictConfig) -> None:
+        # Inside Hydra's own handling, which would print a traceback for each of these.
+        try:
+            refuse_added_options()
+            task(cfg)
+        except (UserError, OmegaConfBaseException) as error:
+            _fail(str(error))
+        except (Interrupted, KeyboardInterrupt) as stop:
+            print(f"\ninterrupted. {stop}".rstrip(), file=sys.stderr)
+            sys.exit(130)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name=config)(guarded)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message in a line or two: the first lines, then what to choose from."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
+    options = [line for line in lines[1:] if not line.startswith("Available options")]
+    if any(line.startswith("Available options") for line in lines):
+        name = lines[0].split("'")[1].rsplit("/", 1)[-1] if "'" in lines[0] else ""
+        near = get_close_matches(name, options, 1)
+        return f"{lines[0]}\n  " + (f"did you mean {near[0]}? " if near else "") + "there are: " + ", ".join(options)
+    return "\n  ".join([lines[0], " ".join(lines[1:])]) if len(lines) > 1 else lines[0]
+
+
+def refuse_added_options() -> None:
+    """Raise UserError for +option=value unless it names a config group: Hydra would take any and nothing would read it."""
+    groups = sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+").split("=")[0].split("@")[0]
+        if override.startswith("+") and key not in groups:
+            near = get_close_matches(key, groups, 1)
+            raise UserError(
+                f"there is no option '{key}'",
+                (f"did you mean +{near[0]}=...? " if near else "")
+                + "a + is for config groups that are not in use yet, such as +ablation=no_lrn; see --help",
+            )

@@ -1,0 +1,115 @@
+"""Errors of a trained net, for one view and for ten crops (Section 4.1).
+
+    python -m alexnet_repro.evaluate run=runs/paper/seed-0 views=ten_crop
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from alexnet_repro.classifier import Classifier, top_k_misses
+from alexnet_repro.cli import UserError, command
+from alexnet_repro.data import StoreData
+from alexnet_repro.runs import circumstances, write_json
+from alexnet_repro.store import Store
+from alexnet_repro.trainers import make_trainer
+
+VIEWS = ("centre", "ten_crop")
+
+
+def errors(softmax: Tensor, labels: Tensor) -> dict[str, float]:
+    """(N, classes), (N,) -> {"top1_error", "top5_error"} in percent."""
+    return {f"top{k}_error": round(100 * float(top_k_misses(softmax, labels, k).double().mean()), 4) for k in (1, 5)}
+
+
+def measure(trainer: L.Trainer, model: Classifier, data: StoreData, split: str = "val") -> dict[str, dict[str, float]]:
+    """Errors on a split: {"centre": {"top1_error", "top5_error"}, "ten_crop": ...}, percent.
+
+    One pass gives both, since the centre patch is the fifth of the ten.
+    """
+    batches: Any = trainer.predict(model, data.val_dataloader(split))
+    centre, ten, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return {"centre": errors(centre, labels), "ten_crop": errors(ten, labels)}
+
+
+def paper_claim(claim: str) -> dict[str, Any]:
+    """An entry of paper.yaml: what the paper says, and where and on what it was measured."""
+    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())[claim]
+
+
+def table(result: dict[str, Any]) -> str:
+    """A few lines for the screen: this run's errors, beside the paper's if there is a claim, and what that is worth."""
+    rows = [("error, %", "top-1", "top-5")]
+    names = {"centre": "this run, one view", "ten_crop": "this run, ten crops"}
+    for view in VIEWS:
+        if view in result:
+            rows.append((names[view], *(f"{result[view][f'top{k}_error']:.1f}" for k in (1, 5))))
+    lines = []
+    if claim := result["claim"]:
+        paper = paper_claim(claim)
+        rows.append((f"the paper, {paper['protocol']}", f"{paper['top1_error']}", f"{paper['top5_error']}"))
+        lines.append(f"The paper: {paper['section']}, {paper['says']}; {paper['data']}.")
+    if result["data"] == "photos":
+        lines.append(
+            "The demonstration data is not ImageNet (ten classes, each one photograph): "
+            "these numbers show that everything works and can't be compared with the paper's."
+        )
+    elif result["data"] not in ("ilsvrc2010", "ilsvrc2012"):
+        lines.append(f"{result['data']} is not ImageNet: its errors can't be set beside the paper's.")
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(["", *(f"  {name:<{width}}  {one:>6}  {five:>6}" for name, one, five in rows), *lines])
+
+
+def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
+    """The trained net of a run's folder and its config. Raises UserError if the folder holds none."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not the folder of a run", "give the folder that train made, such as run=runs/paper/seed-0")
+    path = run / "checkpoints" / f"{checkpoint}.ckpt"
+    if not path.is_file():
+        raise UserError(f"{run} has no checkpoint '{checkpoint}'", "choose checkpoint=last or checkpoint=best, once an epoch is done")
+    return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), OmegaConf.load(run / "config.yaml")  # type: ignore[return-value]
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>.json into its folder."""
+    if cfg.views not in VIEWS:
+        raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(VIEWS)}")
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("say which run: run=FOLDER", "for example run=runs/paper/seed-0")
+    run = Path(cfg.run)
+    model, trained = load_run(run, cfg.checkpoint)
+    store = Store(cfg.store or trained.data.store)
+    if len(store.classes) != model.classes:
+        raise UserError(f"the net of {run} tells {model.classes} classes apart, the store {store.path} has {len(store.classes)}")
+    trainer = make_trainer(cfg.trainer)
+    data = StoreData(store, cfg.batch_size, trained.seed, model.crop, cfg.trainer.workers)
+    both = measure(trainer, model, data, cfg.split)
+    result = {
+        "run": str(run),
+        "checkpoint": cfg.checkpoint,
+        "split": cfg.split,
+        "claim": claim_of(trained),
+        "data": store.manifest.get("name", trained.data.name),
+        **({"centre": both["centre"]} if cfg.views == "centre" else both),
+        **circumstances(trainer.strategy.root_device, str(trainer.precision)),
+    }
+    print(table(result))
+    path = run / f"evaluation-{cfg.checkpoint}-{cfg.split}.json"
+    write_json(path, result)
+    print(f"written to {path}")
+    return result
+
+
+def claim_of(cfg: DictConfig) -> str | None:
+    """The claim of paper.yaml that a run tests: its ablation's, and none for several ablations at once."""
+    claims = list(cfg.ablation.values())
+    return claims[0] if len(claims) == 1 else (None if claims else cfg.claim)
+
+
+if __name__ == "__main__":
+    command(evaluate, "evaluate")

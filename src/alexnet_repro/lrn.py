@@ -1,0 +1,134 @@
+"""Local response normalisation (Section 3.3): the plain form to read, and the fast form to use.
+
+    b_i = a_i / (k + alpha * sum_{j=i-n/2}^{i+n/2} a_j^2) ** beta
+
+The window is clipped at the first and the last map of a tower and never crosses to the other one.
+
+alpha multiplies the plain sum, as printed. The authors' 2012 code divided its alpha by n when it read the layer file, and
+so does torch.nn.LocalResponseNorm: alpha=5e-4 there is the printed 1e-4 here, and 1e-4/5 here is the 2012 code.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Bytes of one block of the fast form: its few temporaries stay in a core's second-level cache.
+BLOCK_BYTES = 2**20
+
+
+def plain_local_response_norm(
+    a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1
+) -> Tensor:
+    """The formula of Section 3.3 term by term: the control that the fast form is tested against.
+
+    a: (N, C, H, W) responses, whose C maps belong to ``groups`` towers, one after the other. Returns the same shape.
+    """
+    normalised = []
+    for tower in a.chunk(groups, dim=1):
+        squares = nn.functional.pad(tower.square(), (0, 0, 0, 0, size // 2, size // 2))
+        window_sum = sum(squares[:, shift : shift + tower.shape[1]] for shift in range(size))
+        normalised.append(tower / (k + alpha * window_sum) ** beta)
+    return torch.cat(normalised, dim=1)
+
+
+class LocalResponseNorm(nn.Module):
+    """Local response normalisation across adjacent maps, inside each of ``groups`` towers (Section 3.3).
+
+    Input and output: (N, C, H, W). The output has the input's dtype, and is laid out channels-last.
+
+    size: n, the number of adjacent maps in a window, odd.
+    alpha, beta, k: as printed; alpha multiplies the plain sum of squares.
+    groups: towers that share no window; C must be a multiple of it.
+
+    Raises ValueError for an even size, or for C that ``groups`` doesn't divide.
+    """
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"the window of local response normalisation must be odd and positive, not {size}")
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+        self._bands: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def band(self, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(C, C) matrix of zeros and ones: entry (j, i) is one where map j is in the window of map i."""
+        key = (channels, dtype, device)
+        if key not in self._bands:
+            if channels % self.groups:
+                raise ValueError(f"{channels} maps can't be split evenly over {self.groups} towers")
+            i = torch.arange(channels, device=device)
+            tower = i // (channels // self.groups)
+            near = (i[:, None] - i[None, :]).abs() <= self.size // 2
+            self._bands[key] = (near & (tower[:, None] == tower[None, :])).to(dtype)
+        return self._bands[key]
+
+    def forward(self, a: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        dtype = torch.float32 if a.dtype == torch.float16 else a.dtype  # squares of 0-255 inputs overflow float16
+        return _Normalise.apply(a, self.band(a.shape[1], dtype, a.device), self.alpha, self.beta, self.k)
+
+    def extra_repr(self) -> str:
+        """The constants, for print(net)."""
+        return f"n={self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}, groups={self.groups}"
+
+
+class _Normalise(torch.autograd.Function):
+    """The fast form. Three things make it cost little:
+
+    the window sum is a product with a band matrix, which runs on the processor's matrix units (in bfloat16 with float32
+    sums; everything else is float32); the gradient is the closed form, so only the input is kept; and on a CPU both passes
+    work on blocks small enough to stay in cache, so memory is read once and written once.
+
+    With s = k + alpha * band(a^2):  b = a s^-beta,  da = db s^-beta - 2 alpha beta a band(db a s^(-beta-1)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, band: Tensor, alpha: float, beta: float, k: float) -> Tensor:
+        a = a.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(a, band)
+        ctx.constants = alpha, beta, k
+        out = torch.empty_like(a)
+        with torch.autocast(a.device.type, enabled=False):
+            for a_block, out_block in zip(_blocks(a), _blocks(out), strict=True):
+                torch.mul(a_block, _inverse_power(_window_scale(a_block, band, alpha, k), beta), out=out_block)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        a, band = ctx.saved_tensors
+        alpha, beta, k = ctx.constants
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(a)
+        with torch.autocast(a.device.type, enabled=False):
+            for a_block, grad_block, out_block in zip(_blocks(a), _blocks(grad), _blocks(out), strict=True):
+                s = _window_scale(a_block, band, alpha, k)
+                direct = _inverse_power(s, beta).mul_(grad_block)
+                ratio = (direct * a_block).div_(s).to(band.dtype)
+                through_window = torch.mm(ratio, band).to(direct.dtype).mul_(a_block)
+                out_block.copy_(direct.add_(through_window, alpha=-2 * alpha * beta))
+        return out, None, None, None, None
+
+
+def _blocks(x: Tensor) -> list[Tensor]:
+    """Views (rows, C) of a channels-last (N, C, H, W); one block where there is no cache to fit, on a GPU."""
+    images = len(x)
+    if x.device.type == "cpu" and images:
+        images = max(1, BLOCK_BYTES // (x[0].numel() * 4))
+    return [block.permute(0, 2, 3, 1).flatten(0, 2) for block in x.split(max(images, 1))]
+
+
+def _window_scale(a: Tensor, band: Tensor, alpha: float, k: float) -> Tensor:
+    """s = k + alpha * (sum over the window of a^2) for a block; float32, or float64 where a is float64."""
+    squares = a.to(band.dtype).square()
+    return torch.mm(squares, band).to(torch.promote_types(a.dtype, torch.float32)).mul_(alpha).add_(k)
+
+
+def _inverse_power(s: Tensor, beta: float) -> Tensor:
+    """s^-beta."""
+    if beta == 0.75:  # s^-1/2 * sqrt(s^-1/2) is several times faster than a power
+        root = s.rsqrt()
+        return root.sqrt().mul_(root)
+    return s.pow(-beta)

@@ -1,0 +1,271 @@
+"""Images -> store (Section 2): shorter side to 256, central 256x256, uint8; mean image and RGB covariance in the same pass.
+
+    python -m alexnet_repro.prepare data=imagenette source=imagenette.tar
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from alexnet_repro import photos, source
+from alexnet_repro.cli import Interrupted, UserError, command
+from alexnet_repro.store import FORMAT, SHARD, Store, sha256, shard_name
+
+RGB = NDArray[np.uint8]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image to be: ``read()`` gives its RGB values (size, size, 3), or raises OSError or ValueError if it can't be one."""
+
+    split: str
+    label: int
+    name: str
+    read: Callable[[], RGB]
+
+
+def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
+    """Encoded image -> (size, size, 3): the central square, its side scaled to ``size`` with an antialiased bicubic filter.
+
+    That is Section 2's "rescaled the image such that the shorter side was of length 256, and then cropped out the central
+    256x256 patch" in one step. Greyscale and CMYK become RGB, an EXIF rotation is applied, transparency is dropped, and
+    a gzip-compressed file is opened (ILSVRC-2010 has one). Raises OSError or ValueError for anything that isn't a whole image.
+    """
+    data = read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # a JPEG over twice as large as needed is decoded at a half, ... eighth
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = image.convert("RGB")
+    except (Image.DecompressionBombError, SyntaxError, EOFError) as error:
+        raise ValueError(str(error)) from error
+    side = min(rgb.size)
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+
+
+def write_store(
+    examples: Sequence[Example],
+    classes: Sequence[str],
+    store: Path,
+    *,
+    image_size: int = 256,
+    provenance: dict[str, Any] | None = None,
+    max_bad: int = 10,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Store:
+    """Read all examples with ``workers`` threads (default: one per core) and write them as a store.
+
+    The work goes on in ``<store>.partial``, one file of 1024 images at a time; a call that was interrupted continues there,
+    and the finished folder is renamed. Raises UserError if the store exists already (unless ``overwrite``), if the partial
+    folder was begun from something else, or when more than ``max_bad`` images can't be read; Interrupted on Ctrl-C.
+    """
+    if store.exists() and not overwrite:
+        raise UserError(f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH")
+    partial_store = store.with_name(store.name + ".partial")
+    _begin(partial_store, examples, image_size)
+
+    splits: dict[str, dict[str, Any]] = {}
+    mean_sum, outer_sum, train_count = np.zeros((image_size, image_size, 3), np.uint64), np.zeros((3, 3)), 0
+    bad: list[str] = []
+    bar = tqdm(total=len(examples), unit=" images", desc=f"preparing {store}")
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as threads, bar:
+        try:
+            for split in SPLITS:
+                members = [example for example in examples if example.split == split]
+                if not members:
+                    continue
+                labels, shards = [], []
+                for number, start in enumerate(range(0, len(members), SHARD)):
+                    shard = members[start : start + SHARD]
+                    facts = _shard_facts(shard, partial_store / split / shard_name(number), image_size, threads, bar)
+                    labels.append(facts["labels"])
+                    shards.append(len(facts["labels"]))
+                    bad += facts["bad"].tolist()
+                    if len(bad) > max_bad:
+                        raise UserError(
+                            f"{len(bad)} files can't be read as images: {', '.join(bad[:3])}, ...",
+                            f"remove them, or allow more with max_bad={2 * len(bad)}; what is done so far is kept",
+                        )
+                    if split == "train":
+                        mean_sum += facts["sum"]
+                        outer_sum += facts["outer"]
+                        train_count += len(facts["labels"])
+                np.save(partial_store / split / "labels.npy", np.concatenate(labels))
+                splits[split] = {"count": sum(shards), "shards": shards}
+        except KeyboardInterrupt:
+            threads.shutdown(cancel_futures=True)
+            raise Interrupted(f"{bar.n} of {len(examples)} images are done; the same command continues there") from None
+    if not train_count:
+        raise UserError("not one training image could be read", f"first of them: {', '.join(bad[:3])}")
+
+    mean = mean_sum / train_count
+    np.save(partial_store / "mean.npy", mean.astype(np.float32))
+    mean_rgb = mean.mean((0, 1))
+    covariance = outer_sum / (train_count * image_size**2) - np.outer(mean_rgb, mean_rgb)
+    for facts_file in partial_store.glob("*/*.npz"):
+        facts_file.unlink()
+    (partial_store / "examples.sha256").unlink()
+    manifest = {
+        "format": FORMAT,
+        **(provenance or {}),
+        "image_size": image_size,
+        "classes": list(classes),
+        "splits": splits,
+        "mean_rgb": mean_rgb.tolist(),
+        "covariance": covariance.tolist(),
+        "bad": bad,
+        "decoder": f"Pillow {PIL.__version__}",
+        "sha256": {str(f.relative_to(partial_store)): sha256(f) for f in sorted(partial_store.glob("**/*.npy"))},
+    }
+    (partial_store / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    if store.exists():
+        shutil.rmtree(store)
+    partial_store.rename(store)
+    if bad:
+        print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
+    return Store(store)
+
+
+def _begin(folder: Path, examples: Sequence[Example], image_size: int) -> None:
+    """Make the partial folder, or see that the one there was begun from the same examples."""
+    listing = hashlib.sha256(str(image_size).encode())
+    for example in examples:
+        listing.update(f"{example.split}\0{example.label}\0{example.name}\n".encode())
+    begun = folder / "examples.sha256"
+    if begun.exists() and begun.read_text() != listing.hexdigest():
+        raise UserError(f"{folder} holds an unfinished store made from other files", "delete that folder to begin anew")
+    for split in {example.split for example in examples}:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+    begun.write_text(listing.hexdigest())
+
+
+def _shard_facts(
+    shard: Sequence[Example], path: Path, size: int, threads: ThreadPoolExecutor, bar: "tqdm[Any]"
+) -> dict[str, NDArray[Any]]:
+    """Write one file of images and, beside it, what is summed over them; or load that if it was done before."""
+    facts_path = path.with_suffix(".npz")
+    if facts_path.exists():
+        bar.update(len(shard))
+        with np.load(facts_path) as facts:
+            return dict(facts)
+
+    def read(example: Example) -> tuple[RGB, NDArray[np.float64]] | str:
+        try:
+            image = example.read()
+        except (OSError, ValueError) as error:
+            return f"{example.name} ({error})"
+        pixels = image.reshape(-1, 3).astype(np.float64)
+        return image, pixels.T @ pixels  # whole numbers below 2^53: exact in any order
+
+    images, labels, bad, outer = np.empty((len(shard), size, size, 3), np.uint8), [], [], np.zeros((3, 3))
+    for example, result in zip(shard, threads.map(read, shard), strict=True):
+        if isinstance(result, str):
+            bad.append(result)
+        else:
+            images[len(labels)] = result[0]
+            outer += result[1]
+            labels.append(example.label)
+        bar.update()
+    images = images[: len(labels)]
+    facts = {
+        "labels": np.array(labels, np.int64),
+        "bad": np.array(bad, str),
+        "sum": images.sum(0, dtype=np.uint64),
+        "outer": outer,
+    }
+    _save(path, lambda file: np.save(file, images))
+    _save(facts_path, lambda file: np.savez(file, **facts))
+    return facts
+
+
+def _save(path: Path, write: Callable[[Any], None]) -> None:
+    """Write a file so that it is there whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        write(file)
+    unfinished.rename(path)
+
+
+def prepare(cfg: DictConfig) -> Store:
+    """Make the store that ``cfg.data`` describes from ``cfg.source``, and say what it holds."""
+    store = Path(cfg.data.store)
+    if cfg.get("verify"):
+        return _verify(store)
+    if cfg.data.source == "embedded":
+        return prepare_photos(cfg)
+    if cfg.source is None:
+        raise UserError(
+            f"data={cfg.data.name} is made from your own copy: say where it is with source=PATH",
+            "a folder of class folders, with train/ and val/ above them or not, or a tar of it",
+        )
+    if store.exists() and not cfg.overwrite:
+        raise UserError(f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH")
+    found = source.scan(Path(cfg.source), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
+    size = cfg.data.image_size
+    examples = [Example(f.split, f.label, f.name, partial(read_image, f.read_bytes, size)) for f in found.files]
+    made = write_store(
+        examples,
+        found.classes,
+        store,
+        image_size=size,
+        provenance={"name": cfg.data.name, "source": str(cfg.source), "held_out": found.held_out, "ignored": found.ignored},
+        max_bad=cfg.max_bad,
+        overwrite=cfg.overwrite,
+        workers=cfg.workers,
+    )
+    _describe(made)
+    return made
+
+
+def prepare_photos(cfg: DictConfig) -> Store:
+    """Make the embedded store of ``data=photos``."""
+    return write_store(
+        [Example(*patch) for patch in photos.patches(cfg.data.train_per_class, cfg.data.val_per_class, cfg.data.image_size)],
+        photos.PHOTOGRAPHS,
+        Path(cfg.data.store),
+        image_size=cfg.data.image_size,
+        provenance={"name": cfg.data.name, "source": photos.SOURCE, "held_out": "every 5th cell of each photograph"},
+        overwrite=bool(cfg.get("overwrite")),
+    )
+
+
+def _describe(store: Store) -> None:
+    counts = ", ".join(f"{split['count']} {name}" for name, split in store.manifest["splits"].items())
+    print(f"{store.path}: {counts} images of {len(store.classes)} classes, {store.image_size}x{store.image_size}")
+    for what in ("held_out", "ignored"):
+        if store.manifest.get(what):
+            print(f"  {what.replace('_', ' ')}: {store.manifest[what]}")
+
+
+def _verify(path: Path) -> Store:
+    store = Store(path)
+    if damaged := store.damaged_files():
+        raise UserError(f"{len(damaged)} files of {path} are damaged: {', '.join(damaged[:3])}", "prepare it again with overwrite=true")
+    _describe(store)
+    print("every file has its checksum")
+    return store
+
+
+if __name__ == "__main__":
+    command(prepare, "prepare")

@@ -1,0 +1,209 @@
+"""A run's folder: runs/<name>/seed-<n> with config.yaml, metrics.csv, checkpoints/ and result.json.
+
+Nothing in it is ever overwritten by another run; a run that was stopped goes on in it, exactly.
+"""
+
+import csv
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+
+import alexnet_repro
+from alexnet_repro.cli import CONF, Interrupted, UserError
+
+# Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
+HOW = ("run", "seed", "resume", "trainer", "logger", "data.store")
+
+
+def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
+    """paper, paper-no_lrn, paper-imagenette-epochs=2: the recipe and what else the command line chose.
+
+    Of a config group its choice is enough, and one that is the default anyhow (``defaults``: group=choice) adds nothing.
+    """
+    parts = [recipe]
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "recipe" or key in HOW or key.startswith(("trainer.", "logger.")) or f"{key}={value}" in defaults:
+            continue
+        is_group = (Path(CONF) / key).is_dir()
+        if value not in ("none", ""):
+            parts.append(value if is_group else f"{key}={value}")
+    return re.sub(r"[^\w.,=+-]+", "_", "-".join(parts)).strip("_")
+
+
+def open_run(run: Path, cfg: DictConfig) -> Path | None:
+    """Take the folder for this run; return the checkpoint to go on from, or None to begin.
+
+    Raises UserError if another run is there: a finished one, an unfinished one without resume=true, or one of another config.
+    """
+    config = run / "config.yaml"
+    if (run / "result.json").exists():
+        raise UserError(f"{run} holds a finished run", "to keep it, choose another folder with run=PATH; to do it again, remove it")
+    if config.exists():
+        if not cfg.resume:
+            raise UserError(f"{run} holds an unfinished run", "go on with resume=true, choose another folder with run=PATH, or remove it")
+        if changed := _differences(OmegaConf.load(config), cfg):
+            raise UserError(
+                f"{run} was begun with other options: {', '.join(changed[:3])}",
+                "go on with the same ones, or choose another folder with run=PATH",
+            )
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run} is taken by something that isn't a run", "choose another folder with run=PATH")
+    run.mkdir(parents=True, exist_ok=True)
+    config.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    last = run / "checkpoints" / "last.ckpt"
+    return last if last.exists() else None
+
+
+def _differences(before: Any, now: DictConfig) -> list[str]:
+    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return found
+
+    old, new = (flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (before, now))
+    keys = [key for key in {**old, **new} if not key.startswith(HOW)]
+    return [f"{key}={new.get(key)} (was {old.get(key)})" for key in keys if old.get(key) != new.get(key)]
+
+
+def csv_logger(run: Path, steps_done: int) -> CSVLogger:
+    """metrics.csv in the run's folder, keeping what an earlier part of the run wrote in its first ``steps_done`` steps."""
+    path = run / "metrics.csv"
+    rows: list[dict[str, str]] = []
+    if path.exists() and steps_done:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps_done]
+    path.unlink(missing_ok=True)  # Lightning would remove it, with a warning
+    logger = CSVLogger(run, name="", version="")
+    if rows:
+        logger.experiment.metrics_keys = sorted({key for row in rows for key in row})
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, logger.experiment.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+    return logger
+
+
+class KeepLast(Checkpoint):
+    """Write last.ckpt after every epoch, every so many minutes, and when the user or the system asks the run to stop.
+
+    Ctrl-C and SIGTERM let the update in progress finish, save, and end the run; a second Ctrl-C ends it at once.
+    """
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path, self.minutes = path, minutes
+        self._asked_to_stop = False
+        self._before: dict[int, Any] = {}
+        self._saved_at = time.monotonic()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._ask_to_stop)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                break
+
+    def _ask_to_stop(self, number: int, frame: object) -> None:
+        if self._asked_to_stop and number == signal.SIGINT:
+            raise KeyboardInterrupt(f"{self.path} is as it was last saved; resume=true goes on from there")
+        self._asked_to_stop = True
+        print("\nstopping after this update (Ctrl-C again: at once)", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save in the middle of an epoch. Not at its last batch: validation belongs to it, and saving comes right after."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        if self._asked_to_stop or time.monotonic() - self._saved_at > 60 * self.minutes:
+            self._save(trainer)
+        if self._asked_to_stop:
+            raise Interrupted(f"saved in {self.path}; the same command with resume=true goes on from there")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch."""
+        self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop between two epochs."""
+        if self._asked_to_stop:
+            raise Interrupted(f"saved in {self.path}; the same command with resume=true goes on from there")
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def circumstances(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a number depends on besides the config: hardware, versions, commit, command."""
+    import hydra
+    import lightning
+    import torchvision
+
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{torch.get_num_threads()} threads of {_processor()}"
+    libraries = (alexnet_repro, torch, torchvision, lightning, hydra)
+    return {
+        "hardware": hardware,
+        "precision": precision,
+        "versions": {"python": platform.python_version()} | {lib.__name__: lib.__version__ for lib in libraries},
+        "commit": _commit(),
+        "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+    }
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package is in, with a + if it has uncommitted changes; None outside of one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / "pyproject.toml").exists():
+        return None
+    try:
+        git = ["git", "-C", os.fspath(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        return commit + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a result so that it is there whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.rename(path)

@@ -1,0 +1,245 @@
+"""A user's own images: a folder of class folders, a tar of one, or ImageNet's tar of tars, without unpacking any of them."""
+
+import gzip
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+import scipy.io
+
+from alexnet_repro.cli import UserError
+
+# train, val, test, and the names of ImageNet's own archives and of other data sets' folders
+SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+WNID = re.compile(r"n\d{8}(?=_)")
+
+
+@dataclass(frozen=True)
+class File:
+    """Bytes ``offset`` to ``offset + size`` of the file ``path``: an image, once a label is known."""
+
+    name: str
+    path: Path
+    offset: int
+    size: int
+    split: str = ""
+    label: int = -1
+
+    def read_bytes(self) -> bytes:
+        """The encoded image. Raises OSError if it can't be read whole."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self.path} ends after {len(data)} of {self.size} bytes")
+        return data
+
+
+@dataclass
+class Found:
+    """Files with split and label, class names, and in words what was held out and which files are in no split."""
+
+    files: list[File]
+    classes: list[str]
+    held_out: str = ""
+    ignored: list[str] = field(default_factory=list)
+
+
+def scan(path: Path, hold_out_every: int, unpack_into: Path) -> Found:
+    """Find the images of ``path`` and what class and split each belongs to.
+
+    The class is the name of the folder (or of the tar inside the tar); without one, the WordNet number that the file's name
+    begins with; for ILSVRC's flat validation images, what the development kit beside them says. Splits are folders or tars
+    named train, val, test above the class folders; where there is no val, every ``hold_out_every``-th image of each class
+    becomes it. A compressed tar is unpacked once, as one file, into ``unpack_into``.
+
+    Raises UserError for a missing path, no images, a class folder without images, or classes that only val has.
+    """
+    if not path.exists():
+        raise UserError(f"there is nothing at source={path}")
+    files, folders = [], set()
+    for entry in _entries(path, unpack_into):
+        if isinstance(entry, str):
+            folders.add(entry)
+        else:
+            files.append(entry)
+    if not files:
+        raise UserError(f"there are no files in {path}")
+    files, folders = _below_common_root(files, folders)
+    found = _into_splits(files)
+    _refuse_empty_classes(path, folders, found)
+
+    labelled = [_class_of(file, path) for file in found.files]
+    found.classes = sorted({name for file, name in labelled if file.split == "train"})
+    if strangers := sorted({name for _, name in labelled} - set(found.classes)):
+        raise UserError(f"{len(strangers)} classes of {path} have no training images: {', '.join(strangers[:3])}")
+    index = {name: i for i, name in enumerate(found.classes)}
+    found.files = [replace(file, label=index[name]) for file, name in labelled]
+    if not any(file.split == "val" for file in found.files):
+        _hold_out(found, hold_out_every)
+    return found
+
+
+def _entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
+    """Every file below ``path``, with tars opened; and, as a string ending in /, every folder."""
+    if path.is_file():
+        if not tarfile.is_tarfile(path):
+            raise UserError(f"source={path} is neither a folder nor a tar")
+        yield from _members(_uncompressed(path, unpack_into), 0, "")
+        return
+    for folder, subfolders, names in os.walk(path):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and "devkit" not in name)
+        here = Path(folder).relative_to(path)
+        yield from (f"{(here / name).as_posix()}/" for name in subfolders)
+        for name in sorted(names):
+            file = Path(folder) / name
+            if name.startswith(".") or "devkit" in name:
+                continue
+            if name.endswith(".tar"):
+                prefix = f"{(here / name[:-4]).as_posix()}/"
+                yield prefix
+                yield from _members(file, 0, prefix)
+            else:
+                yield File((here / name).as_posix(), file, 0, file.stat().st_size)
+
+
+def _members(path: Path, offset: int, prefix: str) -> Iterator[File | str]:
+    """The members of the tar that begins at ``offset`` of ``path``, and those of tars inside of it."""
+    with path.open("rb") as raw:
+        raw.seek(offset)
+        try:
+            # ignore_zeros is off: a tar inside a tar ends with its own end mark
+            with tarfile.open(fileobj=raw, mode="r:") as tar:
+                for member in tar:
+                    name = prefix + PurePosixPath(member.name).as_posix().removeprefix("./")
+                    if PurePosixPath(name).name.startswith("."):
+                        continue
+                    if member.isdir():
+                        yield name.rstrip("/") + "/"
+                    elif member.isfile() and name.endswith(".tar"):
+                        yield name[:-4] + "/"
+                        yield from _members(path, member.offset_data, name[:-4] + "/")
+                    elif member.isfile():
+                        yield File(name, path, member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise UserError(f"the tar {prefix.rstrip('/') or path} in {path} is damaged: {error}") from None
+
+
+def _uncompressed(path: Path, unpack_into: Path) -> Path:
+    """The tar itself, or, of a gzip-compressed one, a copy whose members can be read in any order."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path
+    copy = unpack_into / f"{path.name}.unpacked.tar"
+    if not copy.exists():
+        unpack_into.mkdir(parents=True, exist_ok=True)
+        unfinished = copy.with_suffix(".tmp")
+        with gzip.open(path) as packed, unfinished.open("wb") as out:
+            shutil.copyfileobj(packed, out, 2**20)
+        unfinished.rename(copy)
+    return copy
+
+
+def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File], set[str]]:
+    """Take off folders that all files share, such as imagenette2/, but not the folder of a single class."""
+    while True:
+        roots = {file.name.split("/", 1)[0] for file in files}
+        root = roots.pop()
+        if roots or SPLIT_NAME.fullmatch(root) or any(file.name.count("/") < 2 for file in files):
+            return files, folders
+        files = [replace(file, name=file.name.removeprefix(root + "/")) for file in files]
+        folders = {name.removeprefix(root + "/") for name in folders} - {""}
+
+
+def _into_splits(files: list[File]) -> Found:
+    """Read the split off the first folder, if folders are named that way; without train/ and val/, all is train."""
+    tops = {file.name.split("/", 1)[0] for file in files if "/" in file.name}
+    if not tops or not all(SPLIT_NAME.fullmatch(top) for top in tops):
+        return Found([replace(file, split="train") for file in files], [])
+    found = Found([], [], ignored=[file.name for file in files if "/" not in file.name])
+    for file in files:
+        if "/" in file.name:
+            match = SPLIT_NAME.fullmatch(file.name.split("/", 1)[0])
+            assert match is not None
+            found.files.append(replace(file, split=match[1].lower()))
+    if not any(file.split == "train" for file in found.files):
+        raise UserError(f"there is no folder train/ beside {', '.join(sorted(tops))}/")
+    return found
+
+
+def _class_parts(file: File) -> list[str]:
+    """Folders between the split and the file."""
+    parts = file.name.split("/")[:-1]
+    return parts[1:] if parts and SPLIT_NAME.fullmatch(parts[0]) else parts
+
+
+def _refuse_empty_classes(path: Path, folders: set[str], found: Found) -> None:
+    filled = {parent.as_posix() for file in found.files for parent in PurePosixPath(file.name).parents}
+    if empty := sorted(folder for folder in (name.rstrip("/") for name in folders) if folder not in filled):
+        raise UserError(
+            f"{len(empty)} class folders of {path} hold no images: {', '.join(empty[:3])}",
+            "fill them, or remove them so that they don't become classes",
+        )
+
+
+def _class_of(file: File, source: Path) -> tuple[File, str]:
+    if parts := _class_parts(file):
+        return file, parts[0]
+    name = PurePosixPath(file.name).name
+    if match := WNID.match(name):
+        return file, match[0]
+    if number := re.fullmatch(r"ILSVRC\d{4}_val_(\d{8})\.JPEG", name):
+        labels = _ilsvrc_val_labels(source)
+        return file, labels[int(number[1]) - 1]
+    raise UserError(
+        f"{file.name} of {source} is in no class folder",
+        "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
+    )
+
+
+_val_labels: dict[Path, list[str]] = {}
+
+
+def _ilsvrc_val_labels(source: Path) -> list[str]:
+    """WordNet numbers of ILSVRC's validation images in their order, from the development kit in the folder ``source``."""
+    if source not in _val_labels:
+        kits = sorted(source.glob("*devkit*")) if source.is_dir() else []
+        if not kits:
+            raise UserError(
+                f"the validation images of {source} have no class folders",
+                "put the development kit beside them (ILSVRC2012_devkit_t12.tar.gz): it says what they show",
+            )
+        meta, truth = _from_kit(kits[0], "meta.mat"), _from_kit(kits[0], "validation_ground_truth.txt")
+        synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
+        wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
+        _val_labels[source] = [wnid_of[int(line)] for line in truth.split()]
+    return _val_labels[source]
+
+
+def _from_kit(kit: Path, ending: str) -> bytes:
+    if kit.is_dir():
+        for file in sorted(kit.rglob(f"*{ending}")):
+            return file.read_bytes()
+    else:
+        with tarfile.open(kit) as tar:
+            for member in tar:
+                if member.name.endswith(ending) and (file := tar.extractfile(member)):
+                    return file.read()
+    raise UserError(f"the development kit {kit} holds no {ending}")
+
+
+def _hold_out(found: Found, every: int) -> None:
+    seen: Counter[int] = Counter()
+    files = []
+    for file in found.files:
+        seen[file.label] += 1
+        files.append(replace(file, split="val") if seen[file.label] % every == 0 else file)
+    found.files = files
+    held = sum(file.split == "val" for file in files)
+    found.held_out = f"the source has no val split: every {every}th image of each class became it ({held} images)"

@@ -1,0 +1,179 @@
+"""Train a net by one of the recipes, measure it, and set it beside the paper.
+
+    python -m alexnet_repro.train +ablation=no_lrn
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_repro.classifier import Classifier
+from alexnet_repro.cli import UserError, command
+from alexnet_repro.data import StoreData
+from alexnet_repro.evaluate import claim_of, measure, table
+from alexnet_repro.prepare import prepare_photos
+from alexnet_repro.runs import KeepLast, circumstances, csv_logger, open_run, run_name, write_json
+from alexnet_repro.store import Store
+from alexnet_repro.trainers import make_trainer
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Do one run in its folder, begun anew or resumed, and return what result.json holds.
+
+    Raises UserError for options, stores or folders that can't be used; Interrupted when stopped, with everything saved.
+    """
+    began = time.monotonic()
+    check(cfg)
+    store = open_store(cfg)
+    if cfg.run is None:
+        cfg.run = str(default_run(cfg))
+    run = Path(cfg.run)
+    last = open_run(run, cfg)
+
+    L.seed_everything(cfg.seed, verbose=False)
+    model = new_classifier(cfg, store)
+    steps_done = torch.load(last, weights_only=True, mmap=True)["global_step"] if last else 0
+    loggers: list[Logger] = [csv_logger(run, steps_done)]
+    if cfg.logger.wandb:
+        loggers.append(wandb_logger(cfg, run))
+    checkpoints = run / "checkpoints"
+    best = ModelCheckpoint(
+        checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
+    )
+    best.CHECKPOINT_NAME_LAST = "best"
+    trainer = make_trainer(
+        cfg.trainer,
+        max_epochs=cfg.epochs,
+        logger=loggers,
+        callbacks=[best, KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)],
+        enable_checkpointing=True,
+        log_every_n_steps=10,
+    )
+    data = StoreData(store, cfg.batch_size, cfg.seed, cfg.augment.crop, cfg.trainer.workers)
+    parameters = sum(p.numel() for p in model.net.parameters())
+    print(
+        f"recipe={cfg.recipe} ablation={'+'.join(cfg.ablation) or 'none'} data={cfg.data.name}: {parameters:,} parameters, "
+        f"{len(store.split('train')):,} training and {len(store.split('val')):,} validation images, "
+        f"{trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
+    )
+    trainer.fit(model, data, ckpt_path=last, weights_only=True)
+
+    measured = measure(make_trainer(cfg.trainer), model, data)
+    result = {
+        "claim": claim_of(cfg),
+        "ablation": "+".join(cfg.ablation) or "none",
+        "recipe": cfg.recipe,
+        "data": cfg.data.name,
+        "net": "alexnet",
+        "seed": cfg.seed,
+        "epochs": cfg.epochs,
+        "steps": trainer.global_step,
+        **measured,
+        "parameters": parameters,
+        "seconds": round(time.monotonic() - began, 1),
+        **circumstances(trainer.strategy.root_device, str(trainer.precision)),
+    }
+    for logger in loggers[1:]:
+        logger.log_metrics({f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()})
+        assert isinstance(logger, WandbLogger)
+        logger.experiment.finish()
+    write_json(run / "result.json", result)
+    print(table(result))
+    print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
+    return result
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for values that no run can be made with."""
+    positive = {"epochs": int, "batch_size": int, "optim.lr": float, "trainer.checkpoint_minutes": float}
+    for key, kind in positive.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value <= 0:
+            raise UserError(f"{key}={value}: this must be a {'whole ' if kind is int else ''}number above 0")
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
+
+
+def open_store(cfg: DictConfig) -> Store:
+    """The data's store; the embedded one is made if it isn't there. Raises UserError if it doesn't fit the net."""
+    path = Path(cfg.data.store)
+    if cfg.data.source == "embedded" and not path.exists():
+        prepare_photos(cfg)
+    try:
+        store = Store(path)
+    except UserError as error:
+        if path.exists():
+            raise
+        raise UserError(error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH") from None
+    if store.image_size != cfg.data.image_size:
+        raise UserError(
+            f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
+            "name another store with data.store=PATH",
+        )
+    for split in ("train", "val"):
+        store.split(split)
+    return store
+
+
+def default_run(cfg: DictConfig) -> Path:
+    """runs/<name>/seed-<n>, the name from what the command line chose."""
+    overrides, defaults = [], ["data=photos", "net=alexnet"]
+    if HydraConfig.initialized():
+        overrides = list(HydraConfig.get().overrides.task)
+    return Path("runs") / run_name(cfg.recipe, overrides, defaults) / f"seed-{cfg.seed}"
+
+
+def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
+    """The net with its weights drawn and all that its checkpoints will hold, as plain values."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        return Classifier(
+            net={"classes": len(store.classes), **plain["net"]},
+            optim=plain["optim"],
+            schedule=plain["schedule"],
+            colour_noise=cfg.augment.colour_noise,
+            crop=cfg.augment.crop,
+            image_size=store.image_size,
+            seed=cfg.seed,
+            mean=store.mean,
+            covariance=store.covariance,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
+    """Weights & Biases, online if that is possible without asking anything, else offline with a hint."""
+    import wandb
+
+    mode = cfg.logger.mode
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    if mode not in ("online", "offline", "disabled"):
+        raise UserError(f"logger.mode={mode}: this must be auto, online, offline or disabled")
+    if mode == "offline":
+        print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
+    os.environ["WANDB_MODE"] = mode
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["ablation"] = "+".join(cfg.ablation) or "none"
+    return WandbLogger(
+        name=str(run),
+        save_dir=run,
+        project=cfg.logger.project,
+        entity=cfg.logger.entity,
+        config=config,
+        log_model=False,
+        offline=mode == "offline",
+    )
+
+
+if __name__ == "__main__":
+    command(train, "train")

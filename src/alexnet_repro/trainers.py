@@ -1,0 +1,48 @@
+"""Which device trains, and in which precision."""
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from alexnet_repro.cli import UserError
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX): then about 3 times as fast."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
+def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
+    """Lightning's Trainer for ``cfg`` (accelerator, devices, precision); ``options`` are passed on to it.
+
+    Raises UserError for a device or precision that isn't there.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "The '.*dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")  # data.py does it
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    precision = cfg.precision
+    if precision == "auto":
+        on_cpu = cfg.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        precision = "bf16-mixed" if on_cpu and fast_bfloat16() else "32-true"
+    options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
+    options["callbacks"] = [*options["callbacks"], TQDMProgressBar(leave=True)]
+    try:
+        return L.Trainer(
+            accelerator=cfg.accelerator,
+            devices=cfg.devices,
+            precision=precision,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}", "see the options trainer.accelerator, .devices, .precision") from None
