@@ -52,7 +52,7 @@ class Classifier(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["mean", "covariance"], logger=False)
-        self.net = AlexNet(**net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = AlexNet(**net).to(memory_format=torch.channels_last)
         self.classes = self.net.fc8.out_features
         self.colour_noise, self.crop, self.seed = colour_noise, crop, seed
         shape = (image_size, image_size, 3)

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -61,15 +62,23 @@ def _fail(message: str) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's message in a line or two: the first lines, then what to choose from."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
-    options = [line for line in lines[1:] if not line.startswith("Available options")]
-    if any(line.startswith("Available options") for line in lines):
-        name = lines[0].split("'")[1].rsplit("/", 1)[-1] if "'" in lines[0] else ""
+    """Hydra's message in a line or two: what it couldn't do, and what there is to choose from."""
+    text = str(error)
+    if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
+        group, name, options = missing[1], missing[2], missing[3].split()
         near = get_close_matches(name, options, 1)
-        return f"{lines[0]}\n  " + (f"did you mean {near[0]}? " if near else "") + "there are: " + ", ".join(options)
-    return "\n  ".join([lines[0], " ".join(lines[1:])]) if len(lines) > 1 else lines[0]
+        return f"there is no {group}={name}\n  " + (
+            (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
+    if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
+        return f"there is no option '{unknown[1]}'\n  " + (
+            f"a config group that is not in use yet is added with +{unknown[1]}=..."
+            if (Path(CONF) / unknown[1]).is_dir()
+            else "the options are those that --cfg job prints"
+        )
+    return "\n  ".join([lines[0], " ".join(lines[1:])]).rstrip()
 
 
 def refuse_added_options() -> None:

@@ -1,6 +1,6 @@
 """Errors of a trained net, for one view and for ten crops (Section 4.1).
 
-    python -m alexnet_repro.evaluate run=runs/paper/seed-0 views=ten_crop
+python -m alexnet_repro.evaluate run=runs/paper/seed-0 views=ten_crop
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def table(result: dict[str, Any]) -> str:
     names = {"centre": "this run, one view", "ten_crop": "this run, ten crops"}
     for view in VIEWS:
         if view in result:
-            rows.append((names[view], *(f"{result[view][f'top{k}_error']:.1f}" for k in (1, 5))))
+            rows.append((names[view], f"{result[view]['top1_error']:.1f}", f"{result[view]['top5_error']:.1f}"))
     lines = []
     if claim := result["claim"]:
         paper = paper_claim(claim)
@@ -68,11 +68,18 @@ def table(result: dict[str, Any]) -> str:
 def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
     """The trained net of a run's folder and its config. Raises UserError if the folder holds none."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not the folder of a run", "give the folder that train made, such as run=runs/paper/seed-0")
+        raise UserError(
+            f"{run} is not the folder of a run", "give the folder that train made, such as run=runs/paper/seed-0"
+        )
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
-        raise UserError(f"{run} has no checkpoint '{checkpoint}'", "choose checkpoint=last or checkpoint=best, once an epoch is done")
-    return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), OmegaConf.load(run / "config.yaml")  # type: ignore[return-value]
+        raise UserError(
+            f"{run} has no checkpoint '{checkpoint}'",
+            "choose checkpoint=last or checkpoint=best, once an epoch is done",
+        )
+    return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), OmegaConf.load(
+        run / "config.yaml"
+    )  # type: ignore[return-value]
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -85,7 +92,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     model, trained = load_run(run, cfg.checkpoint)
     store = Store(cfg.store or trained.data.store)
     if len(store.classes) != model.classes:
-        raise UserError(f"the net of {run} tells {model.classes} classes apart, the store {store.path} has {len(store.classes)}")
+        raise UserError(
+            f"the net of {run} tells {model.classes} classes apart, the store {store.path} has {len(store.classes)}"
+        )
     trainer = make_trainer(cfg.trainer)
     data = StoreData(store, cfg.batch_size, trained.seed, model.crop, cfg.trainer.workers)
     both = measure(trainer, model, data, cfg.split)

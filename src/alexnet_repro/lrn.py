@@ -18,9 +18,7 @@ from torch.autograd.function import once_differentiable
 BLOCK_BYTES = 2**20
 
 
-def plain_local_response_norm(
-    a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1
-) -> Tensor:
+def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:
     """The formula of Section 3.3 term by term: the control that the fast form is tested against.
 
     a: (N, C, H, W) responses, whose C maps belong to ``groups`` towers, one after the other. Returns the same shape.

@@ -115,11 +115,13 @@ class Dropout(nn.Module):
 
     After ``draw_from(seed, step)`` the masks of each tower are a function of (seed, step, tower) and of the order of calls
     in that step, so that a resumed or a distributed run drops the same neurons; before it they come from torch's global
-    generator.
+    generator. Raises ValueError unless 0 <= p < 1.
     """
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout={p}: a probability from 0 to below 1")
         self.p = p
         self._source: tuple[int, int] | None = None
         self._generators: list[torch.Generator] = []
@@ -136,9 +138,10 @@ class Dropout(nn.Module):
             return x * (1 - self.p)
         if self._source is not None and not self._generators:
             self._generators = [_generator(*self._source, tower, device=x.device) for tower in range(TOWERS)]
+        generators: list[torch.Generator | None] = [*self._generators] or [None] * TOWERS
         kept = [
             torch.empty_like(tower, dtype=torch.float32).uniform_(generator=generator) >= self.p
-            for tower, generator in zip(x.chunk(TOWERS, 1), self._generators or [None] * TOWERS, strict=True)
+            for tower, generator in zip(x.chunk(TOWERS, 1), generators, strict=True)
         ]
         return x * torch.cat(kept, 1)
 

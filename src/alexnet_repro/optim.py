@@ -59,7 +59,7 @@ class PaperSGD(torch.optim.SGD):
 
 
 class DivideWhenErrorStalls:
-    """"Divide the learning rate by 10 when the validation error rate stopped improving with the current learning rate",
+    """ "Divide the learning rate by 10 when the validation error rate stopped improving with the current learning rate",
     "reduced three times prior to termination" (Section 5).
 
     The error has stopped improving when ``patience`` epochs in a row were not at least ``threshold`` percentage points

@@ -1,6 +1,6 @@
 """Images -> store (Section 2): shorter side to 256, central 256x256, uint8; mean image and RGB covariance in the same pass.
 
-    python -m alexnet_repro.prepare data=imagenette source=imagenette.tar
+python -m alexnet_repro.prepare data=imagenette source=imagenette.tar
 """
 
 import gzip
@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,14 +50,16 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
     a gzip-compressed file is opened (ILSVRC-2010 has one). Raises OSError or ValueError for anything that isn't a whole image.
     """
     data = read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
     try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
         with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # a JPEG over twice as large as needed is decoded at a half, ... eighth
+            image.draft(
+                "RGB", (2 * size, 2 * size)
+            )  # a JPEG over twice as large as needed is decoded at a half, ... eighth
             ImageOps.exif_transpose(image, in_place=True)
             rgb = image.convert("RGB")
-    except (Image.DecompressionBombError, SyntaxError, EOFError) as error:
+    except (Image.DecompressionBombError, SyntaxError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error
     side = min(rgb.size)
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
@@ -81,13 +84,16 @@ def write_store(
     folder was begun from something else, or when more than ``max_bad`` images can't be read; Interrupted on Ctrl-C.
     """
     if store.exists() and not overwrite:
-        raise UserError(f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH")
+        raise UserError(
+            f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH"
+        )
     partial_store = store.with_name(store.name + ".partial")
     _begin(partial_store, examples, image_size)
 
     splits: dict[str, dict[str, Any]] = {}
     mean_sum, outer_sum, train_count = np.zeros((image_size, image_size, 3), np.uint64), np.zeros((3, 3)), 0
     bad: list[str] = []
+    checksums: dict[str, str] = {}
     bar = tqdm(total=len(examples), unit=" images", desc=f"preparing {store}")
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as threads, bar:
         try:
@@ -96,9 +102,11 @@ def write_store(
                 if not members:
                     continue
                 labels, shards = [], []
+                path = partial_store / split
                 for number, start in enumerate(range(0, len(members), SHARD)):
                     shard = members[start : start + SHARD]
-                    facts = _shard_facts(shard, partial_store / split / shard_name(number), image_size, threads, bar)
+                    facts = _shard_facts(shard, path / shard_name(number), image_size, threads, bar)
+                    checksums[f"{split}/{shard_name(number)}"] = str(facts["sha256"])
                     labels.append(facts["labels"])
                     shards.append(len(facts["labels"]))
                     bad += facts["bad"].tolist()
@@ -111,7 +119,8 @@ def write_store(
                         mean_sum += facts["sum"]
                         outer_sum += facts["outer"]
                         train_count += len(facts["labels"])
-                np.save(partial_store / split / "labels.npy", np.concatenate(labels))
+                np.save(path / "labels.npy", np.concatenate(labels))
+                checksums[f"{split}/labels.npy"] = sha256(path / "labels.npy")
                 splits[split] = {"count": sum(shards), "shards": shards}
         except KeyboardInterrupt:
             threads.shutdown(cancel_futures=True)
@@ -123,9 +132,7 @@ def write_store(
     np.save(partial_store / "mean.npy", mean.astype(np.float32))
     mean_rgb = mean.mean((0, 1))
     covariance = outer_sum / (train_count * image_size**2) - np.outer(mean_rgb, mean_rgb)
-    for facts_file in partial_store.glob("*/*.npz"):
-        facts_file.unlink()
-    (partial_store / "examples.sha256").unlink()
+    checksums["mean.npy"] = sha256(partial_store / "mean.npy")
     manifest = {
         "format": FORMAT,
         **(provenance or {}),
@@ -136,9 +143,11 @@ def write_store(
         "covariance": covariance.tolist(),
         "bad": bad,
         "decoder": f"Pillow {PIL.__version__}",
-        "sha256": {str(f.relative_to(partial_store)): sha256(f) for f in sorted(partial_store.glob("**/*.npy"))},
+        "sha256": checksums,
     }
     (partial_store / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for needed_no_more in [*partial_store.glob("*/*.npz"), partial_store / "examples.sha256"]:
+        needed_no_more.unlink()
     if store.exists():
         shutil.rmtree(store)
     partial_store.rename(store)
@@ -178,7 +187,9 @@ def _shard_facts(
         pixels = image.reshape(-1, 3).astype(np.float64)
         return image, pixels.T @ pixels  # whole numbers below 2^53: exact in any order
 
-    images, labels, bad, outer = np.empty((len(shard), size, size, 3), np.uint8), [], [], np.zeros((3, 3))
+    images, outer = np.empty((len(shard), size, size, 3), np.uint8), np.zeros((3, 3))
+    labels: list[int] = []
+    bad: list[str] = []
     for example, result in zip(shard, threads.map(read, shard), strict=True):
         if isinstance(result, str):
             bad.append(result)
@@ -195,6 +206,7 @@ def _shard_facts(
         "outer": outer,
     }
     _save(path, lambda file: np.save(file, images))
+    facts["sha256"] = np.array(sha256(path))
     _save(facts_path, lambda file: np.savez(file, **facts))
     return facts
 
@@ -220,7 +232,9 @@ def prepare(cfg: DictConfig) -> Store:
             "a folder of class folders, with train/ and val/ above them or not, or a tar of it",
         )
     if store.exists() and not cfg.overwrite:
-        raise UserError(f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH")
+        raise UserError(
+            f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH"
+        )
     found = source.scan(Path(cfg.source), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
     size = cfg.data.image_size
     examples = [Example(f.split, f.label, f.name, partial(read_image, f.read_bytes, size)) for f in found.files]
@@ -229,7 +243,12 @@ def prepare(cfg: DictConfig) -> Store:
         found.classes,
         store,
         image_size=size,
-        provenance={"name": cfg.data.name, "source": str(cfg.source), "held_out": found.held_out, "ignored": found.ignored},
+        provenance={
+            "name": cfg.data.name,
+            "source": str(cfg.source),
+            "held_out": found.held_out,
+            "ignored": found.ignored,
+        },
         max_bad=cfg.max_bad,
         overwrite=cfg.overwrite,
         workers=cfg.workers,
@@ -241,7 +260,10 @@ def prepare(cfg: DictConfig) -> Store:
 def prepare_photos(cfg: DictConfig) -> Store:
     """Make the embedded store of ``data=photos``."""
     return write_store(
-        [Example(*patch) for patch in photos.patches(cfg.data.train_per_class, cfg.data.val_per_class, cfg.data.image_size)],
+        [
+            Example(*patch)
+            for patch in photos.patches(cfg.data.train_per_class, cfg.data.val_per_class, cfg.data.image_size)
+        ],
         photos.PHOTOGRAPHS,
         Path(cfg.data.store),
         image_size=cfg.data.image_size,
@@ -261,7 +283,10 @@ def _describe(store: Store) -> None:
 def _verify(path: Path) -> Store:
     store = Store(path)
     if damaged := store.damaged_files():
-        raise UserError(f"{len(damaged)} files of {path} are damaged: {', '.join(damaged[:3])}", "prepare it again with overwrite=true")
+        raise UserError(
+            f"{len(damaged)} files of {path} are damaged: {', '.join(damaged[:3])}",
+            "prepare it again with overwrite=true",
+        )
     _describe(store)
     print("every file has its checksum")
     return store

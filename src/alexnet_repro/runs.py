@@ -27,7 +27,7 @@ import alexnet_repro
 from alexnet_repro.cli import CONF, Interrupted, UserError
 
 # Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
-HOW = ("run", "seed", "resume", "trainer", "logger", "data.store")
+HOW = re.compile(r"(run|resume|trainer|logger|data\.store)(\..*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
@@ -38,9 +38,10 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
     parts = [recipe]
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key == "recipe" or key in HOW or key.startswith(("trainer.", "logger.")) or f"{key}={value}" in defaults:
+        if key in ("recipe", "seed") or HOW.fullmatch(key) or f"{key}={value}" in defaults:
             continue
         is_group = (Path(CONF) / key).is_dir()
+        value = value.strip("[]'\"")
         if value not in ("none", ""):
             parts.append(value if is_group else f"{key}={value}")
     return re.sub(r"[^\w.,=+-]+", "_", "-".join(parts)).strip("_")
@@ -53,10 +54,15 @@ def open_run(run: Path, cfg: DictConfig) -> Path | None:
     """
     config = run / "config.yaml"
     if (run / "result.json").exists():
-        raise UserError(f"{run} holds a finished run", "to keep it, choose another folder with run=PATH; to do it again, remove it")
+        raise UserError(
+            f"{run} holds a finished run", "to keep it, choose another folder with run=PATH; to do it again, remove it"
+        )
     if config.exists():
         if not cfg.resume:
-            raise UserError(f"{run} holds an unfinished run", "go on with resume=true, choose another folder with run=PATH, or remove it")
+            raise UserError(
+                f"{run} holds an unfinished run",
+                "go on with resume=true, choose another folder with run=PATH, or remove it",
+            )
         if changed := _differences(OmegaConf.load(config), cfg):
             raise UserError(
                 f"{run} was begun with other options: {', '.join(changed[:3])}",
@@ -78,7 +84,7 @@ def _differences(before: Any, now: DictConfig) -> list[str]:
         return found
 
     old, new = (flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (before, now))
-    keys = [key for key in {**old, **new} if not key.startswith(HOW)]
+    keys = [key for key in {**old, **new} if not HOW.fullmatch(key)]
     return [f"{key}={new.get(key)} (was {old.get(key)})" for key in keys if old.get(key) != new.get(key)]
 
 
@@ -112,8 +118,8 @@ class KeepLast(Checkpoint):
         self._before: dict[int, Any] = {}
         self._saved_at = time.monotonic()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen for signals."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals, in place of Lightning's own handlers, which would end a run without saving it."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._ask_to_stop)
@@ -148,11 +154,13 @@ class KeepLast(Checkpoint):
         trainer.save_checkpoint(self.path)
         self._saved_at = time.monotonic()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    on_exception = on_train_end
 
 
 def circumstances(device: torch.device, precision: str) -> dict[str, Any]:
@@ -196,7 +204,9 @@ def _commit() -> str | None:
     try:
         git = ["git", "-C", os.fspath(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
         return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -224,8 +224,8 @@ def _ilsvrc_val_labels(source: Path) -> list[str]:
 
 def _from_kit(kit: Path, ending: str) -> bytes:
     if kit.is_dir():
-        for file in sorted(kit.rglob(f"*{ending}")):
-            return file.read_bytes()
+        for path in sorted(kit.rglob(f"*{ending}")):
+            return path.read_bytes()
     else:
         with tarfile.open(kit) as tar:
             for member in tar:

@@ -32,7 +32,10 @@ class Store:
         self.path = Path(path)
         manifest = self.path / "manifest.json"
         if not manifest.is_file():
-            raise UserError(f"there is no store at {self.path}", "make it with: python -m alexnet_repro.prepare data=NAME source=PATH")
+            raise UserError(
+                f"there is no store at {self.path}",
+                "make it with: python -m alexnet_repro.prepare data=NAME source=PATH",
+            )
         try:
             self.manifest: dict[str, Any] = json.loads(manifest.read_text())
         except ValueError:

@@ -1,6 +1,6 @@
 """Train a net by one of the recipes, measure it, and set it beside the paper.
 
-    python -m alexnet_repro.train +ablation=no_lrn
+python -m alexnet_repro.train +ablation=no_lrn
 """
 
 import os
@@ -48,7 +48,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     best = ModelCheckpoint(
         checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
     )
-    best.CHECKPOINT_NAME_LAST = "best"
     trainer = make_trainer(
         cfg.trainer,
         max_epochs=cfg.epochs,
@@ -112,7 +111,9 @@ def open_store(cfg: DictConfig) -> Store:
     except UserError as error:
         if path.exists():
             raise
-        raise UserError(error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH") from None
+        raise UserError(
+            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH"
+        ) from None
     if store.image_size != cfg.data.image_size:
         raise UserError(
             f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
@@ -161,7 +162,6 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         raise UserError(f"logger.mode={mode}: this must be auto, online, offline or disabled")
     if mode == "offline":
         print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
-    os.environ["WANDB_MODE"] = mode
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["ablation"] = "+".join(cfg.ablation) or "none"
     return WandbLogger(
@@ -171,7 +171,7 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         entity=cfg.logger.entity,
         config=config,
         log_model=False,
-        offline=mode == "offline",
+        mode=mode,  # and not offline=: that sets a variable which wandb, loaded by now, reads no more
     )
 
 

@@ -26,8 +26,13 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "The '.*dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")  # data.py does it
+    warnings.filterwarnings(
+        "ignore", "You're resuming from a checkpoint that ended before the epoch ended"
+    )  # data.py does it
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # runs.py keeps them
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
     precision = cfg.precision
     if precision == "auto":
         on_cpu = cfg.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -45,4 +50,6 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
             **options,
         )
     except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}", "see the options trainer.accelerator, .devices, .precision") from None
+        raise UserError(
+            f"trainer: {str(error).splitlines()[0]}", "see the options trainer.accelerator, .devices, .precision"
+        ) from None

@@ -1,0 +1,81 @@
+"""Small real files to work on, and a way to run the commands as a user does."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from numpy.typing import NDArray
+from PIL import Image
+
+from alexnet_repro.cli import CONF, command
+from alexnet_repro.prepare import prepare
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def picture(seed: int, width: int = 320, height: int = 280) -> NDArray[np.uint8]:
+    """Smooth colours that differ from seed to seed, (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save_picture(path: Path, seed: int, width: int = 320, height: int = 280) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(seed, width, height)).save(path, quality=95)
+
+
+def image_folder(root: Path, train: int = 6, val: int = 3, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """root/train/<class>/<i>.jpg and root/val/<class>/<i>.jpg."""
+    for label, name in enumerate(classes):
+        for split, count in (("train", train), ("val", val)):
+            for i in range(count):
+                save_picture(root / split / name / f"{i:03d}.jpg", seed=1000 * label + 100 * (split == "val") + i)
+    return root
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, made the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images") / "source")
+
+
+@pytest.fixture(scope="session")
+def small_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 12 training and 6 validation images, 256x256, of two classes."""
+    path = tmp_path_factory.mktemp("stores") / "small"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        prepare(compose("prepare", ["data=folder", f"source={source_folder}", f"data.store={path}"]))
+    return path
+
+
+@pytest.fixture
+def run_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """run_command("train", "epochs=1") -> (exit status, standard output, standard error), in this process."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        module = importlib.import_module(f"alexnet_repro.{name}")
+        monkeypatch.setattr(sys, "argv", [module.__file__, *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            command(getattr(module, name), name)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run

@@ -1,0 +1,165 @@
+"""The user's mistakes: exit status 2, one or two lines that say what to do, no traceback, nothing lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import image_folder
+
+from alexnet_repro import runs
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def a_class_without_images(cwd: Path) -> None:
+    image_folder(cwd / "source")
+    (cwd / "source/train/fox").mkdir()
+
+
+def a_class_only_in_val(cwd: Path) -> None:
+    image_folder(cwd / "source")
+    shutil.move(cwd / "source/val/dog", cwd / "source/val/fox")
+
+
+def a_file_that_is_no_tar(cwd: Path) -> None:
+    (cwd / "source").write_text("hello")
+
+
+def a_store_of_small_images(cwd: Path) -> None:
+    (cwd / "stores/folder").mkdir(parents=True)
+    manifest = {"format": 1, "image_size": 32, "classes": ["a"], "splits": {}, "sha256": {}}
+    (cwd / "stores/folder/manifest.json").write_text(json.dumps(manifest))
+
+
+def a_store_without_val(cwd: Path) -> None:
+    a_store_of_small_images(cwd)
+    path = cwd / "stores/folder/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": 256}))
+
+
+def a_damaged_manifest(cwd: Path) -> None:
+    a_store_of_small_images(cwd)
+    (cwd / "stores/folder/manifest.json").write_text("{")
+
+
+def an_empty_folder(cwd: Path) -> None:
+    (cwd / "source").mkdir()
+
+
+def something_else_in_the_run_folder(cwd: Path) -> None:
+    (cwd / "mine").mkdir()
+    (cwd / "mine/thesis.tex").write_text("keep me")
+
+
+def images_in_no_class(cwd: Path) -> None:
+    image_folder(cwd / "s")
+    shutil.move(cwd / "s/train/cat", cwd / "source")
+
+
+MISTAKES = [
+    ("train", ["+ablation=no_lnr"], None, "did you mean no_lrn?"),
+    ("train", ["data=imagenet"], None, "there are: "),
+    ("train", ["recipe=papper"], None, "did you mean paper?"),
+    ("train", ["epoch=3"], None, "epoch"),
+    ("train", ["+epoch=3"], None, "there is no option 'epoch'"),
+    ("train", ["ablation=no_lrn"], None, "+ablation="),
+    ("train", ["optim.learning_rate=1"], None, "optim.learning_rate"),
+    ("train", ["epochs=many"], None, "epochs=many: this must be a whole number above 0"),
+    ("train", ["epochs=0"], None, "above 0"),
+    ("train", ["batch_size=1.5"], None, "whole number"),
+    ("train", ["seed=-1"], None, "seed=-1"),
+    ("train", ["optim.lr=0"], None, "optim.lr=0"),
+    ("train", ["epochs="], None, "epochs"),
+    ("train", ["epochs"], None, "epochs"),
+    ("train", ["data=imagenette"], None, "prepare data=imagenette source=PATH"),
+    ("train", ["data=folder"], a_store_of_small_images, "are 32x32, this net's data is 256x256"),
+    ("train", ["data=folder"], a_store_without_val, "no images in its split 'train'"),
+    ("train", ["data=folder"], a_damaged_manifest, "is damaged"),
+    ("train", ["run=mine"], something_else_in_the_run_folder, "taken by something that isn't a run"),
+    ("train", ["net.lrn_n=4"], None, "must be odd"),
+    ("train", ["net.dropout=2"], None, "dropout"),
+    ("train", ["trainer=gpu"], None, "trainer"),
+    ("train", ["trainer.precision=7"], None, "trainer"),
+    ("train", ["logger=tensorboard"], None, "there are: csv, wandb"),
+    ("train", ["logger=wandb", "logger.mode=loud"], None, "logger.mode=loud"),
+    ("prepare", ["data=imagenette"], None, "say where it is with source=PATH"),
+    ("prepare", ["data=imagenette", "source=nowhere"], None, "there is nothing at source=nowhere"),
+    ("prepare", ["data=folder", "source=source"], an_empty_folder, "there are no files"),
+    ("prepare", ["data=folder", "source=source"], a_class_without_images, "hold no images: train/fox"),
+    ("prepare", ["data=folder", "source=source"], a_class_only_in_val, "have no training images: fox"),
+    ("prepare", ["data=folder", "source=source"], a_file_that_is_no_tar, "neither a folder nor a tar"),
+    ("prepare", ["data=folder", "source=source"], images_in_no_class, "is in no class folder"),
+    ("prepare", ["data=folder", "verify=true"], None, "there is no store at stores/folder"),
+    ("evaluate", [], None, "run=FOLDER"),
+    ("evaluate", ["run=nowhere"], None, "nowhere is not the folder of a run"),
+    ("evaluate", ["run=nowhere", "views=twelve"], None, "there are: centre, ten_crop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "arrange", "expected"),
+    MISTAKES,
+    ids=[f"{m[0]} {' '.join(m[1])}"[:60] + f" {i}" for i, m in enumerate(MISTAKES)],
+)
+def test_mistake_is_told_in_a_line_or_two(
+    name: str, arguments: list[str], arrange: Callable[[Path], None] | None, expected: str, cwd: Path, run_command: Run
+) -> None:
+    if name == "train" and not arrange:
+        # whatever is wrong must be found before, or without, the minute that making the photos' store would take
+        if not any(a.startswith("data=") for a in arguments):
+            arguments = [*arguments, "data.train_per_class=2", "data.val_per_class=1"]
+    if arrange:
+        arrange(cwd)
+    before = sorted(p for p in cwd.rglob("*") if p.is_file())
+    status, _, err = run_command(name, *arguments)
+    assert status == 2, err
+    told = [line for line in err.splitlines() if not line.startswith(("preparing", "\rpreparing")) and line.strip()]
+    assert expected in err
+    assert "Traceback" not in err
+    assert len(told) <= 3, told
+    assert told[0].startswith("error: ") or told[-2].startswith("error: "), told
+    assert all(p.exists() for p in before)
+    assert not list(cwd.glob("runs/**/result.json"))
+
+
+def test_a_real_process_exits_with_2_and_without_traceback(cwd: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alexnet_repro.train", "+ablation=nonsense"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert "no_lrn" in done.stderr
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None:
+    program = (
+        "from alexnet_repro.cli import command\nimport sys; sys.argv = ['x']\ncommand(lambda cfg: 1 / 0, 'evaluate')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "paper"),
+        (
+            ["seed=3", "trainer=cpu", "logger=wandb", "data.store=/x", "resume=true", "trainer.precision=32-true"],
+            "paper",
+        ),
+        (["data=photos"], "paper"),
+        (["+ablation=no_lrn"], "paper-no_lrn"),
+        (["+ablation=none"], "paper"),
+        (["+ablation=[no_lrn,no_dropout]", "data=imagenette"], "paper-no_lrn,no_dropout-imagenette"),
+        (["optim.lr=0.003", "epochs=2"], "paper-optim.lr=0.003-epochs=2"),
+    ],
+)
+def test_a_run_is_named_after_what_was_chosen(overrides: list[str], name: str) -> None:
+    assert runs.run_name("paper", overrides, ["data=photos", "net=alexnet"]) == name

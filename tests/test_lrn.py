@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+
+from alexnet_repro.lrn import LocalResponseNorm, plain_local_response_norm
+
+CASES = [(5, 1e-4, 0.75, 2.0, 2), (5, 0.02, 0.75, 2.0, 1), (3, 0.1, 0.5, 1.0, 2), (9, 0.001, 0.75, 1.0, 1)]
+
+
+def by_hand(a: torch.Tensor, n: int, alpha: float, beta: float, k: float, groups: int) -> torch.Tensor:
+    """Section 3.3, one neuron at a time, in Python's floats."""
+    out = torch.empty_like(a, dtype=torch.float64)
+    maps = a.shape[1] // groups
+    for image in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            first = max(i // maps * maps, i - n // 2)
+            last = min(i // maps * maps + maps - 1, i + n // 2)
+            for y in range(a.shape[2]):
+                for x in range(a.shape[3]):
+                    total = sum(float(a[image, j, y, x]) ** 2 for j in range(first, last + 1))
+                    out[image, i, y, x] = float(a[image, i, y, x]) / math.pow(k + alpha * total, beta)
+    return out
+
+
+@pytest.mark.parametrize(("n", "alpha", "beta", "k", "groups"), CASES)
+def test_both_forms_equal_the_sum_of_section_3_3(n: int, alpha: float, beta: float, k: float, groups: int) -> None:
+    a = torch.randn(2, 12, 3, 4, dtype=torch.float64) * 30
+    expected = by_hand(a, n, alpha, beta, k, groups)
+    torch.testing.assert_close(plain_local_response_norm(a, n, alpha, beta, k, groups), expected)
+    torch.testing.assert_close(LocalResponseNorm(n, alpha, beta, k, groups)(a), expected)
+    single = LocalResponseNorm(n, alpha, beta, k, groups)(a.float())
+    torch.testing.assert_close(single.double(), expected, rtol=3e-6, atol=1e-5)
+
+
+def test_printed_alpha_is_five_times_that_of_torch() -> None:
+    a = torch.randn(2, 16, 5, 5) * 50
+    theirs = torch.nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)(a)
+    torch.testing.assert_close(LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "alpha", "beta", "k", "groups"), CASES)
+def test_gradient_equals_finite_differences(n: int, alpha: float, beta: float, k: float, groups: int) -> None:
+    a = torch.randn(2, 12, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(LocalResponseNorm(n, 100 * alpha, beta, k, groups), (a,))
+
+
+def test_gradient_of_many_blocks_equals_that_of_the_plain_form() -> None:
+    a = (torch.randn(5, 96, 55, 55) * 60).requires_grad_()
+    grad = torch.randn(5, 96, 55, 55)
+    norm = LocalResponseNorm(5, 1e-4, 0.75, 2.0, groups=2)
+    norm(a).backward(grad)
+    fast, a.grad = a.grad, None
+    exact = a.detach().double().requires_grad_()
+    plain_local_response_norm(exact, 5, 1e-4, 0.75, 2.0, groups=2).backward(grad.double())
+    assert fast is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(fast.double(), exact.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_is_as_exact_as_its_rounding() -> None:
+    a = (torch.randn(2, 96, 27, 27) * 60).bfloat16().requires_grad_()
+    grad = torch.randn(2, 96, 27, 27).bfloat16()
+    norm = LocalResponseNorm(5, 1e-4, 0.75, 2.0, groups=2)
+    out = norm(a)
+    out.backward(grad)
+    exact = a.detach().double().requires_grad_()
+    expected = plain_local_response_norm(exact, 5, 1e-4, 0.75, 2.0, groups=2)
+    expected.backward(grad.double())
+    assert out.dtype == torch.bfloat16
+    assert (out - expected).norm() < 0.002 * expected.norm()  # rounding to bfloat16 alone: 0.0017
+    assert a.grad is not None
+    assert exact.grad is not None
+    assert (a.grad - exact.grad).norm() < 0.002 * exact.grad.norm()
+
+
+def test_float16_does_not_overflow() -> None:
+    a = torch.full((1, 8, 2, 2), 1000.0, dtype=torch.float16)
+    expected = 1000 / (2 + 1e-4 * 5e6) ** 0.75
+    assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a)[0, 4, 0, 0].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_images() -> None:
+    assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(torch.zeros(0, 8, 3, 3)).shape == (0, 8, 3, 3)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="odd"):
+        LocalResponseNorm(4, 1e-4, 0.75, 2.0)
+    with pytest.raises(ValueError, match="7 maps can't be split evenly over 2 towers"):
+        LocalResponseNorm(5, 1e-4, 0.75, 2.0, groups=2)(torch.zeros(1, 7, 2, 2))

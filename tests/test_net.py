@@ -1,0 +1,150 @@
+"""The net against the paper's numbers, and against its two towers written out separately."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from alexnet_repro.lrn import plain_local_response_norm
+from alexnet_repro.net import AlexNet, Dropout
+
+# The 2012 layer file of configuration 145, both columns together.
+PARAMETERS = {
+    "conv1": 34_944, "conv2": 307_456, "conv3": 885_120, "conv4": 663_936, "conv5": 442_624,
+    "fc6": 37_752_832, "fc7": 16_781_312, "fc8": 4_097_000,
+}  # fmt: skip
+NEURONS = {
+    "conv1": 290_400, "conv2": 186_624, "conv3": 64_896, "conv4": 64_896, "conv5": 43_264,
+    "fc6": 4096, "fc7": 4096, "fc8": 1000,
+}  # fmt: skip
+SIZES = {"conv1": 55, "conv2": 27, "conv3": 13, "conv4": 13, "conv5": 13, "pool5": 6}
+
+
+@pytest.fixture(scope="module")
+def net() -> AlexNet:
+    torch.manual_seed(0)
+    return AlexNet().eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 60
+
+
+def test_parameters_per_layer(net: AlexNet) -> None:
+    counted = {name: sum(p.numel() for p in layer.parameters()) for name, layer in net.named_children()}
+    assert {name: count for name, count in counted.items() if count} == PARAMETERS
+    assert sum(p.numel() for p in net.parameters()) == 60_965_224
+    assert [name for name, _ in net.named_parameters()] == [
+        f"{n}.{kind}" for n in PARAMETERS for kind in ("weight", "bias")
+    ]
+
+
+def test_maps_and_neurons(net: AlexNet, images: torch.Tensor) -> None:
+    seen = net.activations(images)
+    assert list(seen) == ["conv1", "conv2", "conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"]
+    assert {name: seen[name][0].numel() for name in NEURONS} == NEURONS
+    assert {name: tuple(seen[name].shape[2:]) for name in SIZES} == {name: (size, size) for name, size in SIZES.items()}
+    torch.testing.assert_close(seen["fc8"], net(images))
+
+
+def two_towers(net: AlexNet, images: torch.Tensor) -> torch.Tensor:
+    """Figure 2, tower by tower, in float64, with nothing shared but what its arrows share."""
+    weight = {name: p.detach().double() for name, p in net.named_parameters()}
+
+    def half(name: str, tower: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return weight[f"{name}.weight"].chunk(2)[tower], weight[f"{name}.bias"].chunk(2)[tower]
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return plain_local_response_norm(x, 5, 1e-4, 0.75, 2.0)
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(x, 3, 2)
+
+    image = torch.zeros(len(images), 3, 227, 227, dtype=torch.float64)
+    image[:, :, :224, :224] = images
+    below = [image, image]
+    below = [pool(norm(F.relu(F.conv2d(below[t], *half("conv1", t), stride=4)))) for t in (0, 1)]
+    below = [pool(norm(F.relu(F.conv2d(below[t], *half("conv2", t), padding=2)))) for t in (0, 1)]
+    both = torch.cat(below, 1)
+    below = [F.relu(F.conv2d(both, *half("conv3", t), padding=1)) for t in (0, 1)]
+    below = [F.relu(F.conv2d(below[t], *half("conv4", t), padding=1)) for t in (0, 1)]
+    below = [pool(F.relu(F.conv2d(below[t], *half("conv5", t), padding=1))) for t in (0, 1)]
+    both = torch.cat(below, 1).flatten(1)
+    for name in ("fc6", "fc7"):
+        both = 0.5 * torch.cat([F.relu(F.linear(both, *half(name, t))) for t in (0, 1)], 1)
+    return F.linear(both, weight["fc8.weight"], weight["fc8.bias"])
+
+
+def test_one_device_net_equals_two_towers_in_float64(net: AlexNet, images: torch.Tensor) -> None:
+    expected = two_towers(net, images)
+    spread = expected.std().item()  # the printed initialisation gives nearly equal logits, so compare with their spread
+    with torch.no_grad():
+        assert (net(images).double() - expected).abs().max().item() < 1e-4 * spread
+        exact = AlexNet().double().eval()
+        exact.load_state_dict(net.state_dict())
+        torch.testing.assert_close(exact(images.double()), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_last_window_of_conv1_reads_three_zeros_beyond_the_image() -> None:
+    net = AlexNet(classes=2, lrn=False)
+    images = torch.randn(1, 3, 224, 224)
+    window = torch.zeros(3, 11, 11)
+    window[:, :8, :8] = images[0, :, 216:, 216:]
+    expected = F.relu((net.conv1.weight * window).sum((1, 2, 3)))
+    torch.testing.assert_close(net.activations(images)["conv1"][0, :, 54, 54], expected)
+
+
+def test_initialisation_of_section_5() -> None:
+    torch.manual_seed(0)
+    for name, p in AlexNet(classes=10).named_parameters():
+        layer, kind = name.split(".")
+        if kind == "weight":
+            standard_error = 0.01 / (2 * p.numel()) ** 0.5
+            assert p.std().item() == pytest.approx(0.01, abs=5 * standard_error), name
+            assert abs(p.mean().item()) < 5 * 0.01 / p.numel() ** 0.5, name
+        else:
+            assert (p == (1 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0)).all(), name
+
+
+def test_no_lrn_takes_the_normalisation_away(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    plain = AlexNet(classes=3, lrn=False).double().eval()
+    torch.manual_seed(0)
+    weak = AlexNet(classes=3, lrn_k=1.0, lrn_alpha=0.0).double().eval()
+    torch.testing.assert_close(plain(images.double()), weak(images.double()))
+    torch.manual_seed(0)
+    assert not torch.allclose(AlexNet(classes=3).double().eval()(images.double()), plain(images.double()))
+
+
+class TestDropout:
+    x = torch.rand(400, 64) + 1
+
+    def test_training_does_not_rescale_and_testing_multiplies_by_half(self) -> None:
+        layer = Dropout(0.5)
+        out = layer(self.x)
+        assert set((out / self.x).unique().tolist()) == {0.0, 1.0}
+        assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / self.x.numel() ** 0.5)
+        torch.testing.assert_close(layer.eval()(self.x), self.x * 0.5)
+
+    def test_train_and_test_agree_in_expectation(self) -> None:
+        layer = Dropout(0.3)
+        x = torch.ones(1, 2000)
+        trained = torch.stack([layer(x) for _ in range(200)]).mean().item()
+        assert trained == pytest.approx(layer.eval()(x).mean().item(), abs=5 * 0.46 / 400_000**0.5)
+
+    def test_masks_are_a_function_of_seed_step_and_tower(self) -> None:
+        def masks(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            layer = Dropout(0.5)
+            layer.draw_from(seed, step)
+            return layer(self.x) != 0, layer(self.x) != 0
+
+        first, second = masks(3, 7)
+        torch.rand(5)  # what else draws random numbers doesn't matter
+        assert torch.equal(masks(3, 7)[0], first)
+        assert torch.equal(masks(3, 7)[1], second)
+        for other in (second, masks(3, 8)[0], masks(4, 7)[0]):
+            assert (other != first).float().mean().item() == pytest.approx(0.5, abs=0.02)
+        assert (first[:, :32] != first[:, 32:]).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+    def test_none(self) -> None:
+        assert Dropout(0.0)(self.x) is self.x

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+
+from alexnet_repro.optim import DivideWhenErrorStalls, PaperSGD
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_update_equals_the_rule_of_section_5_over_rate_changes(momentum: float) -> None:
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=50), np.zeros(50)
+    parameter = torch.tensor(w, requires_grad=True)
+    optimizer = PaperSGD([parameter], lr=0.01, momentum=momentum, weight_decay=0.0005)
+    for step in range(30):
+        lr = 0.01 if step < 8 else 0.001 if step < 19 else 0.002
+        optimizer.param_groups[0]["lr"] = lr
+        g = rng.normal(size=50)
+        v = momentum * v - 0.0005 * lr * w - lr * g
+        w = w + v
+        parameter.grad = torch.tensor(g)
+        optimizer.step()
+        np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-12, atol=1e-14)
+
+
+def test_it_differs_from_torch_after_a_rate_change() -> None:
+    ours, theirs = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizers = PaperSGD([ours], 0.1, 0.9, 0.0), torch.optim.SGD([theirs], 0.1, 0.9)
+    for lr in (0.1, 0.01):
+        for optimizer, p in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.param_groups[0]["lr"] = lr
+            p.grad = torch.ones(3)
+            optimizer.step()
+    torch.testing.assert_close(ours.detach(), torch.full((3,), 1 - 0.1 - (0.09 + 0.01)))
+    torch.testing.assert_close(theirs.detach(), torch.full((3,), 1 - 0.1 - 0.01 * 1.9))
+
+
+def test_state_survives_saving_right_after_a_rate_change() -> None:
+    def steps(optimizer: PaperSGD, p: torch.Tensor, rates: list[float]) -> None:
+        for lr in rates:
+            optimizer.param_groups[0]["lr"] = lr
+            p.grad = torch.ones(3)
+            optimizer.step()
+
+    whole = torch.ones(3, requires_grad=True)
+    steps(PaperSGD([whole], 0.1), whole, [0.1, 0.1, 0.01, 0.01])
+    first = torch.ones(3, requires_grad=True)
+    before = PaperSGD([first], 0.1)
+    steps(before, first, [0.1, 0.1])
+    before.param_groups[0]["lr"] = 0.01
+    second = first.detach().clone().requires_grad_()
+    after = PaperSGD([second], 0.1)
+    after.load_state_dict(before.state_dict())
+    steps(after, second, [0.01, 0.01])
+    assert torch.equal(whole, second)
+
+
+def test_rate_of_zero_freezes_a_group() -> None:
+    frozen, free = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = PaperSGD([{"params": [frozen]}, {"params": [free]}], 0.1)
+    for lr in (0.1, 0.0, 0.1):
+        optimizer.param_groups[0]["lr"] = lr
+        frozen.grad, free.grad = torch.ones(3), torch.ones(3)
+        before = frozen.detach().clone()
+        optimizer.step()
+        assert torch.equal(frozen, before) == (lr == 0)
+    two_steps = torch.ones(3, requires_grad=True)
+    reference = PaperSGD([two_steps], 0.1)
+    for _ in range(2):
+        two_steps.grad = torch.ones(3)
+        reference.step()
+    assert torch.equal(frozen, two_steps)
+
+
+def rates(errors: list[float], **options: float) -> list[float]:
+    optimizer = PaperSGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    schedule = DivideWhenErrorStalls(optimizer, chance=90.0, **options)  # type: ignore[arg-type]
+    seen = []
+    for error in errors:
+        schedule.after_epoch(error)
+        seen.append(optimizer.param_groups[0]["lr"])
+    return seen
+
+
+def test_rate_falls_after_patience_epochs_without_improvement() -> None:
+    errors = [50, 40, 40, 39.95, 30, 31, 32, 33, 34]
+    assert rates(errors, patience=3) == pytest.approx([0.01] * 7 + [0.001] * 2)
+    assert rates(errors, patience=2) == pytest.approx([0.01] * 3 + [0.001] * 3 + [0.0001] * 2 + [1e-5])
+
+
+def test_rate_falls_three_times_at_most() -> None:
+    assert rates([20.0] * 40, patience=2)[-1] == pytest.approx(1e-5)
+    assert len({round(rate, 9) for rate in rates([20.0] * 40, patience=2)}) == 4
+    assert rates([20.0] * 40, patience=2, times=1)[-1] == pytest.approx(1e-3)
+
+
+def test_rate_waits_until_the_error_leaves_chance() -> None:
+    assert rates([90.0, 89.9, 90.0, 90.1, 90.0, 60, 50, 51, 52], patience=2) == pytest.approx([0.01] * 8 + [0.001])
+
+
+def test_schedule_resumes_between_any_two_epochs() -> None:
+    errors = [50, 40, 41, 42, 43, 39, 40, 41, 42]
+    expected = rates(errors, patience=3)
+    for stop in range(1, len(errors)):
+        optimizer = PaperSGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+        schedule = DivideWhenErrorStalls(optimizer, 90.0, patience=3)
+        for error in errors[:stop]:
+            schedule.after_epoch(error)
+        again = PaperSGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+        resumed = DivideWhenErrorStalls(again, 90.0, patience=3)
+        resumed.load_state_dict(schedule.state_dict())
+        again.load_state_dict(optimizer.state_dict())
+        seen = []
+        for error in errors[stop:]:
+            resumed.after_epoch(error)
+            seen.append(again.param_groups[0]["lr"])
+        assert seen == pytest.approx(expected[stop:])
+
+
+def test_bad_rates_are_refused() -> None:
+    for options in ({"lr": -1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}):
+        with pytest.raises(ValueError, match="Invalid"):
+            PaperSGD([torch.zeros(1)], **options)

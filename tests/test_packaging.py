@@ -1,0 +1,40 @@
+"""The configs are found from a wheel, from a checkout, and from any folder."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def composed(folder: Path, **environment: str) -> str:
+    line = [sys.executable, "-m", "alexnet_repro.train", "+ablation=no_lrn", "--cfg", "job"]
+    done = subprocess.run(
+        line, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_configs_are_found_from_any_folder(cwd: Path) -> None:
+    assert "no_lrn: no_lrn" in composed(cwd)
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_configs_and_the_claims(cwd: Path) -> None:
+    subprocess.run([sys.executable, "-m", "build", "--outdir", cwd / "dist", ROOT], check=True, capture_output=True)
+    (wheel,) = (cwd / "dist").glob("*.whl")  # built from the sdist, so that has them too
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(cwd / "installed")
+    path = cwd / "installed"
+    assert (path / "alexnet_repro/paper.yaml").is_file()
+    where = [sys.executable, "-c", "import alexnet_repro.cli as c; print(c.CONF)"]
+    conf = subprocess.run(
+        where, env={**os.environ, "PYTHONPATH": str(path)}, cwd=cwd, capture_output=True, text=True, check=True
+    )
+    assert conf.stdout.strip() == str(path / "alexnet_repro/conf")
+    assert composed(cwd, PYTHONPATH=str(path)) == composed(cwd)

@@ -1,0 +1,329 @@
+"""Stores made from real files: what is in them, and what is refused."""
+
+import gzip
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from conftest import image_folder, picture, save_picture
+from PIL import Image
+
+from alexnet_repro import photos
+from alexnet_repro.cli import UserError
+from alexnet_repro.prepare import Example, read_image, write_store
+from alexnet_repro.store import Store
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def tar_of(folder: Path, path: Path, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        tar.add(folder, arcname=".")
+    return path
+
+
+def same_store(one: Path, other: Path) -> bool:
+    left, right = Store(one), Store(other)
+    return left.manifest["sha256"] == right.manifest["sha256"] and left.classes == right.classes
+
+
+class TestReadImage:
+    def of(self, image: Image.Image, **options: object) -> np.ndarray:
+        file = io.BytesIO()
+        image.save(file, **{"format": "PNG", **options})  # type: ignore[arg-type]
+        return read_image(file.getvalue, 256)
+
+    def test_shorter_side_to_256_then_centre(self) -> None:
+        """Against PIL doing Section 2's two steps one after the other, where the sizes divide evenly."""
+        image = Image.fromarray(picture(0, 768, 512))
+        expected = np.asarray(image.resize((384, 256), Image.Resampling.BICUBIC))[:, 64:320]
+        assert np.abs(self.of(image).astype(int) - expected).max() <= 1
+
+    def test_resize_is_antialiased(self) -> None:
+        stripes = np.tile(np.array([[0, 255]], np.uint8), (1024, 512))
+        grey = self.of(Image.fromarray(stripes))
+        assert np.abs(grey[5:-5, 5:-5].astype(int) - 127).max() <= 2
+
+    def test_grey_cmyk_palette_and_transparent_images_become_rgb(self) -> None:
+        colour = Image.fromarray(picture(1))
+        grey = self.of(colour.convert("L"))
+        assert grey.shape == (256, 256, 3)
+        assert (grey[..., 0] == grey[..., 2]).all()
+        expected = self.of(colour).astype(int)
+        cmyk = self.of(colour.convert("CMYK"), format="JPEG", quality=95)
+        assert np.abs(cmyk - expected).mean() < 6
+        assert np.abs(self.of(colour.convert("RGBA")) - expected).max() == 0
+        assert np.abs(self.of(colour.quantize(256)) - expected).mean() < 12
+
+    def test_tiny_and_huge_images(self) -> None:
+        assert (self.of(Image.new("RGB", (1, 3), (9, 8, 7))) == (9, 8, 7)).all()
+        huge = self.of(Image.new("RGB", (9000, 4000), (200, 100, 50)), format="JPEG")
+        assert np.abs(huge.astype(int) - (200, 100, 50)).max() <= 2
+
+    def test_exif_rotation_is_applied(self) -> None:
+        upright = Image.fromarray(picture(2))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+        lying = self.of(upright.transpose(Image.Transpose.ROTATE_90), format="JPEG", quality=95, exif=exif)
+        assert np.abs(lying.astype(int) - self.of(upright, format="JPEG", quality=95)).mean() < 1
+
+    def test_gzipped_jpeg(self) -> None:
+        file = io.BytesIO()
+        Image.fromarray(picture(3)).save(file, "JPEG")
+        assert np.array_equal(read_image(lambda: gzip.compress(file.getvalue()), 256), read_image(file.getvalue, 256))
+
+    @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken", b"\x1f\x8b broken"])
+    def test_anything_else_is_refused(self, data: bytes) -> None:
+        with pytest.raises((OSError, ValueError)):
+            read_image(lambda: data, 256)
+
+    def test_truncated_jpeg_is_refused(self) -> None:
+        file = io.BytesIO()
+        Image.fromarray(picture(4)).save(file, "JPEG")
+        with pytest.raises(OSError, match="truncated"):
+            read_image(lambda: file.getvalue()[: len(file.getvalue()) // 2], 256)
+
+
+def test_store_holds_the_images_and_their_mean_and_covariance(source_folder: Path, small_store: Path) -> None:
+    store = Store(small_store)
+    assert store.classes == ["cat", "dog"]
+    train, val = store.split("train"), store.split("val")
+    assert (len(train), len(val)) == (12, 6)
+    assert train.labels.tolist() == [0] * 6 + [1] * 6
+    for i, file in enumerate(sorted((source_folder / "train").rglob("*.jpg"))):
+        assert np.array_equal(train[i], read_image(file.read_bytes, 256))
+    pixels = np.stack([train[i] for i in range(12)]).astype(np.float64)
+    np.testing.assert_allclose(store.mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(store.covariance, np.cov(pixels.reshape(-1, 3).T, bias=True), rtol=1e-9)
+    with pytest.raises(IndexError):
+        train[12]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tar_gives_the_same_store_as_its_folder(
+    mode: str, source_folder: Path, small_store: Path, cwd: Path, run_command: Run
+) -> None:
+    tar = tar_of(source_folder, cwd / "images.tar", mode)
+    assert run_command("prepare", "data=folder", f"source={tar}", "data.store=stores/tar")[0] == 0
+    assert same_store(Path("stores/tar"), small_store)
+
+
+def test_folder_above_the_splits_is_looked_through(
+    source_folder: Path, small_store: Path, cwd: Path, run_command: Run
+) -> None:
+    shutil.copytree(source_folder, cwd / "in" / "imagenette2")
+    assert run_command("prepare", "data=folder", "source=in", "data.store=stores/deep")[0] == 0
+    assert same_store(Path("stores/deep"), small_store)
+
+
+def ilsvrc(folder: Path) -> Path:
+    """ImageNet's own archives, small: a tar of class tars, a flat val tar, and the development kit that says what val shows."""
+    plain = image_folder(folder / "plain", train=3, val=0, classes=("n01440764", "n01443537"))
+    folder.joinpath("source").mkdir()
+    with tarfile.open(folder / "source" / "ILSVRC2012_img_train.tar", "w") as outer:
+        for wnid in ("n01440764", "n01443537"):
+            with tarfile.open(folder / f"{wnid}.tar", "w") as inner:
+                for i, file in enumerate(sorted((plain / "train" / wnid).iterdir())):
+                    inner.add(file, f"{wnid}_{i}.JPEG")
+            outer.add(folder / f"{wnid}.tar", f"{wnid}.tar")
+    with tarfile.open(folder / "source" / "ILSVRC2012_img_val.tar", "w") as val:
+        for i, seed in enumerate((71, 72, 73)):
+            save_picture(folder / "val.jpg", seed)
+            val.add(folder / "val.jpg", f"ILSVRC2012_val_{i + 1:08d}.JPEG")
+    kit = folder / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    rows = [(2, "n01440764", "tench"), (1, "n01443537", "goldfish")]
+    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", float), ("WNID", object), ("words", object)])
+    scipy.io.savemat(kit / "meta.mat", {"synsets": synsets})
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n1\n")
+    with tarfile.open(folder / "source" / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        tar.add(kit.parent, kit.parent.name)
+    return folder / "source"
+
+
+def test_imagenets_own_archives(cwd: Path, run_command: Run) -> None:
+    source = ilsvrc(cwd)
+    status, out, err = run_command("prepare", "data=ilsvrc2012", f"source={source}")
+    assert status == 0, err
+    assert "6 train, 3 val images of 2 classes" in out
+    store = Store("stores/ilsvrc2012")
+    assert store.classes == ["n01440764", "n01443537"]
+    assert store.split("val").labels.tolist() == [1, 0, 1]
+    assert store.split("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    first = cwd / "plain" / "train" / "n01440764" / "000.jpg"
+    assert np.array_equal(store.split("train")[0], read_image(first.read_bytes, 256))
+
+
+def test_imagenets_validation_images_need_the_development_kit(cwd: Path, run_command: Run) -> None:
+    source = ilsvrc(cwd)
+    (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    status, _, err = run_command("prepare", "data=ilsvrc2012", f"source={source}")
+    assert status == 2
+    assert "development kit" in err
+
+
+def test_without_val_images_are_held_out_and_it_is_said(cwd: Path, run_command: Run) -> None:
+    image_folder(cwd / "s", train=10, val=0)
+    shutil.move(cwd / "s" / "train", cwd / "flat")
+    status, out, _ = run_command("prepare", "data=folder", "source=flat", "data.hold_out_every=5")
+    assert status == 0
+    assert "16 train, 4 val" in out
+    assert "every 5th image of each class became it (4 images)" in out
+
+
+def test_flat_files_are_classed_by_their_wordnet_number(cwd: Path, run_command: Run) -> None:
+    for i, name in enumerate(("n01704323_triceratops", "n01704323_other", "n01729322_hognose_snake")):
+        save_picture(cwd / "flat" / f"{name}.JPEG", i)
+    tar_of(cwd / "flat", cwd / "flat.tar")
+    assert run_command("prepare", "data=folder", "source=flat.tar")[0] == 0
+    assert Store("stores/folder").classes == ["n01704323", "n01729322"]
+
+
+class TestBadFiles:
+    def source(self, cwd: Path, bad: int) -> Path:
+        image_folder(cwd / "source")
+        whole = (cwd / "source/train/cat/000.jpg").read_bytes()
+        for i in range(bad):
+            (cwd / f"source/train/cat/bad{i}.jpg").write_bytes(whole[:1000] if i % 2 else b"no image")
+        return cwd / "source"
+
+    def test_they_are_left_out_and_named(self, cwd: Path, run_command: Run, small_store: Path) -> None:
+        status, out, _ = run_command("prepare", "data=folder", f"source={self.source(cwd, 3)}")
+        assert status == 0
+        assert "left out 3 files" in out
+        assert "train/cat/bad0.jpg" in out
+        store = Store("stores/folder")
+        assert len(store.manifest["bad"]) == 3
+        whole = Store(small_store)
+        np.testing.assert_array_equal(store.mean, whole.mean)
+        assert all(np.array_equal(store.split("train")[i], whole.split("train")[i]) for i in range(12))
+
+    def test_too_many_end_it_and_a_higher_limit_goes_on(self, cwd: Path, run_command: Run) -> None:
+        source = self.source(cwd, 4)
+        status, _, err = run_command("prepare", "data=folder", f"source={source}", "max_bad=3")
+        assert status == 2
+        assert "4 files can't be read" in err
+        assert "max_bad=8" in err
+        assert not Path("stores/folder").exists()
+        assert run_command("prepare", "data=folder", f"source={source}", "max_bad=8")[0] == 0
+        assert len(Store("stores/folder").split("train")) == 12
+
+
+def test_interrupted_preparation_goes_on_where_it_stopped(
+    cwd: Path, monkeypatch: pytest.MonkeyPatch, small_store: Path, source_folder: Path
+) -> None:
+    monkeypatch.setattr("alexnet_repro.prepare.SHARD", 4)
+    files = [(s, f) for s in ("train", "val") for f in sorted((source_folder / s).rglob("*.jpg"))]
+    reads: list[str] = []
+
+    def examples(stop_at: int | None) -> list[Example]:
+        def read(number: int, file: Path) -> np.ndarray:
+            if number == stop_at:
+                raise KeyboardInterrupt
+            reads.append(file.name)
+            return read_image(file.read_bytes, 256)
+
+        return [
+            Example(split, int(f.parent.name == "dog"), f"{split}/{f.name}", lambda n=n, f=f: read(n, f))  # type: ignore[misc]
+            for n, (split, f) in enumerate(files)
+        ]
+
+    from alexnet_repro.cli import Interrupted
+
+    with pytest.raises(Interrupted, match="of 18 images are done; the same command continues"):
+        write_store(examples(stop_at=9), ["cat", "dog"], Path("store"), workers=1)
+    assert not Path("store").exists()
+    done_before = len(reads)
+    assert done_before >= 8
+    write_store(examples(stop_at=None), ["cat", "dog"], Path("store"), workers=1)
+    assert len(reads) - done_before == 18 - 8  # two files of four images were there
+    store, whole = Store("store"), Store(small_store)
+    assert store.manifest["splits"]["train"]["shards"] == [4, 4, 4]
+    assert np.array_equal(store.mean, whole.mean)
+    assert store.manifest["covariance"] == whole.manifest["covariance"]
+    for split in ("train", "val"):
+        assert all(np.array_equal(store.split(split)[i], whole.split(split)[i]) for i in range(len(whole.split(split))))
+
+
+def test_unfinished_store_of_other_files_is_not_continued(cwd: Path, source_folder: Path) -> None:
+    def fail() -> np.ndarray:
+        raise KeyboardInterrupt
+
+    from alexnet_repro.cli import Interrupted
+
+    with pytest.raises(Interrupted):
+        write_store([Example("train", 0, "a", fail)], ["c"], Path("store"))
+    with pytest.raises(UserError, match="made from other files"):
+        write_store([Example("train", 0, "b", fail)], ["c"], Path("store"))
+
+
+def test_killed_preparation_leaves_no_half_store(cwd: Path) -> None:
+    """A real process, killed while it works; then the same command again."""
+    image_folder(cwd / "source", train=500, val=20)
+    line = [sys.executable, "-m", "alexnet_repro.prepare", "data=folder", "source=source"]
+    with subprocess.Popen(line, stderr=subprocess.DEVNULL) as process:
+        for _ in range(600):
+            time.sleep(0.05)
+            if Path("stores/folder.partial/train").exists():
+                break
+        process.send_signal(signal.SIGKILL)
+    assert not Path("stores/folder").exists()
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+    assert len(Store("stores/folder").split("train")) == 1000
+
+
+def test_store_is_not_overwritten_without_being_told(cwd: Path, source_folder: Path, run_command: Run) -> None:
+    line = ("prepare", "data=folder", f"source={source_folder}")
+    assert run_command(*line)[0] == 0
+    before = (cwd / "stores/folder/manifest.json").stat().st_mtime_ns
+    status, _, err = run_command(*line)
+    assert status == 2
+    assert "overwrite=true" in err
+    assert (cwd / "stores/folder/manifest.json").stat().st_mtime_ns == before
+    assert run_command(*line, "overwrite=true")[0] == 0
+    assert (cwd / "stores/folder/manifest.json").stat().st_mtime_ns > before
+
+
+def test_verify_finds_a_changed_byte(cwd: Path, small_store: Path, run_command: Run) -> None:
+    shutil.copytree(small_store, "copy")
+    assert run_command("prepare", "data=folder", "data.store=copy", "verify=true")[0] == 0
+    shard = cwd / "copy/val/00000.npy"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    status, _, err = run_command("prepare", "data=folder", "data.store=copy", "verify=true")
+    assert status == 2
+    assert "val/00000.npy" in err
+
+
+def test_damaged_stores_are_told(cwd: Path, small_store: Path) -> None:
+    shutil.copytree(small_store, "copy")
+    (cwd / "copy/train/00000.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"00000\.npy is missing or damaged"):
+        Store("copy").split("train")[0]
+    manifest = json.loads((cwd / "copy/manifest.json").read_text())
+    (cwd / "copy/manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        Store("copy")
+
+
+def test_train_and_val_photo_patches_share_no_pixel() -> None:
+    covered: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for split, _, name, _ in photos.patches(100, 20, 256):
+        photograph, box = name.split(" at ")
+        left, top, right, bottom = eval(box)
+        pixels = {(x, y) for x in range(left, right) for y in range(top, bottom)}
+        covered.setdefault((photograph, split), set()).update(pixels)
+    assert len(covered) == 20
+    for photograph in photos.PHOTOGRAPHS:
+        assert not covered[photograph, "train"] & covered[photograph, "val"]

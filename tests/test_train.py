@@ -1,0 +1,213 @@
+"""Runs from beginning to end, on a store of 12 images: what they leave, and that stopping one changes nothing."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexnet_repro import runs
+from alexnet_repro.classifier import Classifier, top_k_misses
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ("data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=5", "epochs=2", "optim.lr=0.001")
+
+
+@pytest.fixture(scope="module")
+def short(small_store: Path) -> tuple[str, ...]:
+    """Two epochs of three updates."""
+    return (*SHORT, f"data.store={small_store}")
+
+
+@pytest.fixture(scope="module")
+def finished(short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never stopped, made by a real process."""
+    folder = tmp_path_factory.mktemp("finished")
+    line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=whole"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / "whole" / "stdout").write_text(done.stdout)
+    (folder / "whole" / "stderr").write_text(done.stderr)
+    return folder / "whole"
+
+
+def last_checkpoint(run: Path) -> dict:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Bit for bit: weights, velocities, rates, schedule, metrics and errors."""
+    left, right = last_checkpoint(one), last_checkpoint(other)
+    assert left["global_step"] == right["global_step"] == 6
+    assert left["state_dict"].keys() == right["state_dict"].keys()
+    for name, value in left["state_dict"].items():
+        assert torch.equal(value, right["state_dict"][name]), name
+    for a, b in zip(left["optimizer_states"], right["optimizer_states"], strict=True):
+        assert a["param_groups"] == b["param_groups"]
+        assert all(torch.equal(a["state"][i]["momentum_buffer"], b["state"][i]["momentum_buffer"]) for i in a["state"])
+    assert left["schedule"] == right["schedule"]
+    assert metrics(one) == metrics(other)
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0]["ten_crop"] == results[1]["ten_crop"]
+    assert results[0]["centre"] == results[1]["centre"]
+
+
+def test_a_run_leaves_what_design_says(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["ablation"] == "none"
+    assert (result["recipe"], result["data"], result["net"], result["claim"]) == (
+        "paper",
+        "folder",
+        "alexnet",
+        "one_cnn",
+    )
+    assert (result["seed"], result["epochs"], result["steps"]) == (0, 2, 6)
+    assert result["parameters"] == 60_965_224 - 4_097_000 + 2 * 4097
+    for view in ("centre", "ten_crop"):
+        assert set(result[view]) == {"top1_error", "top5_error"}
+        assert 0 <= result[view]["top1_error"] <= 100
+        assert result[view]["top5_error"] == 0  # two classes
+    assert {"hardware", "versions", "commit", "command", "seconds", "precision"} <= set(result)
+    assert result["command"].startswith("python -m alexnet_repro.train data=folder")
+    validated = [row for row in metrics(finished) if row["val/top1_error"]]
+    assert [row["epoch"] for row in validated] == ["0", "1"]
+    assert float(validated[-1]["val/top1_error"]) == pytest.approx(result["centre"]["top1_error"])
+    assert (finished / "checkpoints/best.ckpt").exists()
+    table = (finished / "stdout").read_text()
+    assert "40.7" in table
+    assert "folder is not ImageNet" in table
+
+
+def test_nothing_needless_is_said(finished: Path) -> None:
+    said = (finished / "stderr").read_text()
+    assert "warn" not in said.lower()
+    assert ".py" not in said
+
+
+def test_a_checkpoint_needs_no_other_argument(finished: Path) -> None:
+    path = finished / "checkpoints/last.ckpt"
+    model = Classifier.load_from_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert torch.equal(state["net.conv1.weight"], model.net.conv1.weight.cpu())
+    assert model.mean.std() > 1
+
+
+def test_a_finished_run_is_not_overwritten(
+    finished: Path, short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, run_command: Run
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    status, _, err = run_command("train", *short, "run=whole")
+    assert status == 2
+    assert "holds a finished run" in err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_evaluate_gives_the_errors_of_the_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    result = json.loads((finished / "result.json").read_text())
+    status, out, err = run_command(
+        "evaluate", "run=whole", "views=ten_crop", "trainer=cpu", "trainer.precision=32-true", "batch_size=4"
+    )
+    assert status == 0, err
+    evaluated = json.loads((finished / "evaluation-last-val.json").read_text())
+    assert evaluated["ten_crop"] == result["ten_crop"]
+    assert evaluated["centre"] == result["centre"]
+    assert "ten crops" in out
+
+
+def stopped_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, run_command: Run) -> None:
+    """Begin the run 'parts' and ask it to stop by a signal during update number ``steps``."""
+    original = Classifier.training_step
+
+    def training_step(self: Classifier, batch: object, batch_idx: int) -> torch.Tensor:
+        if self.global_step == steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", training_step)
+        status, _, err = run_command("train", *short, "run=parts")
+    assert status == 130, err
+    assert "resume=true" in err
+
+
+@pytest.mark.parametrize(("steps", "workers"), [(2, "null"), (3, "null"), (4, "2")])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(
+    steps: int,
+    workers: str,
+    finished: Path,
+    short: tuple[str, ...],
+    cwd: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_command: Run,
+) -> None:
+    options = (*short, f"trainer.workers={workers}")
+    stopped_after(steps, options, monkeypatch, run_command)
+    assert last_checkpoint(cwd / "parts")["global_step"] == steps
+    assert run_command("train", *options, "run=parts")[0] == 2  # not without resume=true
+    status, _, err = run_command("train", *options, "run=parts", "optim.lr=0.5", "resume=true")
+    assert status == 2
+    assert "optim.lr=0.5 (was 0.001)" in err
+    torch.manual_seed(12345)
+    status, _, err = run_command("train", *options, "run=parts", "resume=true")
+    assert status == 0, err
+    assert_equal_runs(cwd / "parts", finished)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_epoch(finished: Path, short: tuple[str, ...], cwd: Path) -> None:
+    line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=parts"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(1200):
+            time.sleep(0.05)
+            if (cwd / "parts/checkpoints/last.ckpt").exists():
+                break
+        process.kill()
+    assert subprocess.run([*line, "resume=true"], capture_output=True, check=False).returncode == 0
+    assert_equal_runs(cwd / "parts", finished)
+
+
+def test_weights_and_biases_offline_without_a_key(
+    short: tuple[str, ...], cwd: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(cwd))
+    monkeypatch.setenv("NETRC", str(cwd / "netrc"))
+    status, out, err = run_command("train", *short, "run=r", "epochs=1", "logger=wandb")
+    assert status == 0, err
+    assert "wandb sync r/wandb/offline-run-" in out
+    assert list((cwd / "r/wandb").glob("offline-run-*/run-*.wandb"))
+    assert (cwd / "r/metrics.csv").exists()
+
+
+def test_top_k_misses_by_counting() -> None:
+    scores = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [0.4, 0.4, 0.2], [0.3, 0.35, 0.35]])
+    labels = torch.tensor([0, 2, 1, 2])
+    # the third label ties with one other for the one place, the fourth too
+    assert top_k_misses(scores, labels, 1).tolist() == [0, 1, 0.5, 0.5]
+    assert top_k_misses(scores, labels, 2).tolist() == [0, 0, 0, 0]
+    assert top_k_misses(torch.full((1, 10), 0.1), torch.tensor([3]), 5).item() == pytest.approx(0.5)
+    assert top_k_misses(torch.full((1, 4), float("nan")), torch.tensor([3]), 5).item() == 1
+
+
+def test_results_are_written_whole_or_not_at_all(cwd: Path) -> None:
+    runs.write_json(cwd / "result.json", {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(cwd / "result.json", {"a": object()})
+    assert json.loads((cwd / "result.json").read_text()) == {"a": 1}
