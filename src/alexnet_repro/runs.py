@@ -116,7 +116,21 @@ class KeepLast(Checkpoint):
         self.path, self.minutes = path, minutes
         self._asked_to_stop = False
         self._before: dict[int, Any] = {}
-        self._saved_at = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run so far, in all its parts."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def state_dict(self) -> dict[str, float]:
+        """The time goes into the checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on counting from what earlier parts took."""
+        self._seconds_before = state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals, in place of Lightning's own handlers, which would end a run without saving it."""

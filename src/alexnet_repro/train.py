@@ -4,9 +4,9 @@ python -m alexnet_repro.train +ablation=no_lrn
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import lightning as L
 import torch
@@ -30,7 +30,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for options, stores or folders that can't be used; Interrupted when stopped, with everything saved.
     """
-    began = time.monotonic()
     check(cfg)
     store = open_store(cfg)
     if cfg.run is None:
@@ -48,11 +47,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     best = ModelCheckpoint(
         checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
     )
+    keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     trainer = make_trainer(
         cfg.trainer,
         max_epochs=cfg.epochs,
         logger=loggers,
-        callbacks=[best, KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)],
+        callbacks=[best, keep_last],
         enable_checkpointing=True,
         log_every_n_steps=10,
     )
@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "steps": trainer.global_step,
         **measured,
         "parameters": parameters,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(keep_last.seconds, 1),
         **circumstances(trainer.strategy.root_device, str(trainer.precision)),
     }
     for logger in loggers[1:]:
@@ -164,7 +164,12 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["ablation"] = "+".join(cfg.ablation) or "none"
+    id_file = run / "wandb-id"  # so that a resumed run goes on in the same W&B run
+    if not id_file.exists():
+        id_file.write_text(uuid4().hex[:8])
     return WandbLogger(
+        id=id_file.read_text(),
+        resume="allow",
         name=str(run),
         save_dir=run,
         project=cfg.logger.project,
