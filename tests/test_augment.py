@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from alexnet_repro import augment
 
@@ -55,16 +56,34 @@ DEVIATIONS = np.array([19.7208, 37.0939, 121.7801])
 VECTORS = np.array([[0.4180, -0.8170, 0.3973], [-0.7126, -0.0235, 0.7012], [-0.5635, -0.5762, -0.5920]]).T
 
 
-def test_colour_noise_has_the_covariance_of_section_4_1() -> None:
+@pytest.mark.parametrize(
+    ("unit", "scale", "grey_levels"),
+    [
+        # sum_i p_i alpha_i lambda_i with lambda in units of (pixel / 255)^2, then back on the 0-255 scale
+        ("eigenvalue", 0.1 * (DEVIATIONS / 255) ** 2 * 255, [3.3, 3.4, 3.4]),
+        ("deviation", 0.1 * DEVIATIONS, [7.4, 7.2, 7.7]),  # as published for the 2012 program
+    ],
+)
+def test_colour_noise_has_the_covariance_of_section_4_1(unit: str, scale: np.ndarray, grey_levels: list[float]) -> None:
     covariance = torch.from_numpy(VECTORS * DEVIATIONS**2 @ VECTORS.T)
-    directions = augment.colour_noise_directions(covariance)
+    directions = augment.colour_noise_directions(covariance, unit)
     draws = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0)) * 0.1
     noise = augment.add_colour_noise(torch.zeros(200_000, 3, 1, 1), directions, draws)[:, :, 0, 0]
-    # sum_i p_i alpha_i lambda_i with lambda in units of (pixel / 255)^2, then back on the 0-255 scale
-    scale = 0.1 * (DEVIATIONS / 255) ** 2 * 255
     expected = VECTORS * scale**2 @ VECTORS.T
-    np.testing.assert_allclose(np.cov(noise.numpy().T), expected, rtol=0.03, atol=0.03)
-    assert noise.std(0).tolist() == pytest.approx([3.3, 3.4, 3.5], abs=0.15)
+    np.testing.assert_allclose(np.cov(noise.numpy().T), expected, rtol=0.03, atol=0.05)
+    assert noise.std(0).tolist() == pytest.approx(grey_levels, abs=0.1)
+
+
+def test_jitter_equals_torchvision_image_by_image() -> None:
+    patches = random_images(4, 32)
+    factors = rng.uniform(0.6, 1.4, (4, 3))
+    got = augment.jitter(torch.from_numpy(patches), torch.from_numpy(factors))
+    for n, (brightness, contrast, saturation) in enumerate(factors):
+        image = torch.from_numpy(patches[n]).permute(2, 0, 1).float() / 255
+        image = functional.adjust_brightness(image, brightness)
+        image = functional.adjust_contrast(image, contrast)
+        image = functional.adjust_saturation(image, saturation)
+        torch.testing.assert_close(got[n].permute(2, 0, 1), image * 255, atol=0.05, rtol=0)
 
 
 def test_colour_noise_is_constant_over_an_image_and_differs_between_images() -> None:

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_repro.data import EpochSampler, StoreData, TrainImages, draw, epoch_order
+from alexnet_repro.data import IMAGE, EpochSampler, Key, StoreData, TrainImages, draw_place, epoch_order, stream
 from alexnet_repro.store import Store
 
 
-def batches(store: Path, steps_done: int = 0, workers: int = 0, seed: int = 0) -> list[tuple[torch.Tensor, ...]]:
-    data = StoreData(Store(store), batch_size=5, seed=seed, crop=224, workers=workers)
+def batches(
+    store: Path, steps_done: int = 0, workers: int = 0, seed: int = 0, share: int = 1
+) -> list[tuple[torch.Tensor, ...]]:
+    patches = {"crop": 224, "share": share}
+    data = StoreData(Store(store), batch_size=5, seed=seed, patches=patches, workers=workers)
     loader = data.train_dataloader()
     loader.batch_sampler.steps_done = lambda: steps_done  # type: ignore[union-attr]
     return list(loader)
@@ -43,32 +46,59 @@ def test_an_epoch_goes_on_where_it_was_left(small_store: Path) -> None:
 def test_an_epoch_shows_every_image_once(small_store: Path) -> None:
     for epoch in range(3):
         seen = [key for batch in EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch) for key in batch]  # type: ignore[misc]
-        assert sorted(seen) == [(epoch, index) for index in range(12)]
+        assert sorted(key.image for key in seen) == list(range(12))
+        assert [(key.epoch, key.position) for key in seen] == [(epoch, position) for position in range(12)]
     orders = [epoch_order(seed, epoch, 1000).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(1000)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_draws_reach_all_33_by_33_positions_and_both_sides_evenly() -> None:
-    draws = [draw(0, epoch, index, 33) for epoch in range(100) for index in range(300)]
+    draws = [draw_place(stream(0, epoch, IMAGE, image), 33) for epoch in range(100) for image in range(300)]
     positions = np.zeros((33, 33))
-    np.add.at(positions, ([d.top for d in draws], [d.left for d in draws]), 1)
+    np.add.at(positions, ([d[0] for d in draws], [d[1] for d in draws]), 1)
     assert positions.min() > 0
     expected = 30_000 / 33**2
     assert ((positions - expected) ** 2 / expected).sum() == pytest.approx(
         1088, abs=5 * (2 * 1088) ** 0.5
     )  # chi squared
-    assert np.mean([d.mirror for d in draws]) == pytest.approx(0.5, abs=5 * 0.5 / 30_000**0.5)
-    colours = np.array([d.colour for d in draws])
-    np.testing.assert_allclose(np.cov(colours.T), np.eye(3), atol=0.05)
+    assert np.mean([d[2] for d in draws]) == pytest.approx(0.5, abs=5 * 0.5 / 30_000**0.5)
 
 
-def test_a_patch_is_the_part_of_the_image_that_was_drawn(small_store: Path) -> None:
+def test_colours_and_jitter_have_their_distributions(small_store: Path) -> None:
+    images = TrainImages(Store(small_store).split("train"), seed=0, crop=224)
+    fetched = [images.__getitems__([Key(epoch, image, 0) for image in range(12)]) for epoch in range(200)]
+    colours = torch.cat([batch.colour for batch in fetched]).numpy()
+    np.testing.assert_allclose(np.cov(colours.T), np.eye(3), atol=5 * (2 / 2400) ** 0.5)
+    shares = torch.cat([batch.jitter for batch in fetched])
+    assert shares.abs().max() <= 1
+    np.testing.assert_allclose(shares.var(0), 1 / 3, atol=0.03)
+
+
+@pytest.mark.parametrize(("random_crops", "mirror"), [(True, True), (True, False), (False, False)])
+def test_a_patch_is_the_part_of_the_image_that_it_says(random_crops: bool, mirror: bool, small_store: Path) -> None:
     split = Store(small_store).split("train")
-    batch = TrainImages(split, seed=4, crop=224).__getitems__([(2, 7), (2, 0), (3, 7)])
-    for n, (epoch, index) in enumerate([(2, 7), (2, 0), (3, 7)]):
-        top, left, mirror, colour = draw(4, epoch, index, 33)
-        expected = split[index][top : top + 224, left : left + 224]
-        assert np.array_equal(batch.patches[n].numpy(), expected[:, ::-1] if mirror else expected)
-        assert batch.labels[n] == split.labels[index]
-        np.testing.assert_allclose(batch.colour[n].numpy(), colour, rtol=1e-6)
+    images = TrainImages(split, seed=4, crop=224, random_crops=random_crops, mirror=mirror)
+    keys = [Key(epoch, image, 0) for epoch in range(4) for image in range(12)]
+    batch = images.__getitems__(keys)
+    for n, key in enumerate(keys):
+        top, left, turned = int(batch.tops[n]), int(batch.lefts[n]), bool(batch.mirror[n])
+        expected = split[key.image][top : top + 224, left : left + 224]
+        assert np.array_equal(batch.patches[n].numpy(), expected[:, ::-1] if turned else expected)
+        assert batch.labels[n] == split.labels[key.image]
+    places = set(zip(batch.tops.tolist(), batch.lefts.tolist(), strict=True))
+    assert (len(places) > 40) if random_crops else places == {(16, 16)}
+    assert batch.mirror.any() == mirror
+
+
+def test_2012_program_shares_crop_and_mirroring_among_consecutive_images(small_store: Path) -> None:
+    def places(share: int) -> list[tuple[int, int, bool]]:
+        columns = zip(*[(b[2], b[3], b[4]) for b in batches(small_store, share=share)], strict=True)
+        return list(zip(*(torch.cat(column).tolist() for column in columns), strict=True))
+
+    shared = places(4)  # over batches of 5: chunks don't end with batches
+    assert [len(set(shared[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1]
+    assert len(set(shared)) == 3
+    assert len(set(places(1))) == 12
+    colours = torch.cat([batch[5] for batch in batches(small_store, share=4)])
+    assert len(colours.unique(dim=0)) == 12  # colours are drawn for each image

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from alexnet_repro.lrn import LocalResponseNorm, plain_local_response_norm
+from alexnet_repro.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
 
 CASES = [(5, 1e-4, 0.75, 2.0, 2), (5, 0.02, 0.75, 2.0, 1), (3, 0.1, 0.5, 1.0, 2), (9, 0.001, 0.75, 1.0, 1)]
 
@@ -80,6 +80,47 @@ def test_float16_does_not_overflow() -> None:
     assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a)[0, 4, 0, 0].item() == pytest.approx(expected, rel=1e-3)
 
 
+def same_map_by_hand(a: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
+    """The 2012 code's norm within a map, one position at a time."""
+    out = torch.empty_like(a, dtype=torch.float64)
+    height, width = a.shape[2:]
+    half = size // 2
+    for y in range(height):
+        for x in range(width):
+            window = a[:, :, max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1].double()
+            out[:, :, y, x] = a[:, :, y, x].double() / (k + alpha * (window**2).sum((2, 3))) ** beta
+    return out
+
+
+def test_same_map_norm_equals_its_sum_clipped_at_the_edges() -> None:
+    a = torch.randn(2, 3, 9, 7, dtype=torch.float64) * 50
+    expected = same_map_by_hand(a, 5, 0.001 / 25, 0.75, 1.0)
+    torch.testing.assert_close(SameMapNorm(5, 0.001 / 25, 0.75, 1.0)(a), expected)
+    torch.testing.assert_close(
+        SameMapNorm(5, 0.001 / 25, 0.75, 1.0)(a.float()).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_gradient_of_same_map_norm_equals_finite_differences() -> None:
+    a = torch.randn(2, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SameMapNorm(5, 0.05, 0.75, 1.0), (a,))
+    assert torch.autograd.gradcheck(SameMapNorm(3, 0.2, 0.5, 2.0), (a,))
+
+
+def test_same_map_norm_in_bfloat16_is_as_exact_as_its_rounding() -> None:
+    a = (torch.randn(4, 256, 27, 27) * 30).bfloat16().requires_grad_()
+    grad = torch.randn(4, 256, 27, 27).bfloat16()
+    out = SameMapNorm(5, 0.001 / 25, 0.75, 1.0)(a)
+    out.backward(grad)
+    exact = a.detach().double().requires_grad_()
+    expected = SameMapNorm(5, 0.001 / 25, 0.75, 1.0)(exact)
+    expected.backward(grad.double())
+    assert (out - expected).norm() < 0.002 * expected.norm()
+    assert a.grad is not None
+    assert exact.grad is not None
+    assert (a.grad - exact.grad).norm() < 0.003 * exact.grad.norm()
+
+
 def test_no_images() -> None:
     assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(torch.zeros(0, 8, 3, 3)).shape == (0, 8, 3, 3)
 
@@ -87,5 +128,7 @@ def test_no_images() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="odd"):
         LocalResponseNorm(4, 1e-4, 0.75, 2.0)
+    with pytest.raises(ValueError, match="odd"):
+        SameMapNorm(2, 1e-4, 0.75, 2.0)
     with pytest.raises(ValueError, match="7 maps can't be split evenly over 2 towers"):
         LocalResponseNorm(5, 1e-4, 0.75, 2.0, groups=2)(torch.zeros(1, 7, 2, 2))

@@ -1,5 +1,8 @@
 """The net against the paper's numbers, and against its two towers written out separately."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -47,15 +50,19 @@ def test_maps_and_neurons(net: AlexNet, images: torch.Tensor) -> None:
     torch.testing.assert_close(seen["fc8"], net(images))
 
 
-def two_towers(net: AlexNet, images: torch.Tensor) -> torch.Tensor:
-    """Figure 2, tower by tower, in float64, with nothing shared but what its arrows share."""
+def two_towers(net: AlexNet, images: torch.Tensor, as_run: bool = False) -> torch.Tensor:
+    """Figure 2, tower by tower, in float64, with nothing shared but what its arrows share; or configuration 145 of 2012."""
     weight = {name: p.detach().double() for name, p in net.named_parameters()}
 
     def half(name: str, tower: int) -> tuple[torch.Tensor, torch.Tensor]:
         return weight[f"{name}.weight"].chunk(2)[tower], weight[f"{name}.bias"].chunk(2)[tower]
 
     def norm(x: torch.Tensor) -> torch.Tensor:
-        return plain_local_response_norm(x, 5, 1e-4, 0.75, 2.0)
+        return plain_local_response_norm(x, 5, 1e-4 / 5 if as_run else 1e-4, 0.75, 2.0)
+
+    def same_map_norm(x: torch.Tensor) -> torch.Tensor:
+        window = torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype)
+        return x / (1 + 0.001 / 25 * F.conv2d(x**2, window, padding=2, groups=x.shape[1])) ** 0.75
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(x, 3, 2)
@@ -63,8 +70,10 @@ def two_towers(net: AlexNet, images: torch.Tensor) -> torch.Tensor:
     image = torch.zeros(len(images), 3, 227, 227, dtype=torch.float64)
     image[:, :, :224, :224] = images
     below = [image, image]
-    below = [pool(norm(F.relu(F.conv2d(below[t], *half("conv1", t), stride=4)))) for t in (0, 1)]
-    below = [pool(norm(F.relu(F.conv2d(below[t], *half("conv2", t), padding=2)))) for t in (0, 1)]
+    below = [F.conv2d(below[t], *half("conv1", t), stride=4) for t in (0, 1)]
+    below = [F.relu(pool(norm(x))) if as_run else pool(norm(F.relu(x))) for x in below]
+    below = [norm(F.relu(F.conv2d(below[t], *half("conv2", t), padding=2))) for t in (0, 1)]
+    below = [pool(same_map_norm(x) if as_run else x) for x in below]
     both = torch.cat(below, 1)
     below = [F.relu(F.conv2d(both, *half("conv3", t), padding=1)) for t in (0, 1)]
     below = [F.relu(F.conv2d(below[t], *half("conv4", t), padding=1)) for t in (0, 1)]
@@ -83,6 +92,82 @@ def test_one_device_net_equals_two_towers_in_float64(net: AlexNet, images: torch
         exact = AlexNet().double().eval()
         exact.load_state_dict(net.state_dict())
         torch.testing.assert_close(exact(images.double()), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_2012_net_equals_its_layer_file_in_float64(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    options = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
+    net = AlexNet(classes=10, **options).double().eval()  # type: ignore[arg-type]
+    torch.testing.assert_close(net(images.double()), two_towers(net, images, as_run=True), rtol=1e-10, atol=1e-12)
+
+
+# The 2012 log and layer files, and arithmetic on them where a layer is left out.
+VARIANTS = [
+    ({"towers": 1}, 59_798_312, [(48, 55), (128, 27), (192, 13), (192, 13), (256, 13), (256, 6)]),
+    ({"pooling": "non_overlapping"}, 60_965_224, [(96, 55), (256, 26), (384, 13), (384, 13), (256, 11), (256, 6)]),
+    ({"communication": False}, 81_591_720, [(96, 55), (320, 27), (384, 13), (384, 13), (256, 13), (256, 6)]),
+    ({"conv3": False}, 60_965_224 - 885_120 - 384 * 64 * 9, [(96, 55), (256, 27), (384, 13), (256, 13), (256, 6)]),
+    ({"conv4": False}, 60_965_224 - 663_936, [(96, 55), (256, 27), (384, 13), (256, 13), (256, 6)]),
+    ({"conv5": False}, 60_965_224 - 442_624 + 128 * 36 * 4096, [(96, 55), (256, 27), (384, 13), (384, 13), (384, 6)]),
+]
+
+
+@pytest.mark.parametrize(("options", "parameters", "maps"), VARIANTS)
+def test_variants_have_their_sizes(options: dict, parameters: int, maps: list[tuple[int, int]]) -> None:
+    net = AlexNet(**options)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    seen = net.activations(torch.zeros(1, 3, 224, 224))
+    assert [(seen[name].shape[1], seen[name].shape[2]) for name in seen if name.startswith(("conv", "pool"))] == maps
+
+
+def test_non_overlapping_pools_keep_partial_windows() -> None:
+    x = torch.randn(1, 1, 55, 55)
+    pooled = AlexNet(2, pooling="non_overlapping").pool(x)[0, 0]
+    assert pooled.shape == (28, 28)
+    assert pooled[0, 3] == x[0, 0, 0:2, 6:8].max()
+    assert pooled[27, 5] == x[0, 0, 54, 10:12].max()
+
+
+def test_towers_without_communication_meet_only_in_the_last_layer(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    net = AlexNet(classes=5, communication=False).eval()
+    before = net.activations(images)
+    with torch.no_grad():
+        net.conv1.weight[:48] += 0.01  # tower 0
+    after = net.activations(images)
+    for name in ("conv2", "conv3", "conv5", "fc6", "fc7"):
+        first, second = (before[name] != after[name]).float().mean(dim=0).chunk(2)
+        assert first.any(), name
+        assert not second.any(), name
+    assert (before["fc8"] != after["fc8"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("tanh", math.tanh), ("abs_tanh", lambda x: abs(math.tanh(x))), ("sigmoid", lambda x: 1 / (1 + math.exp(-x)))],
+)
+def test_activations_of_section_3_1(name: str, function: Callable[[float], float], images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    net = AlexNet(classes=2, activation=name)
+    responses = net.conv1(F.pad(images, (0, 3, 0, 3)))[0, :, 7, 9]
+    seen = net.activations(images)["conv1"][0, :, 7, 9]
+    assert seen.tolist() == pytest.approx([function(x) for x in responses.tolist()], abs=1e-5)
+
+
+def test_initialisation_of_2012() -> None:
+    torch.manual_seed(0)
+    net = AlexNet(classes=10, init="as_run")
+    deviations = {name: p.std().item() for name, p in net.named_parameters() if name.endswith("weight")}
+    expected = dict.fromkeys(deviations, 0.01) | {f"conv{i}.weight": 0.03 for i in (3, 4, 5)}
+    assert deviations == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "options", [{"init": "xavier"}, {"activation": "gelu"}, {"towers": 3}, {"towers": 1, "communication": False}]
+)
+def test_other_values_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"must be one of|no communication"):
+        AlexNet(**options)
 
 
 def test_last_window_of_conv1_reads_three_zeros_beyond_the_image() -> None:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_repro.optim import DivideWhenErrorStalls, PaperSGD
+from alexnet_repro.net import AlexNet
+from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
@@ -114,6 +115,66 @@ def test_schedule_resumes_between_any_two_epochs() -> None:
             resumed.after_epoch(error)
             seen.append(again.param_groups[0]["lr"])
         assert seen == pytest.approx(expected[stop:])
+
+
+# The 2012 log, configuration 145 on ILSVRC-2010: rates after so many epochs.
+BY_HAND = {
+    "weights": {23: 0.1, 51: 0.01, 78: 0.001},
+    "biases": {23: 0.2},
+    "conv1_weights": {23: 0.1, 51: 0.01, 68: 0.001, 72: 0},
+    "conv1_biases": {23: 0.2, 72: 0},
+}
+LOG = {  # epoch: rates of weights, biases, conv1's weights and conv1's biases in it
+    0: (0.01, 0.02, 0.01, 0.02), 22: (0.01, 0.02, 0.01, 0.02),
+    23: (0.001, 0.002, 0.001, 0.002), 50: (0.001, 0.002, 0.001, 0.002),
+    51: (0.0001, 0.002, 0.0001, 0.002), 67: (0.0001, 0.002, 0.0001, 0.002),
+    68: (0.0001, 0.002, 0.00001, 0.002), 71: (0.0001, 0.002, 0.00001, 0.002),
+    72: (0.0001, 0.002, 0, 0), 77: (0.0001, 0.002, 0, 0),
+    78: (0.00001, 0.002, 0, 0), 92: (0.00001, 0.002, 0, 0),
+}  # fmt: skip
+
+
+def by_hand(epochs: int) -> dict[int, tuple[float, ...]]:
+    parameters = {name: torch.zeros(1, requires_grad=True) for name in BY_HAND}
+    first = {"weights": 0.01, "conv1_weights": 0.01, "biases": 0.02, "conv1_biases": 0.02}
+    optimizer = PaperSGD([{"name": name, "params": [p], "lr": first[name]} for name, p in parameters.items()])
+    schedule = ByHand(optimizer, epochs, 93, BY_HAND)
+    seen = {}
+    for epoch in range(epochs):
+        seen[epoch] = tuple(group["lr"] for group in optimizer.param_groups)
+        again = ByHand(optimizer, epochs, 93, BY_HAND)  # as a resumed run would have it
+        again.load_state_dict(schedule.state_dict())
+        schedule = again
+        schedule.after_epoch(50.0)
+    return seen
+
+
+def test_rates_by_hand_are_those_of_the_2012_log() -> None:
+    seen = by_hand(93)
+    assert {epoch: seen[epoch] for epoch in LOG} == {epoch: pytest.approx(rates) for epoch, rates in LOG.items()}
+
+
+def test_rates_by_hand_are_scaled_to_other_numbers_of_epochs() -> None:
+    long, short = by_hand(93), by_hand(31)
+    for epoch in (0, 7, 9, 16, 18, 25, 30):
+        assert short[epoch] == pytest.approx(long[3 * epoch]), epoch
+
+
+def test_2012_biases_have_their_own_rate_and_no_decay() -> None:
+    net = AlexNet(2)
+    groups = {g["name"]: g for g in parameter_groups(net, 0.01, 0.0005, bias_rate=2, bias_decay=False)}
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "weights": (0.01, 0.0005),
+        "biases": (0.02, 0.0),
+        "conv1_weights": (0.01, 0.0005),
+        "conv1_biases": (0.02, 0.0),
+    }
+    found = [p for g in groups.values() for p in g["params"]]
+    assert sorted(map(id, found)) == sorted(map(id, net.parameters()))
+    assert all(p.ndim == (1 if "biases" in name else p.ndim) for name, g in groups.items() for p in g["params"])
+    assert [id(p) for p in groups["conv1_weights"]["params"]] == [id(net.conv1.weight)]
+    same = parameter_groups(net, 0.01, 0.0005, bias_rate=1, bias_decay=True)
+    assert {(g["lr"], g["weight_decay"]) for g in same} == {(0.01, 0.0005)}
 
 
 def test_bad_rates_are_refused() -> None:

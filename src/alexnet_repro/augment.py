@@ -31,10 +31,11 @@ def crop_and_mirror(
 
 
 def subtract_mean(patches: Tensor, mean: Tensor, tops: Tensor, lefts: Tensor, mirror: Tensor) -> Tensor:
-    """Patches (N, s, s, 3) uint8 as crop_and_mirror gives them, mean image (H, W, 3) -> float32 (N, 3, s, s).
+    """Patches (N, s, s, 3) as crop_and_mirror gives them, mean image (H, W, 3) -> float32 (N, 3, s, s), channels-last.
 
     The mean image is subtracted from the whole image and the patch is cut from the difference (Section 2): so each patch
-    meets the part of the mean image that it was cut from, mirrored if it was. The result is laid out channels-last.
+    meets the part of the mean image that it was cut from, mirrored if it was. The 2012 code always subtracted the central
+    part of the mean image, never mirrored: that is ``patches - centre_crop(mean)``.
     """
     size = patches.shape[1]
     both = torch.stack([mean, mean.flip(1)])
@@ -51,15 +52,20 @@ def principal_components(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0), vectors
 
 
-def colour_noise_directions(covariance: Tensor) -> Tensor:
+COLOUR_UNITS = ("eigenvalue", "deviation")
+
+
+def colour_noise_directions(covariance: Tensor, unit: str = "eigenvalue") -> Tensor:
     """(3, 3): the columns p_i lambda_i of Section 4.1, in grey levels; covariance is of RGB values on the 0-255 scale.
 
-    The paper prints lambda_i as an eigenvalue of the covariance and does not name the scale of the pixels. With pixels of
-    0 to 255 the noise would be about 850 grey levels and drown the image, so lambda_i is taken with pixels of 0 to 1, the
-    only scale on which the printed formula trains: about 3.3 grey levels. (The 2012 code used standard deviations.)
+    unit="eigenvalue": the paper prints lambda_i as an eigenvalue of the covariance and does not name the scale of the
+    pixels. With pixels of 0 to 255 the noise would be about 850 grey levels and drown the image, so lambda_i is taken with
+    pixels of 0 to 1, the only scale on which the printed formula trains: about 3.3 grey levels.
+    unit="deviation": the 2012 code has the standard deviation of the component in its place: about 7.4 grey levels.
     """
     values, vectors = principal_components(covariance)
-    return (vectors * (values / 255**2) * 255).float()
+    scale = (values / 255**2) * 255 if unit == "eigenvalue" else values.sqrt()
+    return (vectors * scale).float()
 
 
 def add_colour_noise(images: Tensor, directions: Tensor, alphas: Tensor) -> Tensor:
@@ -68,6 +74,21 @@ def add_colour_noise(images: Tensor, directions: Tensor, alphas: Tensor) -> Tens
     images (N, 3, H, W) float; directions (3, 3); alphas (N, 3), drawn from N(0, 0.1) once per image.
     """
     return images.add_((alphas.to(directions.dtype) @ directions.T)[:, :, None, None])
+
+
+def jitter(patches: Tensor, factors: Tensor) -> Tensor:
+    """Patches (N, s, s, 3), 0-255 -> the same, float32, with brightness, contrast and saturation multiplied by factors (N, 3).
+
+    Not in the paper: what many re-implementations do instead of its colour noise. Each step as in torchvision's
+    ColorJitter, in that order: times the factor; away from the image's mean grey; away from each pixel's grey.
+    """
+    brightness, contrast, saturation = factors.float().T[:, :, None, None, None]
+    grey_of = torch.tensor([0.2989, 0.587, 0.114], device=patches.device)
+    images = (patches * brightness).clamp(0, 255)
+    mean_grey = (images @ grey_of).mean((1, 2))[:, None, None, None]
+    images = (contrast * images + (1 - contrast) * mean_grey).clamp(0, 255)
+    grey = (images @ grey_of)[..., None]
+    return (saturation * images + (1 - saturation) * grey).clamp(0, 255)
 
 
 def ten_crop(images: Tensor, size: int = 224) -> Tensor:

@@ -1,5 +1,6 @@
 """A net, the training rule and the measurements, as a LightningModule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -11,10 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from alexnet_repro import augment
+from alexnet_repro.augment import (
+    COLOUR_UNITS,
+    add_colour_noise,
+    centre_crop,
+    colour_noise_directions,
+    jitter,
+    subtract_mean,
+    ten_crop,
+)
 from alexnet_repro.data import TrainBatch, ValBatch
 from alexnet_repro.net import AlexNet
-from alexnet_repro.optim import DivideWhenErrorStalls, PaperSGD
+from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
+
+MEANS = ("patch", "centre")
+RULES = ("when_error_stalls", "by_hand")
 
 
 def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -30,9 +42,9 @@ def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 class Classifier(L.LightningModule):
     """AlexNet with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
 
-    net: keyword arguments of AlexNet. optim: lr, momentum, weight_decay. schedule: factor, times, patience, threshold.
-    colour_noise: standard deviation of alpha_i in Section 4.1, 0 for none. seed: of dropout's masks.
-    mean (size, size, 3) and covariance (3, 3), 0-255: of the training images; in a checkpoint they are buffers.
+    net: keyword arguments of AlexNet. optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, where each is
+    explained. image_size: of the store, pixels. seed: of dropout's masks. mean (size, size, 3) and covariance (3, 3), 0-255:
+    of the training images; in a checkpoint they are buffers. Raises ValueError for values that don't exist.
     """
 
     mean: Tensor
@@ -43,8 +55,8 @@ class Classifier(L.LightningModule):
         net: dict[str, Any],
         optim: dict[str, Any],
         schedule: dict[str, Any],
-        colour_noise: float,
-        crop: int,
+        augment: dict[str, Any],
+        epochs: int,
         image_size: int,
         seed: int,
         mean: NDArray[np.float32] | None = None,
@@ -54,11 +66,16 @@ class Classifier(L.LightningModule):
         self.save_hyperparameters(ignore=["mean", "covariance"], logger=False)
         self.net = AlexNet(**net).to(memory_format=torch.channels_last)
         self.classes = self.net.fc8.out_features
-        self.colour_noise, self.crop, self.seed = colour_noise, crop, seed
+        self.augment, self.crop, self.epochs, self.seed = augment, augment["crop"], epochs, seed
+        for key, allowed in {"mean": MEANS, "colour_unit": COLOUR_UNITS}.items():
+            if augment[key] not in allowed:
+                raise ValueError(f"augment.{key}={augment[key]}: this must be one of {', '.join(allowed)}")
+        if schedule["rule"] not in RULES:
+            raise ValueError(f"schedule.rule={schedule['rule']}: this must be one of {', '.join(RULES)}")
         shape = (image_size, image_size, 3)
         self.register_buffer("mean", torch.zeros(shape) if mean is None else torch.from_numpy(mean.copy()))
         known = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
-        self.register_buffer("noise_directions", augment.colour_noise_directions(known))
+        self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
         self.errors = nn.ModuleDict({"top1_error": MeanMetric(), "top5_error": MeanMetric()})
 
@@ -66,24 +83,52 @@ class Classifier(L.LightningModule):
         """(N, 3, 224, 224), 0-255 and mean-subtracted -> logits (N, classes)."""
         return self.net(images)
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """The loss of Section 5: multinomial logistic regression, averaged over the batch."""
-        images = augment.subtract_mean(batch.patches, self.mean, batch.tops, batch.lefts, batch.mirror)
-        if self.colour_noise:
-            augment.add_colour_noise(images, self.noise_directions, batch.colour * self.colour_noise)
+    def training_images(self, batch: TrainBatch) -> Tensor:
+        """What the net sees of a batch in training: (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
+        patches = batch.patches
+        if self.augment["jitter"]:
+            patches = jitter(patches, 1 + self.augment["jitter"] * batch.jitter)
+        if self.augment["mean"] == "patch":
+            images = subtract_mean(patches, self.mean, batch.tops, batch.lefts, batch.mirror)
+        else:
+            images = torch.sub(patches, self.mean_centre()).permute(0, 3, 1, 2)
+        if self.colour_noise_is_on():
+            add_colour_noise(images, self.noise_directions, batch.colour * self.augment["colour_noise"])
+            images.div_(self.augment["colour_divisor"])
+        return images
+
+    def mean_centre(self) -> Tensor:
+        """The central patch of the mean image, (crop, crop, 3)."""
+        return centre_crop(self.mean.permute(2, 0, 1), self.crop).permute(1, 2, 0)
+
+    def colour_noise_is_on(self) -> bool:
+        """The 2012 run turned it off late in training; the paper doesn't."""
+        until = self.augment["colour_noise_epochs"]
+        of_epochs = self.hparams["schedule"]["by_hand"]["of_epochs"]
+        still = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
+        return bool(self.augment["colour_noise"]) and still
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5)."""
         self.net.dropout.draw_from(self.seed, self.global_step)
-        loss = F.cross_entropy(self.net(images).float(), batch.labels)
+        return F.cross_entropy(self.net(self.training_images(batch)).float(), batch.labels)
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """One update's loss, and its rate."""
+        loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def centred(self, images: Tensor) -> Tensor:
-        """Stored images (N, size, size, 3) uint8 -> (N, 3, size, size) float32, the mean image subtracted."""
-        return torch.sub(images, self.mean).permute(0, 3, 1, 2)
+    def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Patches of whole images, cut by ``centre_crop`` (N, 3, s, s) or ``ten_crop`` (N, 10, 3, s, s), mean subtracted."""
+        if self.augment["mean"] == "patch":
+            return cut(torch.sub(batch.images, self.mean).permute(0, 3, 1, 2), self.crop)
+        return cut(batch.images.permute(0, 3, 1, 2), self.crop) - self.mean_centre().permute(2, 0, 1)
 
     def validation_step(self, batch: ValBatch, batch_idx: int) -> None:
         """Top-1 and top-5 error of the centre patch."""
-        logits = self.net(augment.centre_crop(self.centred(batch.images), self.crop)).float()
+        logits = self.net(self.views(batch, centre_crop)).float()
         for k, metric in zip((1, 5), self.errors.values(), strict=True):
             metric.update(100 * top_k_misses(logits, batch.labels, k))  # type: ignore[operator]
 
@@ -98,15 +143,21 @@ class Classifier(L.LightningModule):
 
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """Softmax of the centre patch, mean softmax of the ten patches (N, classes), and labels."""
-        crops = augment.ten_crop(self.centred(batch.images), self.crop)
+        crops = self.views(batch, ten_crop)
         softmax = torch.stack([self.net(view).float().softmax(1) for view in crops.unbind(1)], 1)
         return softmax[:, 4], softmax.mean(1), batch.labels
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """PaperSGD. The schedule is stepped here and not by Lightning, which would do it after the epoch's checkpoint."""
-        optimizer = PaperSGD(self.net.parameters(), **self.hparams["optim"])
-        chance = 100 * (1 - 1 / self.classes)
-        self.schedule = DivideWhenErrorStalls(optimizer, chance, **self.hparams["schedule"])
+        optim, schedule = dict(self.hparams["optim"]), self.hparams["schedule"]
+        momentum = optim.pop("momentum")
+        optimizer = PaperSGD(parameter_groups(self.net, **optim), momentum=momentum)
+        self.schedule: DivideWhenErrorStalls | ByHand
+        if schedule["rule"] == "when_error_stalls":
+            chance = 100 * (1 - 1 / self.classes)
+            self.schedule = DivideWhenErrorStalls(optimizer, chance, **schedule["when_error_stalls"])
+        else:
+            self.schedule = ByHand(optimizer, self.epochs, **schedule["by_hand"])
         if self._schedule_state:
             self.schedule.load_state_dict(self._schedule_state)
         return optimizer

@@ -27,6 +27,7 @@ class TrainBatch(NamedTuple):
     lefts: Tensor  # (N,) int64
     mirror: Tensor  # (N,) bool
     colour: Tensor  # (N, 3) float32 from N(0, 1)
+    jitter: Tensor  # (N, 3) float32, uniform from -1 to 1
 
 
 class ValBatch(NamedTuple):
@@ -36,29 +37,36 @@ class ValBatch(NamedTuple):
     labels: Tensor  # (N,) int64
 
 
-class Draws(NamedTuple):
-    """The random numbers of one sample in one epoch."""
-
-    top: int
-    left: int
-    mirror: bool
-    colour: NDArray[np.float64]  # (3,) from N(0, 1)
+# What a stream of random numbers is for: streams with different purposes never meet.
+IMAGE, CHUNK, ORDER = range(3)
 
 
-def draw(seed: int, epoch: int, index: int, positions: int) -> Draws:
-    """The random numbers for image ``index`` in ``epoch``; ``positions`` offsets in each axis (33 for 224 of 256)."""
-    rng = np.random.Generator(np.random.Philox(key=(seed, epoch << 40 | index)))
+def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
+    """The random numbers of (seed, epoch, purpose, number), whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(key=(seed, epoch << 42 | purpose << 40 | number)))
+
+
+def draw_place(rng: np.random.Generator, positions: int) -> tuple[int, int, bool]:
+    """Top, left and mirror of a patch: ``positions`` offsets in each axis (33 for 224 of 256), and a coin (Section 4.1)."""
     top, left, mirror = rng.integers(0, (positions, positions, 2))
-    return Draws(int(top), int(left), bool(mirror), rng.standard_normal(3))
+    return int(top), int(left), bool(mirror)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """A permutation of range(count): the order of images in ``epoch``."""
-    return np.random.Generator(np.random.Philox(key=(seed, epoch << 40 | 2**40 - 1))).permutation(count)
+    return stream(seed, epoch, ORDER).permutation(count)
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index). Where it begins follows from the number of steps done, so a resumed run needs no other state."""
+class Key(NamedTuple):
+    """A sample: which image, in which epoch, at which position of its order."""
+
+    epoch: int
+    image: int
+    position: int
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """Batches of keys. Where it begins follows from the number of steps done, so a resumed run needs no other state."""
 
     def __init__(self, count: int, batch_size: int, seed: int, steps_done: Callable[[], int]) -> None:
         self.count, self.batch_size, self.seed, self.steps_done = count, batch_size, seed, steps_done
@@ -66,25 +74,42 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         epoch, first = divmod(self.steps_done(), len(self))
-        order = epoch_order(self.seed, epoch, self.count).tolist()
+        order = epoch_order(self.seed, epoch, self.count)
         for start in range(first * self.batch_size, self.count, self.batch_size):
-            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+            batch = order[start : start + self.batch_size].tolist()
+            yield [Key(epoch, image, position) for position, image in enumerate(batch, start)]
 
 
 class TrainImages(Dataset[TrainBatch]):
-    """Random patches of a split; fetched a batch at a time."""
+    """Random patches of a split; fetched a batch at a time.
 
-    def __init__(self, split: Split, seed: int, crop: int) -> None:
+    crop: side of a patch, pixels. random_crops, mirror: whether patches are cut at random places, and mirrored at random.
+    share: so many images, consecutive in the epoch's order, share the place and the mirroring; 1 in the paper's words, 32 in
+    the 2012 code.
+    """
+
+    def __init__(
+        self, split: Split, seed: int, crop: int, random_crops: bool = True, mirror: bool = True, share: int = 1
+    ) -> None:
         self.split, self.seed, self.crop = split, seed, crop
+        self.random_crops, self.mirror, self.share = random_crops, mirror, share
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> TrainBatch:
-        positions = self.split.image_size - self.crop + 1
-        draws = [draw(self.seed, epoch, index, positions) for epoch, index in keys]
-        tops, lefts = (np.array([d[axis] for d in draws]) for axis in (0, 1))
-        mirror = np.array([d.mirror for d in draws])
-        indices = [index for _, index in keys]
+    def __getitems__(self, keys: list[Key]) -> TrainBatch:
+        room = self.split.image_size - self.crop
+        places = np.empty((3, len(keys)), np.int64)
+        colour, jitter = np.empty((len(keys), 3), np.float32), np.empty((len(keys), 3), np.float32)
+        for n, key in enumerate(keys):
+            rng = stream(self.seed, key.epoch, IMAGE, key.image)
+            places[:, n] = draw_place(rng, room + 1)
+            colour[n], jitter[n] = rng.standard_normal(3), rng.uniform(-1, 1, 3)
+            if self.share > 1:
+                places[:, n] = draw_place(stream(self.seed, key.epoch, CHUNK, key.position // self.share), room + 1)
+        if not self.random_crops:
+            places[:2] = room // 2
+        tops, lefts, mirror = places[0], places[1], places[2].astype(bool) & self.mirror
+        indices = [key.image for key in keys]
         patches = crop_and_mirror([self.split[i] for i in indices], tops, lefts, mirror, self.crop)
         return TrainBatch(
             torch.from_numpy(patches),
@@ -92,7 +117,8 @@ class TrainImages(Dataset[TrainBatch]):
             torch.from_numpy(tops),
             torch.from_numpy(lefts),
             torch.from_numpy(mirror),
-            torch.from_numpy(np.stack([d.colour for d in draws])).float(),
+            torch.from_numpy(colour),
+            torch.from_numpy(jitter),
         )
 
 
@@ -113,17 +139,19 @@ class ValImages(Dataset[ValBatch]):
 class StoreData(L.LightningDataModule):
     """Train and validation batches of a store.
 
-    crop: side of a patch, pixels. workers: loader processes; None is none on a CPU, where they would take the cores that
-    train, and up to eight on a GPU.
+    patches: crop, random_crops, mirror and share, as TrainImages takes them. workers: loader processes; None is none on a
+    CPU, where they would take the cores that train, and up to eight on a GPU.
     """
 
-    def __init__(self, store: Store, batch_size: int, seed: int, crop: int, workers: int | None = None) -> None:
+    def __init__(
+        self, store: Store, batch_size: int, seed: int, patches: dict[str, Any], workers: int | None = None
+    ) -> None:
         super().__init__()
-        self.store, self.batch_size, self.seed, self.crop, self.workers = store, batch_size, seed, crop, workers
+        self.store, self.batch_size, self.seed, self.patches, self.workers = store, batch_size, seed, patches, workers
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Random patches, in a new order each epoch."""
-        images = TrainImages(self.store.split("train"), self.seed, self.crop)
+        images = TrainImages(self.store.split("train"), self.seed, **self.patches)
         sampler = EpochSampler(
             len(images.split), self.batch_size, self.seed, lambda: self.trainer.global_step if self.trainer else 0
         )

@@ -52,7 +52,7 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     if claim := result["claim"]:
         paper = paper_claim(claim)
-        rows.append((f"the paper, {paper['protocol']}", f"{paper['top1_error']}", f"{paper['top5_error']}"))
+        rows.append((f"the paper, {paper['protocol']}", f"{paper['top1_error']}", f"{paper['top5_error'] or '-'}"))
         lines.append(f"The paper: {paper['section']}, {paper['says']}; {paper['data']}.")
     if result["data"] == "photos":
         lines.append(
@@ -96,7 +96,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             f"the net of {run} tells {model.classes} classes apart, the store {store.path} has {len(store.classes)}"
         )
     trainer = make_trainer(cfg.trainer)
-    data = StoreData(store, cfg.batch_size, trained.seed, model.crop, cfg.trainer.workers)
+    data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers)
     both = measure(trainer, model, data, cfg.split)
     result = {
         "run": str(run),

@@ -8,11 +8,13 @@ alpha multiplies the plain sum, as printed. The authors' 2012 code divided its a
 so does torch.nn.LocalResponseNorm: alpha=5e-4 there is the printed 1e-4 here, and 1e-4/5 here is the 2012 code.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # Bytes of one block of the fast form: its few temporaries stay in a core's second-level cache.
 BLOCK_BYTES = 2**20
@@ -25,7 +27,7 @@ def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k
     """
     normalised = []
     for tower in a.chunk(groups, dim=1):
-        squares = nn.functional.pad(tower.square(), (0, 0, 0, 0, size // 2, size // 2))
+        squares = F.pad(tower.square(), (0, 0, 0, 0, size // 2, size // 2))
         window_sum = sum(squares[:, shift : shift + tower.shape[1]] for shift in range(size))
         normalised.append(tower / (k + alpha * window_sum) ** beta)
     return torch.cat(normalised, dim=1)
@@ -64,64 +66,101 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        dtype = torch.float32 if a.dtype == torch.float16 else a.dtype  # squares of 0-255 inputs overflow float16
-        return _Normalise.apply(a, self.band(a.shape[1], dtype, a.device), self.alpha, self.beta, self.k)
+        return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
+
+    def _window_sum(self, x: Tensor) -> Tensor:
+        """(n, H, W, C) -> the same shape, float32 or float64: the sum over each map's window."""
+        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+        total = torch.mm(x.to(dtype).flatten(0, 2), self.band(x.shape[-1], dtype, x.device)).view(x.shape)
+        return total.to(torch.promote_types(dtype, torch.float32))
 
     def extra_repr(self) -> str:
         """The constants, for print(net)."""
         return f"n={self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}, groups={self.groups}"
 
 
+class SameMapNorm(nn.Module):
+    """Normalisation inside each map, over a ``size`` x ``size`` window of positions: the 2012 code has one in layer 2.
+
+        b = a / (k + alpha * (sum of a^2 over the window, clipped at the map's edges)) ** beta
+
+    Input and output: (N, C, H, W), as LocalResponseNorm. The paper doesn't mention it. Raises ValueError for an even size.
+    """
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"the window of same-map normalisation must be odd and positive, not {size}")
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, a: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
+
+    def _window_sum(self, x: Tensor) -> Tensor:
+        images = x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
+        total = F.avg_pool2d(images, self.size, stride=1, padding=self.size // 2, divisor_override=1)
+        return total.permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        """The constants, for print(net)."""
+        return f"{self.size}x{self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}"
+
+
 class _Normalise(torch.autograd.Function):
     """The fast form. Three things make it cost little:
 
-    the window sum is a product with a band matrix, which runs on the processor's matrix units (in bfloat16 with float32
-    sums; everything else is float32); the gradient is the closed form, so only the input is kept; and on a CPU both passes
-    work on blocks small enough to stay in cache, so memory is read once and written once.
+    the window sum across maps is a product with a band matrix, which runs on the processor's matrix units (in bfloat16 with
+    float32 sums; everything else is float32); the gradient is the closed form, so only the input is kept; and on a CPU both
+    passes work on blocks small enough to stay in cache, so memory is read once and written once.
 
-    With s = k + alpha * band(a^2):  b = a s^-beta,  da = db s^-beta - 2 alpha beta a band(db a s^(-beta-1)).
+    With W the window sum and s = k + alpha * W(a^2):
+    b = a s^-beta,  da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)), since a window that reaches from i to j does so back.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, band: Tensor, alpha: float, beta: float, k: float) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, window_sum: Callable[[Tensor], Tensor], alpha: float, beta: float, k: float
+    ) -> Tensor:
         a = a.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(a, band)
-        ctx.constants = alpha, beta, k
+        ctx.save_for_backward(a)
+        ctx.constants = window_sum, alpha, beta, k
         out = torch.empty_like(a)
         with torch.autocast(a.device.type, enabled=False):
             for a_block, out_block in zip(_blocks(a), _blocks(out), strict=True):
-                torch.mul(a_block, _inverse_power(_window_scale(a_block, band, alpha, k), beta), out=out_block)
+                s = _scale(a_block, window_sum, alpha, k)
+                torch.mul(a_block, _inverse_power(s, beta), out=out_block)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        a, band = ctx.saved_tensors
-        alpha, beta, k = ctx.constants
+        (a,) = ctx.saved_tensors
+        window_sum, alpha, beta, k = ctx.constants
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(a)
         with torch.autocast(a.device.type, enabled=False):
             for a_block, grad_block, out_block in zip(_blocks(a), _blocks(grad), _blocks(out), strict=True):
-                s = _window_scale(a_block, band, alpha, k)
+                s = _scale(a_block, window_sum, alpha, k)
                 direct = _inverse_power(s, beta).mul_(grad_block)
-                ratio = (direct * a_block).div_(s).to(band.dtype)
-                through_window = torch.mm(ratio, band).to(direct.dtype).mul_(a_block)
+                through_window = window_sum((direct * a_block).div_(s).to(a.dtype)).mul_(a_block)
                 out_block.copy_(direct.add_(through_window, alpha=-2 * alpha * beta))
         return out, None, None, None, None
 
 
 def _blocks(x: Tensor) -> list[Tensor]:
-    """Views (rows, C) of a channels-last (N, C, H, W); one block where there is no cache to fit, on a GPU."""
+    """Views (n, H, W, C) of a channels-last (N, C, H, W); one block where there is no cache to fit, on a GPU."""
     images = len(x)
     if x.device.type == "cpu" and images:
         images = max(1, BLOCK_BYTES // (x[0].numel() * 4))
-    return [block.permute(0, 2, 3, 1).flatten(0, 2) for block in x.split(max(images, 1))]
+    return [block.permute(0, 2, 3, 1) for block in x.split(max(images, 1))]
 
 
-def _window_scale(a: Tensor, band: Tensor, alpha: float, k: float) -> Tensor:
-    """s = k + alpha * (sum over the window of a^2) for a block; float32, or float64 where a is float64."""
-    squares = a.to(band.dtype).square()
-    return torch.mm(squares, band).to(torch.promote_types(a.dtype, torch.float32)).mul_(alpha).add_(k)
+def _scale(a: Tensor, window_sum: Callable[[Tensor], Tensor], alpha: float, k: float) -> Tensor:
+    """s = k + alpha * (window sum of a^2) for a block; float32, or float64 where a is float64."""
+    if a.dtype == torch.float16:
+        a = a.float()  # squares of responses above 256 overflow float16
+    return window_sum(a.square()).mul_(alpha).add_(k)
 
 
 def _inverse_power(s: Tensor, beta: float) -> Tensor:

@@ -1,22 +1,34 @@
 """The net of Figure 2, its switches and its initialisation (Sections 3 and 5).
 
 Written for one device. The two towers of Figure 2 are the two halves of each layer's maps: conv2, conv4 and conv5 read
-only their own tower (groups=2), conv3 and the fully connected layers read both, and normalisation stays inside a tower.
+only their own tower, conv3 and the fully connected layers read both, and normalisation stays inside a tower.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.lrn import LocalResponseNorm
+from alexnet_repro.lrn import LocalResponseNorm, SameMapNorm
 
-TOWERS = 2
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, to which Section 3.1 compares
+    "sigmoid": torch.sigmoid,
+}
+LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
+POOLINGS = ("overlapping", "non_overlapping")
 # "We initialized the neuron biases in the second, fourth, and fifth convolutional layers, as well as in the
 # fully-connected hidden layers, with the constant 1 [...] the remaining layers with the constant 0" (Section 5).
 BIAS_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")
+WEIGHT_STD = {
+    "paper": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), 0.01),
+    "as_run": {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
+    | dict.fromkeys(("fc6", "fc7", "fc8"), 0.01),
+}
 
 
 class AlexNet(nn.Module):
@@ -30,84 +42,159 @@ class AlexNet(nn.Module):
     last one reaches beyond the image are zero, which is the mean.
 
     classes: outputs of fc8.
-    lrn: local response normalisation after the ReLU of conv1 and conv2 (Section 3.3).
+    towers: 2, or 1 for the net of half as many kernels that "one GPU" could hold (Section 3.2); its last convolutional
+        and its fully connected layers keep their width: 59,798,312 parameters.
+    communication: whether towers ever read each other. Without, they are those of run 150 of the 2012 log: conv2 with 160
+        maps per tower, fc6 and fc7 with 4096 neurons per tower, joined in fc8; 81,591,720 parameters.
+    conv3, conv4, conv5: whether the net has that layer (Section 7). The others keep their width and groups.
+    init: standard deviation of the weights; "paper", 0.01 (Section 5); "as_run", 0.03 in conv3 to conv5 (2012 code).
+    activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
+    lrn: local response normalisation in layers 1 and 2 (Section 3.3), and with it ``same_map_norm``.
     lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants; alpha multiplies the plain sum, as printed.
+    layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as the 2012 code had it.
+    same_map_norm: a second normalisation in layer 2, over 5x5 positions of a map (2012 code, not in the paper).
+    pooling: "overlapping", 3x3 windows 2 apart (Section 3.4), or "non_overlapping", 2x2 windows 2 apart, with conv2 padded
+        by 1 and conv5 by 0 (run 147 of the 2012 log): 55, 28, 26, 13, 13, 13, 11, 6.
     dropout: probability of setting a neuron of fc6 and fc7 to zero in training (Section 4.2).
 
-    Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again.
+    Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises ValueError
+    for a value that isn't one of these.
     """
 
     def __init__(
         self,
         classes: int = 1000,
         *,
+        towers: int = 2,
+        communication: bool = True,
+        conv3: bool = True,
+        conv4: bool = True,
+        conv5: bool = True,
+        init: str = "paper",
+        activation: str = "relu",
         lrn: bool = True,
         lrn_n: int = 5,
         lrn_k: float = 2.0,
         lrn_alpha: float = 1e-4,
         lrn_beta: float = 0.75,
+        layer1_order: str = "relu_norm_pool",
+        same_map_norm: bool = False,
+        pooling: str = "overlapping",
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 96, 11, stride=4)
-        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=TOWERS)
-        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
-        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=TOWERS)
-        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=TOWERS)
-        self.fc6 = nn.Linear(256 * 6 * 6, 4096)
-        self.fc7 = nn.Linear(4096, 4096)
-        self.fc8 = nn.Linear(4096, classes)
+        _one_of("init", init, WEIGHT_STD)
+        _one_of("activation", activation, ACTIVATIONS)
+        _one_of("layer1_order", layer1_order, LAYER1_ORDERS)
+        _one_of("pooling", pooling, POOLINGS)
+        _one_of("towers", towers, (1, 2))
+        if towers == 1 and not communication:
+            raise ValueError("with one tower there is no communication to leave out")
+        self.towers, self.layer1_order, self.pooling = towers, layer1_order, pooling
+        self.activation = ACTIVATIONS[activation]
+
+        apart = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
+        conv2_maps = 128 * towers if communication else 160 * towers
+        pad2, pad5 = (2, 1) if pooling == "overlapping" else (1, 0)
+        self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
+        self.conv2 = nn.Conv2d(48 * towers, maps := conv2_maps, 5, padding=pad2, groups=towers)
+        if conv3:
+            self.conv3 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=apart)
+        if conv4:
+            self.conv4 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=towers)
+        if conv5:
+            self.conv5 = nn.Conv2d(maps, maps := 256, 3, padding=pad5, groups=towers)
+        hidden = 4096 if communication else 4096 * towers
+        side = 7 if pooling == "non_overlapping" and not conv5 else 6
+        self.fc6 = GroupedLinear(maps * side**2, hidden, apart)
+        self.fc7 = GroupedLinear(hidden, hidden, apart)
+        self.fc8 = GroupedLinear(hidden, classes, 1)
+        self.deep = [name for name, there in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if there]
         self.norm: nn.Module = (
-            LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=TOWERS) if lrn else nn.Identity()
+            LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
         )
-        self.dropout = Dropout(dropout)
-        self.initialise()
+        # 2012 code: s = 0.001 divided by the 25 positions, constant 1
+        self.same_map_norm: nn.Module = (
+            SameMapNorm(5, 0.001 / 25, 0.75, 1.0) if lrn and same_map_norm else nn.Identity()
+        )
+        self.dropout = Dropout(dropout, masks=towers)
+        self.initialise(WEIGHT_STD[init])
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw the weights from N(0, 0.01) and set the biases (Section 5)."""
+    def initialise(self, std: dict[str, float]) -> None:
+        """Draw each layer's weights from a Gaussian of mean 0 and that standard deviation, and set the biases (Section 5)."""
         for name, layer in self.named_children():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.weight.normal_(0, 0.01)
+            if isinstance(layer, nn.Conv2d | GroupedLinear):
                 assert layer.bias is not None
+                layer.weight.normal_(0, std[name])
                 layer.bias.fill_(1 if name in BIAS_ONE else 0)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 224, 224) -> logits (N, classes)."""
-        return self._run(images, lambda name, responses: None)
+        return self._run(images, None)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, 224, 224) -> the neurons' outputs by layer: conv1 ... conv5, pool5, fc6, fc7 after the ReLU, and fc8.
 
-        Those of conv1 and conv2 are taken before normalisation and pooling, those of fc6 and fc7 before dropout.
+        Those of conv1 and conv2 are taken before normalisation and pooling (with layer1_order="norm_pool_relu" those of
+        conv1 are the ReLU of its responses there), those of fc6 and fc7 before dropout.
         """
         seen: dict[str, Tensor] = {}
-        self._run(images, seen.__setitem__)
+        self._run(images, seen)
         return seen
 
-    def _run(self, images: Tensor, see: Callable[[str, Tensor], None]) -> Tensor:
-        def neurons(name: str, x: Tensor) -> Tensor:
-            x = F.relu(self.get_submodule(name)(x))
-            see(name, x)
+    def _run(self, images: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
+        def see(name: str, x: Tensor) -> Tensor:
+            if seen is not None:
+                seen[name] = x
             return x
 
+        def neurons(name: str, x: Tensor) -> Tensor:
+            return see(name, self.activation(self.get_submodule(name)(x)))
+
         x = F.pad(images, (0, 3, 0, 3))  # right and bottom
-        x = max_pool(self.norm(neurons("conv1", x)))
-        x = max_pool(self.norm(neurons("conv2", x)))
-        x = neurons("conv3", x)
-        x = neurons("conv4", x)
-        x = max_pool(neurons("conv5", x))
-        see("pool5", x)
+        if self.layer1_order == "relu_norm_pool":
+            x = self.pool(self.norm(neurons("conv1", x)))
+        else:
+            x = self.conv1(x)
+            if seen is not None:
+                see("conv1", self.activation(x))
+            x = self.activation(self.pool(self.norm(x)))
+        x = self.pool(self.same_map_norm(self.norm(neurons("conv2", x))))
+        for name in self.deep:
+            x = neurons(name, x)
+        x = see("pool5", self.pool(x))
         x = self.dropout(neurons("fc6", x.flatten(1)))
         x = self.dropout(neurons("fc7", x))
-        logits = self.fc8(x)
-        see("fc8", logits)
-        return logits
+        return see("fc8", self.fc8(x))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Max-pooling (Section 3.4), with the sizes rounded up as in the 2012 code: 55 -> 27 -> 13 -> 6 if overlapping."""
+        return F.max_pool2d(x, 3 if self.pooling == "overlapping" else 2, stride=2, ceil_mode=True)
 
 
-def max_pool(x: Tensor) -> Tensor:
-    """Overlapping pooling, z = 3 and s = 2 (Section 3.4): 55 -> 27 -> 13 -> 6."""
-    return F.max_pool2d(x, kernel_size=3, stride=2)
+class GroupedLinear(nn.Module):
+    """A fully connected layer in ``groups`` parts, each from its share of the inputs to its share of the outputs.
+
+    (N, inputs) -> (N, outputs); weight (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.groups = inputs, outputs, groups
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, outputs)."""
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
+        parts = zip(*(t.chunk(self.groups, -1) for t in (x, self.bias)), self.weight.chunk(self.groups), strict=True)
+        return torch.cat([F.linear(part, weight, bias) for part, bias, weight in parts], 1)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(net)."""
+        return f"{self.in_features}, {self.out_features}, groups={self.groups}"
 
 
 class Dropout(nn.Module):
@@ -115,14 +202,14 @@ class Dropout(nn.Module):
 
     After ``draw_from(seed, step)`` the masks of each tower are a function of (seed, step, tower) and of the order of calls
     in that step, so that a resumed or a distributed run drops the same neurons; before it they come from torch's global
-    generator. Raises ValueError unless 0 <= p < 1.
+    generator. masks: towers, each with its own. Raises ValueError unless 0 <= p < 1.
     """
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, masks: int = 2) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout={p}: a probability from 0 to below 1")
-        self.p = p
+        self.p, self.masks = p, masks
         self._source: tuple[int, int] | None = None
         self._generators: list[torch.Generator] = []
 
@@ -137,11 +224,11 @@ class Dropout(nn.Module):
         if not self.training:
             return x * (1 - self.p)
         if self._source is not None and not self._generators:
-            self._generators = [_generator(*self._source, tower, device=x.device) for tower in range(TOWERS)]
-        generators: list[torch.Generator | None] = [*self._generators] or [None] * TOWERS
+            self._generators = [_generator(*self._source, tower, device=x.device) for tower in range(self.masks)]
+        generators: list[torch.Generator | None] = [*self._generators] or [None] * self.masks
         kept = [
             torch.empty_like(tower, dtype=torch.float32).uniform_(generator=generator) >= self.p
-            for tower, generator in zip(x.chunk(TOWERS, 1), generators, strict=True)
+            for tower, generator in zip(x.chunk(self.masks, 1), generators, strict=True)
         ]
         return x * torch.cat(kept, 1)
 
@@ -153,3 +240,8 @@ class Dropout(nn.Module):
 def _generator(seed: int, step: int, tower: int, device: torch.device) -> torch.Generator:
     key = np.random.SeedSequence((seed, step, tower)).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(key) >> 1)
+
+
+def _one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    if value not in allowed:
+        raise ValueError(f"net.{name}={value}: this must be one of {', '.join(map(str, allowed))}")

@@ -1,10 +1,10 @@
-"""The update rule of Section 5, and "divide by 10 when the validation error stops improving"."""
+"""The update rule of Section 5, and when its rate falls: by the printed rule, or at the epochs of the 2012 log."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
@@ -58,9 +58,32 @@ class PaperSGD(torch.optim.SGD):
         return loss
 
 
+def parameter_groups(
+    net: nn.Module, lr: float, weight_decay: float, bias_rate: float, bias_decay: bool
+) -> list[dict[str, Any]]:
+    """Four groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases.
+
+    bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay takes in biases.
+    The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        of_bias = name.endswith(".bias")
+        group = ("conv1_" if name.startswith("conv1.") else "") + ("biases" if of_bias else "weights")
+        if group not in groups:
+            groups[group] = {
+                "name": group,
+                "params": [],
+                "lr": lr * bias_rate if of_bias else lr,
+                "weight_decay": 0.0 if of_bias and not bias_decay else weight_decay,
+            }
+        groups[group]["params"].append(parameter)
+    return list(groups.values())
+
+
 class DivideWhenErrorStalls:
-    """ "Divide the learning rate by 10 when the validation error rate stopped improving with the current learning rate",
-    "reduced three times prior to termination" (Section 5).
+    """Section 5: "divide the learning rate by 10 when the validation error rate stopped improving with the current learning
+    rate", "reduced three times prior to termination".
 
     The error has stopped improving when ``patience`` epochs in a row were not at least ``threshold`` percentage points
     below the best one. The paper says neither number: it was done by hand. An error that has not begun to improve can't
@@ -95,9 +118,52 @@ class DivideWhenErrorStalls:
             self.plateau.step(val_top1_error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: what the rule remembers between epochs."""
+        """Plain values: what the rule remembers between epochs. The rates themselves are in the optimizer's state."""
         return {k: v for k, v in self.plateau.state_dict().items() if k in ("best", "num_bad_epochs", "last_epoch")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave. The rates themselves are in the optimizer's state."""
+        """Go on from what ``state_dict`` gave."""
         self.plateau.load_state_dict(state)
+
+
+class ByHand:
+    """Rates changed by hand at given epochs, as in the log of the 2012 program.
+
+    changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the first rate of the weights}; the change
+    holds from when so many epochs are done. The epochs are those of a run of ``of_epochs``; for another number of epochs
+    they are scaled and rounded. A rate of 0 freezes the group. Raises ValueError for a group that there isn't.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
+    ) -> None:
+        self.groups = {group["name"]: group for group in optimizer.param_groups}
+        if strangers := set(changes) - set(self.groups):
+            raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(strangers))}")
+        self.changes = {
+            name: [(scaled_epoch(epoch, epochs, of_epochs), multiple) for epoch, multiple in sorted(at.items())]
+            for name, at in changes.items()
+        }
+        self.first_rate = self.groups["weights"]["lr"]
+        self.epochs_done = 0
+
+    def after_epoch(self, val_top1_error: float) -> None:
+        """Set the rates of the next epoch; the error doesn't matter."""
+        self.epochs_done += 1
+        for name, changes in self.changes.items():
+            for epoch, multiple in changes:
+                if epoch <= self.epochs_done:
+                    self.groups[name]["lr"] = self.first_rate * multiple
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many epochs are done, and the rate that the multiples are of."""
+        return {"epochs_done": self.epochs_done, "first_rate": self.first_rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave. The rates themselves are in the optimizer's state."""
+        self.epochs_done, self.first_rate = state["epochs_done"], state["first_rate"]
+
+
+def scaled_epoch(epoch: int, epochs: int, of_epochs: int) -> int:
+    """The epoch of a run of ``epochs`` that stands where ``epoch`` stands in one of ``of_epochs``; at least 1."""
+    return max(1, round(epoch * epochs / of_epochs))

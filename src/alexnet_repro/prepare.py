@@ -54,9 +54,8 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
         with Image.open(io.BytesIO(data)) as image:
-            image.draft(
-                "RGB", (2 * size, 2 * size)
-            )  # a JPEG over twice as large as needed is decoded at a half, ... eighth
+            # A JPEG that is larger than twice what is needed is decoded at a half, a quarter or an eighth.
+            image.draft("RGB", (2 * size, 2 * size))
             ImageOps.exif_transpose(image, in_place=True)
             rgb = image.convert("RGB")
     except (Image.DecompressionBombError, SyntaxError, EOFError, zlib.error) as error:
@@ -95,7 +94,7 @@ def write_store(
     bad: list[str] = []
     checksums: dict[str, str] = {}
     bar = tqdm(total=len(examples), unit=" images", desc=f"preparing {store}")
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as threads, bar:
+    with ThreadPoolExecutor(workers or os.cpu_count()) as threads, bar:
         try:
             for split in SPLITS:
                 members = [example for example in examples if example.split == split]
@@ -225,7 +224,9 @@ def prepare(cfg: DictConfig) -> Store:
     if cfg.get("verify"):
         return _verify(store)
     if cfg.data.source == "embedded":
-        return prepare_photos(cfg)
+        made = prepare_photos(cfg)
+        _describe(made)
+        return made
     if cfg.source is None:
         raise UserError(
             f"data={cfg.data.name} is made from your own copy: say where it is with source=PATH",

@@ -4,6 +4,7 @@ python -m alexnet_repro.train +ablation=no_lrn
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.classifier import Classifier
-from alexnet_repro.cli import UserError, command
+from alexnet_repro.cli import CONF, UserError, command
 from alexnet_repro.data import StoreData
 from alexnet_repro.evaluate import claim_of, measure, table
 from alexnet_repro.prepare import prepare_photos
@@ -56,7 +57,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         enable_checkpointing=True,
         log_every_n_steps=10,
     )
-    data = StoreData(store, cfg.batch_size, cfg.seed, cfg.augment.crop, cfg.trainer.workers)
+    patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
+    data = StoreData(store, cfg.batch_size, cfg.seed, patches, cfg.trainer.workers)
     parameters = sum(p.numel() for p in model.net.parameters())
     print(
         f"recipe={cfg.recipe} ablation={'+'.join(cfg.ablation) or 'none'} data={cfg.data.name}: {parameters:,} parameters, "
@@ -97,8 +99,23 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value <= 0:
             raise UserError(f"{key}={value}: this must be a {'whole ' if kind is int else ''}number above 0")
+    for name in cfg.ablation:
+        for key, value in _leaves(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml")):
+            if OmegaConf.select(cfg, key) != value:
+                raise UserError(
+                    f"+ablation={name} is not in effect: it means {key}={value}, and {key}={OmegaConf.select(cfg, key)} came after it",
+                    "leave one of the two out",
+                )
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def open_store(cfg: DictConfig) -> Store:
@@ -140,8 +157,8 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
             net={"classes": len(store.classes), **plain["net"]},
             optim=plain["optim"],
             schedule=plain["schedule"],
-            colour_noise=cfg.augment.colour_noise,
-            crop=cfg.augment.crop,
+            augment=plain["augment"],
+            epochs=cfg.epochs,
             image_size=store.image_size,
             seed=cfg.seed,
             mean=store.mean,
