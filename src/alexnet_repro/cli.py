@@ -16,6 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from alexnet_repro.sweep import leave_outcome, sweeping
+
 _packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
 CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
 
@@ -42,9 +44,14 @@ def command(task: Callable[[DictConfig], object], config: str) -> None:
         # Inside Hydra's own handling, which would print a traceback for each of these.
         try:
             refuse_added_options()
-            task(cfg)
+            result = task(cfg)
+            if sweeping():
+                leave_outcome({"result": result})
         except (UserError, OmegaConfBaseException) as error:
-            _fail(str(error))
+            if not sweeping():
+                _fail(str(error))
+            print(f"error: {error}", file=sys.stderr)  # and go on with the other jobs
+            leave_outcome({"error": str(error).splitlines()[0]})
         except (Interrupted, KeyboardInterrupt) as stop:
             print(f"\ninterrupted. {stop}".rstrip(), file=sys.stderr)
             sys.exit(130)

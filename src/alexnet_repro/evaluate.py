@@ -88,9 +88,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(VIEWS)}")
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("say which run: run=FOLDER", "for example run=runs/paper/seed-0")
-    run = Path(cfg.run)
+    run = Path(str(cfg.run))
     model, trained = load_run(run, cfg.checkpoint)
-    store = Store(cfg.store or trained.data.store)
+    store = Store(str(cfg.store or trained.data.store))
     if len(store.classes) != model.classes:
         raise UserError(
             f"the net of {run} tells {model.classes} classes apart, the store {store.path} has {len(store.classes)}"

@@ -220,7 +220,7 @@ def _save(path: Path, write: Callable[[Any], None]) -> None:
 
 def prepare(cfg: DictConfig) -> Store:
     """Make the store that ``cfg.data`` describes from ``cfg.source``, and say what it holds."""
-    store = Path(cfg.data.store)
+    store = Path(str(cfg.data.store))
     if cfg.get("verify"):
         return _verify(store)
     if cfg.data.source == "embedded":
@@ -236,7 +236,7 @@ def prepare(cfg: DictConfig) -> Store:
         raise UserError(
             f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH"
         )
-    found = source.scan(Path(cfg.source), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
+    found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
     size = cfg.data.image_size
     examples = [Example(f.split, f.label, f.name, partial(read_image, f.read_bytes, size)) for f in found.files]
     made = write_store(
@@ -266,7 +266,7 @@ def prepare_photos(cfg: DictConfig) -> Store:
             for patch in photos.patches(cfg.data.train_per_class, cfg.data.val_per_class, cfg.data.image_size)
         ],
         photos.PHOTOGRAPHS,
-        Path(cfg.data.store),
+        Path(str(cfg.data.store)),
         image_size=cfg.data.image_size,
         provenance={"name": cfg.data.name, "source": photos.SOURCE, "held_out": "every 5th cell of each photograph"},
         overwrite=bool(cfg.get("overwrite")),

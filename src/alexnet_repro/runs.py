@@ -27,7 +27,7 @@ import alexnet_repro
 from alexnet_repro.cli import CONF, Interrupted, UserError
 
 # Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
-HOW = re.compile(r"(run|resume|trainer|logger|data\.store)(\..*)?")
+HOW = re.compile(r"(run|resume|trainer|logger|watch|data\.store)(\..*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
@@ -63,11 +63,7 @@ def open_run(run: Path, cfg: DictConfig) -> Path | None:
                 f"{run} holds an unfinished run",
                 "go on with resume=true, choose another folder with run=PATH, or remove it",
             )
-        if changed := _differences(OmegaConf.load(config), cfg):
-            raise UserError(
-                f"{run} was begun with other options: {', '.join(changed[:3])}",
-                "go on with the same ones, or choose another folder with run=PATH",
-            )
+        _refuse_differences(run, cfg)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} is taken by something that isn't a run", "choose another folder with run=PATH")
     run.mkdir(parents=True, exist_ok=True)
@@ -76,16 +72,28 @@ def open_run(run: Path, cfg: DictConfig) -> Path | None:
     return last if last.exists() else None
 
 
-def _differences(before: Any, now: DictConfig) -> list[str]:
+def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
+    """The result of this very run, if the folder holds it finished. Raises UserError if it was made with other options."""
+    if not (run / "result.json").exists():
+        return None
+    _refuse_differences(run, cfg)
+    return json.loads((run / "result.json").read_text())
+
+
+def _refuse_differences(run: Path, cfg: DictConfig) -> None:
     def flat(node: Any, prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in node.items():
             found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         return found
 
-    old, new = (flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (before, now))
-    keys = [key for key in {**old, **new} if not HOW.fullmatch(key)]
-    return [f"{key}={new.get(key)} (was {old.get(key)})" for key in keys if old.get(key) != new.get(key)]
+    old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(run / "config.yaml"), cfg))
+    keys = [key for key in {**old, **new} if not HOW.fullmatch(str(key)) and old.get(key) != new.get(key)]
+    if keys:
+        raise UserError(
+            f"{run} was begun with other options: {', '.join(f'{k}={new.get(k)} (was {old.get(k)})' for k in keys[:3])}",
+            "go on with the same ones, or choose another folder with run=PATH",
+        )
 
 
 def csv_logger(run: Path, steps_done: int) -> CSVLogger:

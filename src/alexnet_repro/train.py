@@ -21,9 +21,11 @@ from alexnet_repro.cli import CONF, UserError, command
 from alexnet_repro.data import StoreData
 from alexnet_repro.evaluate import claim_of, measure, table
 from alexnet_repro.prepare import prepare_photos
-from alexnet_repro.runs import KeepLast, circumstances, csv_logger, open_run, run_name, write_json
+from alexnet_repro.runs import KeepLast, circumstances, csv_logger, done_before, open_run, run_name, write_json
 from alexnet_repro.store import Store
+from alexnet_repro.sweep import sweeping
 from alexnet_repro.trainers import make_trainer
+from alexnet_repro.watch import Watchman
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -35,11 +37,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     store = open_store(cfg)
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
-    run = Path(cfg.run)
-    last = open_run(run, cfg)
-
+    run = Path(str(cfg.run))
+    if sweeping() and (done := done_before(run, cfg)):  # a sweep that is called again does what is left
+        print(f"{run} is finished already")
+        return done
     L.seed_everything(cfg.seed, verbose=False)
     model = new_classifier(cfg, store)
+    measuring = make_trainer(cfg.trainer)
+    last = open_run(run, cfg)  # once nothing of what the user said can fail any more
+
     steps_done = torch.load(last, weights_only=True, mmap=True)["global_step"] if last else 0
     loggers: list[Logger] = [csv_logger(run, steps_done)]
     if cfg.logger.wandb:
@@ -53,7 +59,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg.trainer,
         max_epochs=cfg.epochs,
         logger=loggers,
-        callbacks=[best, keep_last],
+        callbacks=[best, keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)],
         enable_checkpointing=True,
         log_every_n_steps=10,
     )
@@ -67,7 +73,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     )
     trainer.fit(model, data, ckpt_path=last, weights_only=True)
 
-    measured = measure(make_trainer(cfg.trainer), model, data)
+    measured = measure(measuring, model, data)
     result = {
         "claim": claim_of(cfg),
         "ablation": "+".join(cfg.ablation) or "none",
@@ -85,7 +91,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     for logger in loggers[1:]:
         logger.log_metrics({f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()})
         assert isinstance(logger, WandbLogger)
-        logger.experiment.finish()
+        logger.experiment.finish()  # else the next run of a sweep would go on in this one
     write_json(run / "result.json", result)
     print(table(result))
     print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
@@ -120,7 +126,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def open_store(cfg: DictConfig) -> Store:
     """The data's store; the embedded one is made if it isn't there. Raises UserError if it doesn't fit the net."""
-    path = Path(cfg.data.store)
+    path = Path(str(cfg.data.store))
     if cfg.data.source == "embedded" and not path.exists():
         prepare_photos(cfg)
     try:

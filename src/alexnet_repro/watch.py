@@ -1,0 +1,95 @@
+"""A watchman over training: says once and clearly what is probably wrong, and records how the net is doing."""
+
+import math
+from collections import deque
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from alexnet_repro.classifier import Classifier
+from alexnet_repro.cli import UserError
+from alexnet_repro.data import TrainBatch
+
+RECENT = 50  # updates over which the loss is averaged
+
+
+class Watchman(L.Callback):
+    """Ends a run whose loss is no number, and warns once of a net that doesn't leave its starting plateau, or of images that
+    aren't on the 0-255 scale.
+
+    plateau_steps: after so many updates a mean loss of 99% of ln(classes) or more is called a plateau. every: updates between
+    two summaries, None for none. A summary is, for each layer, the mean absolute output of its neurons and the share of them
+    that is 0 (``activation/conv1``, ``silent/conv1``), and the length of the last update as a share of that of the weights
+    (``update/conv1``).
+    """
+
+    def __init__(self, plateau_steps: int, every: int | None) -> None:
+        self.plateau_steps, self.every = plateau_steps, every
+        self._recent: deque[float] = deque(maxlen=RECENT)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TrainBatch, *_: Any
+    ) -> None:
+        """Look at the images before the first update, and at the activations now and then."""
+        assert isinstance(pl_module, Classifier)
+        if trainer.global_step == 0:
+            deviation = float(pl_module.training_images(batch).std())
+            if deviation < 10:
+                rank_zero_warn(
+                    f"The training images have a standard deviation of {deviation:.2g}; on the 0-255 scale it is about 60. If "
+                    "they were normalised, undo that: with weights of 0.01 the net hardly learns from such inputs."
+                )
+        if self._is_due(trainer):
+            with torch.no_grad():
+                seen = pl_module.net.activations(pl_module.training_images(batch))
+            self._log(trainer, "activation", {name: x.abs().mean().item() for name, x in seen.items()})
+            self._log(trainer, "silent", {name: (x == 0).float().mean().item() for name, x in seen.items()})
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        """Look at the loss."""
+        assert isinstance(pl_module, Classifier)
+        loss = outputs["loss"]
+        if loss.device.type == "cpu" or batch_idx % 10 == 0 or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._look_at(float(loss), trainer, pl_module)
+        if self.every and trainer.global_step % self.every == 1 % self.every:
+            self._log(trainer, "update", update_sizes(pl_module.net, trainer.optimizers[0]))
+
+    def _look_at(self, loss: float, trainer: L.Trainer, model: Classifier) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} after {trainer.global_step} updates",
+                f"the learning rate is probably too high: begin anew with less than optim.lr={model.hparams['optim']['lr']}",
+            )
+        self._recent.append(loss)
+        plateau = math.log(model.classes)
+        mean = sum(self._recent) / len(self._recent)
+        if trainer.global_step == self.plateau_steps and mean > 0.99 * plateau:
+            rank_zero_warn(
+                f"After {trainer.global_step} updates the loss is {mean:.3f}, no better than guessing (ln {model.classes} = "
+                f"{plateau:.3f}): the net is still on its starting plateau. Weights of 0.01 in every layer, as printed, can "
+                "stay there for thousands of updates; net.init=as_run (0.03 in conv3 to conv5, as in the 2012 program) leaves it "
+                "soon. If it does neither, try a higher optim.lr."
+            )
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return bool(self.every) and trainer.global_step % (self.every or 1) == 0
+
+    def _log(self, trainer: L.Trainer, kind: str, values: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=trainer.global_step)
+
+
+@torch.no_grad()
+def update_sizes(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """{layer: length of the last update of its weights / length of the weights}."""
+    rates = {id(p): group["velocity_lr"] for group in optimizer.param_groups for p in group["params"]}
+    sizes = {}
+    for name, p in net.named_parameters():
+        buffer = optimizer.state[p].get("momentum_buffer")
+        if name.endswith(".weight") and buffer is not None:
+            sizes[name.removesuffix(".weight")] = float(rates[id(p)] * buffer.norm() / p.norm())
+    return sizes

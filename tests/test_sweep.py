@@ -1,0 +1,57 @@
+"""Sweeps: one folder per job, one table at the end, and what is done isn't done again."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alexnet_repro.sweep import sweep_table
+
+Run = Callable[..., tuple[int, str, str]]
+JOB = ("data=folder", "trainer=cpu", "epochs=1", "batch_size=6", "optim.lr=0.0001")
+
+
+def test_a_sweep_has_a_folder_per_job_and_ends_with_one_table(cwd: Path, small_store: Path, run_command: Run) -> None:
+    line = ("train", "-m", *JOB, f"data.store={small_store}", "net.lrn_n=4,5")
+    status, out, err = run_command(*line)
+    assert status == 2  # one of the two can't be done
+    assert "must be odd" in err
+    (result,) = cwd.glob("runs/*/seed-0/result.json")
+    assert result.parent.parent.name == "paper-folder-epochs=1-batch_size=6-optim.lr=0.0001-net.lrn_n=5"
+    table = out[out.index("errors, %") :].splitlines()
+    assert table[1].split()[:3] == ["net.lrn_n=4", "the", "window"]
+    errors = json.loads(result.read_text())
+    expected = [f"{errors[view][key]:.1f}" for view in ("centre", "ten_crop") for key in ("top1_error", "top5_error")]
+    assert table[2].split() == ["net.lrn_n=5", *expected]
+
+    made = result.stat().st_mtime_ns
+    status, out, _ = run_command(*line)
+    assert "is finished already" in out
+    assert result.stat().st_mtime_ns == made
+
+
+def test_table_shows_what_differs() -> None:
+    result = {"centre": {"top1_error": 41.25, "top5_error": 19.5}, "ten_crop": {"top1_error": 39.0, "top5_error": 18.0}}
+    outcomes = [
+        {"overrides": ["data=x", "+ablation=none"], "result": result},
+        {"overrides": ["data=x", "+ablation=tanh"], "error": "the loss is nan"},
+    ]
+    lines = sweep_table(outcomes).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["+ablation=none", "41.2", "19.5", "39.0", "18.0"],
+        ["+ablation=tanh", "the", "loss", "is", "nan"],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+def test_jobs_side_by_side(launcher: str, cwd: Path, small_store: Path) -> None:
+    line = [sys.executable, "-m", "alexnet_repro.train", "-m", *JOB, f"data.store={small_store}", "seed=0,1"]
+    done = subprocess.run([*line, f"hydra/launcher={launcher}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(cwd.glob("runs/*/seed-?/result.json"))) == 2
+    table = done.stdout[done.stdout.index("errors, %") :].splitlines()
+    assert [row.split()[0] for row in table[1:3]] == ["seed=0", "seed=1"]

@@ -1,0 +1,87 @@
+"""The watchman speaks when something is wrong, and only then."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet_repro.classifier import Classifier
+from alexnet_repro.net import AlexNet
+from alexnet_repro.optim import PaperSGD
+from alexnet_repro.prepare import Example, write_store
+from alexnet_repro.watch import update_sizes
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ("train", "data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=6", "epochs=1", "run=r")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Classifier.loss
+    monkeypatch.setattr(Classifier, "loss", lambda self, batch: original(self, batch) * float("nan"))
+    status, _, err = run_command(*SHORT, f"data.store={small_store}")
+    assert status == 2
+    assert "the loss is nan after 1 updates" in err
+    assert "less than optim.lr=0.01" in err
+    assert not (cwd / "r/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_plateau_is_told_once(
+    cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (f"data.store={small_store}", "optim.lr=1e-9", "batch_size=2", "watch.plateau_steps=4")
+    # two classes, whose logits the printed initialisation makes alike up to dropout's noise
+    monkeypatch.setattr(Classifier, "loss", lambda self, batch: (self.net.fc8.weight * 0).sum() + np.log(2))
+    with pytest.warns(UserWarning, match="still on its starting plateau") as told:
+        assert run_command(*SHORT, *options)[0] == 0
+    assert sum("plateau" in str(warning.message) for warning in told) == 1
+
+
+def test_normalised_looking_images_are_told(cwd: Path, run_command: Run) -> None:
+    def flat(seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(120, 124, (256, 256, 3)).astype(np.uint8)
+
+    examples = [
+        Example(split, label, f"{split}{label}{i}", lambda s=label + 2 * i: flat(s))  # type: ignore[misc]
+        for split in ("train", "val")
+        for label in (0, 1)
+        for i in range(3)
+    ]
+    write_store(examples, ["a", "b"], Path("flat"))
+    with pytest.warns(UserWarning, match="training images have a standard deviation of"):
+        assert run_command(*SHORT, "data.store=flat", "augment.colour_noise=0")[0] == 0
+
+
+def test_summaries_are_in_metrics_csv_and_can_be_turned_off(cwd: Path, small_store: Path, run_command: Run) -> None:
+    for every, expected in (("1", 2), ("null", 0)):
+        run = f"run={every}"
+        assert run_command(*SHORT, f"data.store={small_store}", f"watch.every={every}", run)[0] == 0
+        rows = list(csv.DictReader((cwd / every / "metrics.csv").open()))
+        assert len([row for row in rows if row.get("activation/conv1")]) == expected
+        assert len([row for row in rows if row.get("update/fc7")]) == expected
+    rows = list(csv.DictReader((cwd / "1/metrics.csv").open()))
+    silent = [float(row["silent/conv1"]) for row in rows if row["silent/conv1"]]
+    assert all(0 < share < 1 for share in silent)
+
+
+def test_update_sizes_equal_the_change_of_the_weights() -> None:
+    torch.manual_seed(0)
+    net = AlexNet(2)
+    optimizer = PaperSGD(net.parameters(), lr=0.01)
+    for lr in (0.01, 0.001):
+        optimizer.param_groups[0]["lr"] = lr
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+        before = {name: p.detach().double() for name, p in net.named_parameters()}
+        optimizer.step()
+        sizes = update_sizes(net, optimizer)
+    assert list(sizes) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+    for name, p in net.named_parameters():
+        if name.endswith("weight"):
+            change = (p.detach().double() - before[name]).norm() / p.detach().double().norm()
+            assert sizes[name.removesuffix(".weight")] == pytest.approx(change.item(), rel=1e-3), name
