@@ -1,0 +1,38 @@
+"""What the README says, done."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from alexnet_repro.cli import CONF
+
+README = (Path(CONF).parent / "README.md").read_text()
+
+
+def test_every_data_config_is_named() -> None:
+    for file in Path(CONF, "data").glob("*.yaml"):
+        assert f"`{file.stem}`" in README
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (Path(CONF).parent / target).exists(), target
+
+
+def test_it_can_be_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python -m alexnet_repro\.train +(.*?)(?: +#.*)?$", README, re.MULTILINE))
+def test_train_commands_compose(command: str) -> None:
+    import shlex
+
+    from hydra import compose, initialize_config_dir
+
+    for arguments in [shlex.split(command)]:
+        single = [a.split(",")[0] if "," in a and "[" not in a else a for a in arguments if a != "-m"]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            assert compose("train", single).recipe in ("paper", "as_run")
