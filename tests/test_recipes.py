@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.classifier import Classifier
-from alexnet_repro.cli import CONF, UserError
+from alexnet_repro.cli import CONF, UserError, leaves
 from alexnet_repro.data import StoreData, TrainBatch, ValBatch
 from alexnet_repro.evaluate import claim_of, paper_claim
 from alexnet_repro.store import Store
@@ -65,15 +65,9 @@ def test_an_ablation_changes_only_what_it_says(small_store: Path) -> None:
     }  # fmt: skip
     assert set(expected) == set(ABLATIONS)
 
-    def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, value in cfg.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
-        return found
-
-    plain = flat(composed(small_store))
+    plain = dict(leaves(composed(small_store)))
     for name, changed in expected.items():
-        with_it = flat(composed(small_store, f"+ablation={name}"))
+        with_it = dict(leaves(composed(small_store, f"+ablation={name}")))
         differing = {key for key in {**plain, **with_it} if plain.get(key) != with_it.get(key)}
         assert {key for key in differing if not key.startswith("ablation")} == changed, name
         text = Path(CONF, "ablation", f"{name}.yaml").read_text()
@@ -135,13 +129,7 @@ def test_the_readme_names_every_difference_with_its_values(small_store: Path) ->
     readme = (Path(CONF).parent / "README.md").read_text()
     paper, as_run = (composed(small_store, f"recipe={recipe}") for recipe in RECIPES)
 
-    def leaves(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, value in cfg.items():
-            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
-        return found
-
-    one, other = leaves(paper), leaves(as_run)
+    one, other = dict(leaves(paper)), dict(leaves(as_run))
     differing = {key for key in one if one[key] != other[key]} - {"recipe"}
     assert differing == set(DIFFERENCES)
 

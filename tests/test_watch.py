@@ -58,13 +58,12 @@ def test_normalised_looking_images_are_told(cwd: Path, run_command: Run) -> None
 
 
 def test_summaries_are_in_metrics_csv_and_can_be_turned_off(cwd: Path, small_store: Path, run_command: Run) -> None:
-    for every, expected in (("1", 2), ("null", 0)):
-        run = f"run={every}"
-        assert run_command(*SHORT, f"data.store={small_store}", f"watch.every={every}", run)[0] == 0
-        rows = list(csv.DictReader((cwd / every / "metrics.csv").open()))
+    for every, expected in (("1", 2), ("0", 0)):
+        assert run_command(*SHORT, f"data.store={small_store}", f"watch.every={every}", f"run=every-{every}")[0] == 0
+        rows = list(csv.DictReader((cwd / f"every-{every}/metrics.csv").open()))
         assert len([row for row in rows if row.get("activation/conv1")]) == expected
         assert len([row for row in rows if row.get("update/fc7")]) == expected
-    rows = list(csv.DictReader((cwd / "1/metrics.csv").open()))
+    rows = list(csv.DictReader((cwd / "every-1/metrics.csv").open()))
     silent = [float(row["silent/conv1"]) for row in rows if row["silent/conv1"]]
     assert all(0 < share < 1 for share in silent)
 

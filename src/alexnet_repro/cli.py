@@ -6,14 +6,16 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet_repro.sweep import leave_outcome, sweeping
@@ -44,6 +46,7 @@ def command(task: Callable[[DictConfig], object], config: str) -> None:
         # Inside Hydra's own handling, which would print a traceback for each of these.
         try:
             refuse_added_options()
+            refuse_other_types(cfg, config)
             result = task(cfg)
             if sweeping():
                 leave_outcome({"result": result})
@@ -86,6 +89,38 @@ def _explain(error: Exception) -> str:
             else "the options are those that --cfg job prints"
         )
     return "\n  ".join([lines[0], " ".join(lines[1:])]).rstrip()
+
+
+def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of a config that isn't a mapping itself."""
+    key: Any
+    for key in node:
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def refuse_other_types(cfg: DictConfig, config: str) -> None:
+    """Raise UserError for a value of another type than the config files give that option: a word for a number, and so on."""
+    if not GlobalHydra.instance().is_initialized():
+        return  # a job of a launcher that works in a process of its own
+    groups = [o for o in HydraConfig.get().overrides.task if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a word"}
+    given = dict(leaves(cfg))
+    for key, default in leaves(hydra.compose(config, groups)):
+        value = given.get(key)
+        numbers = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (
+            numbers
+            if type(default) in (int, float)
+            else isinstance(value, type(default)) or (isinstance(default, str) and numbers)
+        )
+        if default is not None and type(default) in kinds and not fits:
+            raise UserError(
+                f"{key}={'null' if value is None else value}: this must be {kinds[type(default)]}, such as {default}"
+            )
 
 
 def refuse_added_options() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from alexnet_repro.classifier import Classifier, top_k_misses
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
-from alexnet_repro.runs import circumstances, write_json
+from alexnet_repro.runs import circumstances, load_checkpoint, write_json
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
 
@@ -77,6 +77,7 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
             f"{run} has no checkpoint '{checkpoint}'",
             "choose checkpoint=last or checkpoint=best, once an epoch is done",
         )
+    load_checkpoint(path)
     return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), OmegaConf.load(
         run / "config.yaml"
     )  # type: ignore[return-value]

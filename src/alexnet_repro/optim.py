@@ -66,18 +66,15 @@ def parameter_groups(
     bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay takes in biases.
     The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them.
     """
-    groups: dict[str, dict[str, Any]] = {}
+    of_weights = {"lr": lr, "weight_decay": weight_decay}
+    of_biases = {"lr": lr * bias_rate, "weight_decay": weight_decay if bias_decay else 0.0}
+    groups: dict[str, dict[str, Any]] = {
+        name: {"name": name, "params": [], **(of_biases if name.endswith("biases") else of_weights)}
+        for name in ("weights", "biases", "conv1_weights", "conv1_biases")
+    }
     for name, parameter in net.named_parameters():
-        of_bias = name.endswith(".bias")
-        group = ("conv1_" if name.startswith("conv1.") else "") + ("biases" if of_bias else "weights")
-        if group not in groups:
-            groups[group] = {
-                "name": group,
-                "params": [],
-                "lr": lr * bias_rate if of_bias else lr,
-                "weight_decay": 0.0 if of_bias and not bias_decay else weight_decay,
-            }
-        groups[group]["params"].append(parameter)
+        kind = "biases" if name.endswith(".bias") else "weights"
+        groups[f"conv1_{kind}" if name.startswith("conv1.") else kind]["params"].append(parameter)
     return list(groups.values())
 
 

@@ -6,6 +6,7 @@ Nothing in it is ever overwritten by another run; a run that was stopped goes on
 import csv
 import json
 import os
+import pickle
 import platform
 import re
 import shlex
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-import alexnet_repro
-from alexnet_repro.cli import CONF, Interrupted, UserError
+from alexnet_repro.cli import CONF, Interrupted, UserError, leaves
 
 # Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
 HOW = re.compile(r"(run|resume|trainer|logger|watch|data\.store)(\..*)?")
@@ -72,6 +73,17 @@ def open_run(run: Path, cfg: DictConfig) -> Path | None:
     return last if last.exists() else None
 
 
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, with its tensors left in the file. Raises UserError if it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"the checkpoint {path} is damaged: {str(error).splitlines()[0]}",
+            "remove it; without it the run begins anew",
+        ) from None
+
+
 def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
     """The result of this very run, if the folder holds it finished. Raises UserError if it was made with other options."""
     if not (run / "result.json").exists():
@@ -81,13 +93,8 @@ def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def _refuse_differences(run: Path, cfg: DictConfig) -> None:
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in node.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return found
-
-    old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(run / "config.yaml"), cfg))
+    before, now = OmegaConf.load(run / "config.yaml"), OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    old, new = (dict(leaves(DictConfig(config))) for config in (before, now))
     keys = [key for key in {**old, **new} if not HOW.fullmatch(str(key)) and old.get(key) != new.get(key)]
     if keys:
         raise UserError(
@@ -192,19 +199,15 @@ class KeepLast(Checkpoint):
 
 def circumstances(device: torch.device, precision: str) -> dict[str, Any]:
     """What a number depends on besides the config: hardware, versions, commit, command."""
-    import hydra
-    import lightning
-    import torchvision
-
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
         hardware = f"{torch.get_num_threads()} threads of {_processor()}"
-    libraries = (alexnet_repro, torch, torchvision, lightning, hydra)
+    packages = ("alexnet_repro", "torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
     return {
         "hardware": hardware,
         "precision": precision,
-        "versions": {"python": platform.python_version()} | {lib.__name__: lib.__version__ for lib in libraries},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": _commit(),
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
     }

@@ -4,24 +4,31 @@ python -m alexnet_repro.train +ablation=no_lrn
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.classifier import Classifier
-from alexnet_repro.cli import CONF, UserError, command
+from alexnet_repro.cli import CONF, UserError, command, leaves
 from alexnet_repro.data import StoreData
 from alexnet_repro.evaluate import claim_of, measure, table
 from alexnet_repro.prepare import prepare_photos
-from alexnet_repro.runs import KeepLast, circumstances, csv_logger, done_before, open_run, run_name, write_json
+from alexnet_repro.runs import (
+    KeepLast,
+    circumstances,
+    csv_logger,
+    done_before,
+    load_checkpoint,
+    open_run,
+    run_name,
+    write_json,
+)
 from alexnet_repro.store import Store
 from alexnet_repro.sweep import sweeping
 from alexnet_repro.trainers import make_trainer
@@ -46,7 +53,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     measuring = make_trainer(cfg.trainer)
     last = open_run(run, cfg)  # once nothing of what the user said can fail any more
 
-    steps_done = torch.load(last, weights_only=True, mmap=True)["global_step"] if last else 0
+    steps_done = load_checkpoint(last)["global_step"] if last else 0
     loggers: list[Logger] = [csv_logger(run, steps_done)]
     if cfg.logger.wandb:
         loggers.append(wandb_logger(cfg, run))
@@ -106,7 +113,7 @@ def check(cfg: DictConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value <= 0:
             raise UserError(f"{key}={value}: this must be a {'whole ' if kind is int else ''}number above 0")
     for name in cfg.ablation:
-        for key, value in _leaves(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml")):
+        for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml"))):
             if OmegaConf.select(cfg, key) != value:
                 raise UserError(
                     f"+ablation={name} is not in effect: it means {key}={value}, and {key}={OmegaConf.select(cfg, key)} came after it",
@@ -114,14 +121,6 @@ def check(cfg: DictConfig) -> None:
                 )
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, DictConfig):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def open_store(cfg: DictConfig) -> Store:

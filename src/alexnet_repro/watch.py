@@ -20,12 +20,12 @@ class Watchman(L.Callback):
     aren't on the 0-255 scale.
 
     plateau_steps: after so many updates a mean loss of 99% of ln(classes) or more is called a plateau. every: updates between
-    two summaries, None for none. A summary is, for each layer, the mean absolute output of its neurons and the share of them
+    two summaries, 0 for none. A summary is, for each layer, the mean absolute output of its neurons and the share of them
     that is 0 (``activation/conv1``, ``silent/conv1``), and the length of the last update as a share of that of the weights
     (``update/conv1``).
     """
 
-    def __init__(self, plateau_steps: int, every: int | None) -> None:
+    def __init__(self, plateau_steps: int, every: int) -> None:
         self.plateau_steps, self.every = plateau_steps, every
         self._recent: deque[float] = deque(maxlen=RECENT)
 
@@ -76,7 +76,7 @@ class Watchman(L.Callback):
             )
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        return bool(self.every) and trainer.global_step % (self.every or 1) == 0
+        return self.every > 0 and trainer.global_step % self.every == 0
 
     def _log(self, trainer: L.Trainer, kind: str, values: dict[str, float]) -> None:
         for logger in trainer.loggers:
