@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def images_in_no_class(cwd: Path) -> None:
     shutil.move(cwd / "s/train/cat", cwd / "source")
 
 
+def one_class(cwd: Path) -> None:
+    image_folder(cwd / "source", classes=("cat",))
+
+
+def a_damaged_compressed_tar(cwd: Path) -> None:
+    image_folder(cwd / "images")
+    with tarfile.open(cwd / "whole.tgz", "w:gz") as tar:
+        tar.add(cwd / "images", arcname=".")
+    (cwd / "source").write_bytes((cwd / "whole.tgz").read_bytes()[:20_000])
+
+
+def my_pictures(cwd: Path) -> None:
+    image_folder(cwd / "source")
+    image_folder(cwd / "pictures")
+
+
 MISTAKES = [
     ("train", ["+ablation=no_lnr"], None, "did you mean no_lrn?"),
     ("train", ["data=imagenet"], None, "there are: "),
@@ -82,6 +99,11 @@ MISTAKES = [
     ("train", ["run=mine"], something_else_in_the_run_folder, "taken by something that isn't a run"),
     ("train", ["net.lrn_n=4"], None, "must be odd"),
     ("train", ["net.dropout=2"], None, "dropout"),
+    ("train", ["augment.crop=300"], None, "augment.crop=300: the images are 256x256"),
+    ("train", ["augment.crop=100"], None, "takes patches of another size"),
+    ("train", ["optim.weight_decay=-1"], None, "weight_decay"),
+    ("train", ["schedule.when_error_stalls.factor=1"], None, "Factor"),
+    ("train", ["trainer.devices=2"], None, "one device so far"),
     ("train", ["net.dropout=half"], None, "net.dropout=half: this must be a number, such as 0.5"),
     ("train", ["net.lrn=5"], None, "net.lrn=5: this must be true or false"),
     ("train", ["optim.momentum=null"], None, "optim.momentum=null: this must be a number"),
@@ -99,6 +121,15 @@ MISTAKES = [
     ("prepare", ["data=folder", "source=source"], a_class_without_images, "hold no images: train/fox"),
     ("prepare", ["data=folder", "source=source"], a_class_only_in_val, "have no training images: fox"),
     ("prepare", ["data=folder", "source=source"], a_file_that_is_no_tar, "neither a folder nor a tar"),
+    ("prepare", ["data=folder", "source=source"], one_class, "has only one class: cat"),
+    ("prepare", ["data=folder", "source=source"], a_damaged_compressed_tar, "source=source is damaged"),
+    (
+        "prepare",
+        ["data=folder", "source=source", "data.store=pictures", "overwrite=true"],
+        my_pictures,
+        "isn't a store",
+    ),
+    ("prepare", ["data=folder", "source=source", "data.store=source/store"], my_pictures, "would be inside its source"),
     ("prepare", ["data=folder", "source=source"], images_in_no_class, "is in no class folder"),
     ("prepare", ["data=folder", "verify=true"], None, "there is no store at stores/folder"),
     ("evaluate", [], None, "run=FOLDER"),
@@ -128,6 +159,7 @@ def test_mistake_is_told_in_a_line_or_two(
     assert len(told) <= 3, told
     assert told[0].startswith("error: ") or told[-2].startswith("error: "), told
     assert all(p.exists() for p in before)
+    assert not list(cwd.glob("runs/**/config.yaml"))  # no folder is taken by a run that couldn't begin
     assert not list(cwd.glob("runs/**/result.json"))
 
 
@@ -156,11 +188,13 @@ def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None
     [
         ([], "paper"),
         (
-            ["seed=3", "trainer=cpu", "logger=wandb", "data.store=/x", "resume=true", "trainer.precision=32-true"],
+            ["seed=3", "trainer=cpu", "logger=wandb", "resume=true", "trainer.workers=2", "watch.every=0"],
             "paper",
         ),
         (["data=photos"], "paper"),
         (["+ablation=no_lrn"], "paper-no_lrn"),
+        (["optim.lr=1", "data=ilsvrc2012", "+ablation=no_lrn"], "paper-no_lrn-ilsvrc2012-optim.lr=1"),
+        (["data.store=/x/y", "trainer.precision=32-true"], "paper-data.store=_x_y-trainer.precision=32-true"),
         (["+ablation=none"], "paper"),
         (["+ablation=[no_lrn,no_dropout]", "data=imagenette"], "paper-no_lrn,no_dropout-imagenette"),
         (["optim.lr=0.003", "epochs=2"], "paper-optim.lr=0.003-epochs=2"),

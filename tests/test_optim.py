@@ -144,6 +144,7 @@ def by_hand(epochs: int) -> dict[int, tuple[float, ...]]:
         seen[epoch] = tuple(group["lr"] for group in optimizer.param_groups)
         again = ByHand(optimizer, epochs, 93, BY_HAND)  # as a resumed run would have it
         again.load_state_dict(schedule.state_dict())
+        optimizer.load_state_dict(optimizer.state_dict())
         schedule = again
         schedule.after_epoch(50.0)
     return seen

@@ -115,6 +115,7 @@ def test_tar_gives_the_same_store_as_its_folder(
 ) -> None:
     tar = tar_of(source_folder, cwd / "images.tar", mode)
     assert run_command("prepare", "data=folder", f"source={tar}", "data.store=stores/tar")[0] == 0
+    assert [path.name for path in Path("stores").iterdir()] == ["tar"]  # nothing unpacked is left
     assert same_store(Path("stores/tar"), small_store)
 
 
@@ -124,6 +125,49 @@ def test_folder_above_the_splits_is_looked_through(
     shutil.copytree(source_folder, cwd / "in" / "imagenette2")
     assert run_command("prepare", "data=folder", "source=in", "data.store=stores/deep")[0] == 0
     assert same_store(Path("stores/deep"), small_store)
+
+
+def test_what_lies_beside_the_splits_is_ignored_and_named(
+    source_folder: Path, small_store: Path, cwd: Path, run_command: Run
+) -> None:
+    shutil.copytree(source_folder, cwd / "in" / "imagenette2")
+    (cwd / "in/imagenette2/noisy_imagenette.csv").write_text("a list")
+    save_picture(cwd / "in/imagenette2/ILSVRC2012_img_test_v10102019/ILSVRC2012_test_00000001.JPEG", 5)
+    tar_of(cwd / "in", cwd / "in.tar")
+    status, out, err = run_command("prepare", "data=folder", "source=in.tar", "data.store=stores/beside")
+    assert status == 0, err
+    assert same_store(Path("stores/beside"), small_store)
+    assert "noisy_imagenette.csv" in out
+    assert "ILSVRC2012_img_test_v10102019/ (1 files)" in out
+
+
+def test_a_class_may_be_called_train(cwd: Path, run_command: Run) -> None:
+    for label, name in enumerate(("bus", "car", "train")):
+        for i in range(4):
+            save_picture(cwd / "vehicles" / name / f"{i}.jpg", 10 * label + i)
+    assert run_command("prepare", "data=folder", "source=vehicles", "data.hold_out_every=4")[0] == 0
+    assert Store("stores/folder").classes == ["bus", "car", "train"]
+
+
+def test_reading_keeps_no_file_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet has 1252 files, and a process may open 1024, or 256 on a Mac."""
+    monkeypatch.setattr("alexnet_repro.prepare.SHARD", 1)
+    examples = [
+        Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
+        for i in range(100)
+    ]
+    split = write_store(examples, ["even", "odd"], Path("store"), image_size=8).split("train")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [int(split[i][0, 0, 0]) for i in range(100)] == list(range(100))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_small_stores_may_be_made_by_two_processes_at_once(cwd: Path) -> None:
+    line = [sys.executable, "-m", "alexnet_repro.prepare", "data=photos", "data.train_per_class=20"]
+    both = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert {process.wait() for process in both} <= {0, 2}  # 2: it was there already
+    assert len(Store("stores/photos").split("train")) == 200
+    assert [path.name for path in Path("stores").iterdir()] == ["photos"]
 
 
 def ilsvrc(folder: Path) -> Path:

@@ -124,10 +124,15 @@ def test_evaluate_gives_the_errors_of_the_run(
         "evaluate", "run=whole", "views=ten_crop", "trainer=cpu", "trainer.precision=32-true", "batch_size=4"
     )
     assert status == 0, err
-    evaluated = json.loads((finished / "evaluation-last-val.json").read_text())
+    evaluated = json.loads((finished / "evaluation-last-val-ten_crop.json").read_text())
     assert evaluated["ten_crop"] == result["ten_crop"]
     assert evaluated["centre"] == result["centre"]
     assert "ten crops" in out
+    assert run_command("evaluate", "run=whole", "trainer=cpu", "trainer.precision=32-true")[0] == 0
+    assert json.loads((finished / "evaluation-last-val-ten_crop.json").read_text()) == evaluated
+    one_view = json.loads((finished / "evaluation-last-val-centre.json").read_text())
+    assert one_view["centre"] == result["centre"]
+    assert "ten_crop" not in one_view
 
 
 def stopped_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, run_command: Run) -> None:
@@ -167,6 +172,36 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(
     status, _, err = run_command("train", *options, "run=parts", "resume=true")
     assert status == 0, err
     assert_equal_runs(cwd / "parts", finished)
+
+
+def test_a_resumed_run_of_the_2012_recipe_has_its_rates(
+    short: tuple[str, ...], cwd: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
+) -> None:
+    """Of 3 epochs: rates fall after 1 (23 of 93), 2 (51) and 3 (78); conv1 is frozen after 2 (72)."""
+    options = (*short, "recipe=as_run", "epochs=3")
+    stopped_after(2, options, monkeypatch, run_command)
+    assert run_command("train", *options, "run=parts", "resume=true")[0] == 0
+    groups = {g["name"]: g["lr"] for g in last_checkpoint(cwd / "parts")["optimizer_states"][0]["param_groups"]}
+    assert groups == pytest.approx({"weights": 1e-6, "biases": 2e-4, "conv1_weights": 0, "conv1_biases": 0})
+
+
+@pytest.mark.slow
+def test_ctrl_c_from_a_terminal_saves_even_with_workers(short: tuple[str, ...], cwd: Path) -> None:
+    """The signal reaches every process of the group, as a terminal sends it."""
+    line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=parts", "epochs=200", "trainer.workers=2"]
+    with subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        for _ in range(1200):
+            time.sleep(0.05)
+            if (cwd / "parts/checkpoints/last.ckpt").exists():
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "resume=true" in err
+    assert "Traceback" not in err
+    assert last_checkpoint(cwd / "parts")["global_step"] >= 3
 
 
 @pytest.mark.slow

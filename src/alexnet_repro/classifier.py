@@ -43,7 +43,7 @@ class Classifier(L.LightningModule):
     """AlexNet with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
 
     net: keyword arguments of AlexNet. optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, where each is
-    explained. image_size: of the store, pixels. seed: of dropout's masks. mean (size, size, 3) and covariance (3, 3), 0-255:
+    explained. image_size: of the store, pixels. class_names: what a label means. seed: of dropout's masks. mean (size, size, 3) and covariance (3, 3), 0-255:
     of the training images; in a checkpoint they are buffers. Raises ValueError for values that don't exist.
     """
 
@@ -58,6 +58,7 @@ class Classifier(L.LightningModule):
         augment: dict[str, Any],
         epochs: int,
         image_size: int,
+        class_names: list[str],
         seed: int,
         mean: NDArray[np.float32] | None = None,
         covariance: NDArray[np.float64] | None = None,
@@ -67,6 +68,10 @@ class Classifier(L.LightningModule):
         self.net = AlexNet(**net).to(memory_format=torch.channels_last)
         self.classes = self.net.fc8.out_features
         self.augment, self.crop, self.epochs, self.seed = augment, augment["crop"], epochs, seed
+        self.image_size, self.class_names = image_size, class_names
+        self.predicts_ten_crops = True  # of predict_step; else the centre patch alone
+        if not 0 < self.crop <= image_size:
+            raise ValueError(f"augment.crop={self.crop}: the images are {image_size}x{image_size}")
         for key, allowed in {"mean": MEANS, "colour_unit": COLOUR_UNITS}.items():
             if augment[key] not in allowed:
                 raise ValueError(f"augment.{key}={augment[key]}: this must be one of {', '.join(allowed)}")
@@ -141,11 +146,16 @@ class Classifier(L.LightningModule):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.schedule.after_epoch(float(errors["top1_error"]))
 
-    def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Softmax of the centre patch, mean softmax of the ten patches (N, classes), and labels."""
-        crops = self.views(batch, ten_crop)
-        softmax = torch.stack([self.net(view).float().softmax(1) for view in crops.unbind(1)], 1)
-        return softmax[:, 4], softmax.mean(1), batch.labels
+    def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
+        """Labels (N,), softmax of the centre patch (N, classes) and, if asked for, mean softmax of the ten patches."""
+        if not self.predicts_ten_crops:
+            return batch.labels, self.net(self.views(batch, centre_crop)).float().softmax(1)
+        parts = []
+        for images in batch.images.split(16):  # so that ten patches of each image need little memory
+            crops = self.views(ValBatch(images, batch.labels), ten_crop)
+            parts.append(self.net(crops.flatten(0, 1)).float().softmax(1).unflatten(0, crops.shape[:2]))
+        softmax = torch.cat(parts)
+        return batch.labels, softmax[:, 4], softmax.mean(1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """PaperSGD. The schedule is stepped here and not by Lightning, which would do it after the epoch's checkpoint."""

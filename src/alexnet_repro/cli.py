@@ -56,14 +56,22 @@ def command(task: Callable[[DictConfig], object], config: str) -> None:
             print(f"error: {error}", file=sys.stderr)  # and go on with the other jobs
             leave_outcome({"error": str(error).splitlines()[0]})
         except (Interrupted, KeyboardInterrupt) as stop:
-            print(f"\ninterrupted. {stop}".rstrip(), file=sys.stderr)
-            sys.exit(130)
+            _interrupted(str(stop))
+        except SystemExit as end:  # Lightning makes one of Ctrl-C
+            if isinstance(end.__context__, KeyboardInterrupt):
+                _interrupted(str(end.__context__))
+            raise
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=config)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
+
+
+def _interrupted(message: str) -> None:
+    print(f"\ninterrupted. {message}".rstrip(), file=sys.stderr)
+    sys.exit(130)
 
 
 def _fail(message: str) -> None:

@@ -4,6 +4,7 @@ So it doesn't depend on the number of workers or processes, nor on what ran befo
 an epoch goes on with the same images, crops and colours as one that was never stopped.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -144,9 +145,16 @@ class StoreData(L.LightningDataModule):
     """
 
     def __init__(
-        self, store: Store, batch_size: int, seed: int, patches: dict[str, Any], workers: int | None = None
+        self,
+        store: Store,
+        batch_size: int,
+        seed: int,
+        patches: dict[str, Any],
+        workers: int | None = None,
+        predict_split: str = "val",
     ) -> None:
         super().__init__()
+        self.predict_split = predict_split
         self.store, self.batch_size, self.seed, self.patches, self.workers = store, batch_size, seed, patches, workers
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
@@ -157,11 +165,13 @@ class StoreData(L.LightningDataModule):
         )
         return self._loader(images, batch_sampler=sampler)
 
-    def val_dataloader(self, split: str = "val") -> DataLoader[ValBatch]:
-        """Whole images, in the store's order."""
-        return self._loader(ValImages(self.store.split(split)), batch_size=self.batch_size)
+    def val_dataloader(self) -> DataLoader[ValBatch]:
+        """Whole images of the val split, in the store's order."""
+        return self._loader(ValImages(self.store.split("val")), batch_size=self.batch_size)
 
-    predict_dataloader = val_dataloader
+    def predict_dataloader(self) -> DataLoader[ValBatch]:
+        """Whole images of ``predict_split``, in the store's order."""
+        return self._loader(ValImages(self.store.split(self.predict_split)), batch_size=self.batch_size)
 
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
@@ -171,10 +181,15 @@ class StoreData(L.LightningDataModule):
             **order,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_already_a_batch,
+            worker_init_fn=_leave_ctrl_c_to_the_main_process,
             pin_memory=on_gpu,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else each epoch would take a number from the global one
         )
+
+
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _already_a_batch(batch: Any) -> Any:

@@ -27,14 +27,17 @@ def errors(softmax: Tensor, labels: Tensor) -> dict[str, float]:
     return {f"top{k}_error": round(100 * float(top_k_misses(softmax, labels, k).double().mean()), 4) for k in (1, 5)}
 
 
-def measure(trainer: L.Trainer, model: Classifier, data: StoreData, split: str = "val") -> dict[str, dict[str, float]]:
-    """Errors on a split: {"centre": {"top1_error", "top5_error"}, "ten_crop": ...}, percent.
+def measure(
+    trainer: L.Trainer, model: Classifier, data: StoreData, views: str = "ten_crop"
+) -> dict[str, dict[str, float]]:
+    """Errors on ``data.predict_split``: {"centre": {"top1_error", "top5_error"}}, percent; with views="ten_crop" both views.
 
     One pass gives both, since the centre patch is the fifth of the ten.
     """
-    batches: Any = trainer.predict(model, data.val_dataloader(split))
-    centre, ten, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-    return {"centre": errors(centre, labels), "ten_crop": errors(ten, labels)}
+    model.predicts_ten_crops = views == "ten_crop"
+    batches: Any = trainer.predict(model, datamodule=data)
+    labels, *softmax = (torch.cat(column) for column in zip(*batches, strict=True))
+    return {view: errors(scores, labels) for view, scores in zip(VIEWS, softmax, strict=False)}
 
 
 def paper_claim(claim: str) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>.json into its folder."""
+    """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder."""
     if cfg.views not in VIEWS:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(VIEWS)}")
     if OmegaConf.is_missing(cfg, "run"):
@@ -92,24 +95,26 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run = Path(str(cfg.run))
     model, trained = load_run(run, cfg.checkpoint)
     store = Store(str(cfg.store or trained.data.store))
-    if len(store.classes) != model.classes:
+    if store.classes != model.class_names:
         raise UserError(
-            f"the net of {run} tells {model.classes} classes apart, the store {store.path} has {len(store.classes)}"
+            f"the store {store.path} has other classes than the net of {run} was trained on", "choose store=PATH"
         )
+    if store.image_size != model.image_size:
+        raise UserError(f"the store {store.path} has images of another size than the net of {run} was trained on")
     trainer = make_trainer(cfg.trainer)
-    data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers)
-    both = measure(trainer, model, data, cfg.split)
+    data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
+    measured = measure(trainer, model, data, cfg.views)
     result = {
         "run": str(run),
         "checkpoint": cfg.checkpoint,
         "split": cfg.split,
         "claim": claim_of(trained),
         "data": store.manifest.get("name", trained.data.name),
-        **({"centre": both["centre"]} if cfg.views == "centre" else both),
+        **measured,
         **circumstances(trainer.strategy.root_device, str(trainer.precision)),
     }
     print(table(result))
-    path = run / f"evaluation-{cfg.checkpoint}-{cfg.split}.json"
+    path = run / f"evaluation-{cfg.checkpoint}-{cfg.split}-{cfg.views}.json"
     write_json(path, result)
     print(f"written to {path}")
     return result

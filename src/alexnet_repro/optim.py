@@ -64,8 +64,12 @@ def parameter_groups(
     """Four groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases.
 
     bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay takes in biases.
-    The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them.
+    The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them. Raises
+    ValueError for a negative number.
     """
+    for name, value in {"weight_decay": weight_decay, "bias_rate": bias_rate}.items():
+        if value < 0:
+            raise ValueError(f"Invalid {name}: {value}; this must not be negative")
     of_weights = {"lr": lr, "weight_decay": weight_decay}
     of_biases = {"lr": lr * bias_rate, "weight_decay": weight_decay if bias_decay else 0.0}
     groups: dict[str, dict[str, Any]] = {
@@ -134,14 +138,14 @@ class ByHand:
     def __init__(
         self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
     ) -> None:
-        self.groups = {group["name"]: group for group in optimizer.param_groups}
-        if strangers := set(changes) - set(self.groups):
+        self.optimizer = optimizer  # and not its groups: loading its state replaces them
+        if strangers := set(changes) - set(self._groups()):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(strangers))}")
         self.changes = {
             name: [(scaled_epoch(epoch, epochs, of_epochs), multiple) for epoch, multiple in sorted(at.items())]
             for name, at in changes.items()
         }
-        self.first_rate = self.groups["weights"]["lr"]
+        self.first_rate = self._groups()["weights"]["lr"]
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:
@@ -150,7 +154,10 @@ class ByHand:
         for name, changes in self.changes.items():
             for epoch, multiple in changes:
                 if epoch <= self.epochs_done:
-                    self.groups[name]["lr"] = self.first_rate * multiple
+                    self._groups()[name]["lr"] = self.first_rate * multiple
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        return {group["name"]: group for group in self.optimizer.param_groups}
 
     def state_dict(self) -> dict[str, Any]:
         """How many epochs are done, and the rate that the multiples are of."""

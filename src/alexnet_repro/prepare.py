@@ -75,18 +75,18 @@ def write_store(
     max_bad: int = 10,
     overwrite: bool = False,
     workers: int | None = None,
+    alone: bool = False,
 ) -> Store:
     """Read all examples with ``workers`` threads (default: one per core) and write them as a store.
 
     The work goes on in ``<store>.partial``, one file of 1024 images at a time; a call that was interrupted continues there,
     and the finished folder is renamed. Raises UserError if the store exists already (unless ``overwrite``), if the partial
     folder was begun from something else, or when more than ``max_bad`` images can't be read; Interrupted on Ctrl-C.
+
+    alone: for small stores that several processes may want at once: each makes its own, the first to end is kept.
     """
-    if store.exists() and not overwrite:
-        raise UserError(
-            f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH"
-        )
-    partial_store = store.with_name(store.name + ".partial")
+    refuse_taken(store, overwrite)
+    partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
     _begin(partial_store, examples, image_size)
 
     splits: dict[str, dict[str, Any]] = {}
@@ -147,12 +147,27 @@ def write_store(
     (partial_store / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for needed_no_more in [*partial_store.glob("*/*.npz"), partial_store / "examples.sha256"]:
         needed_no_more.unlink()
+    if alone and store.exists() and not overwrite:  # another process was faster
+        shutil.rmtree(partial_store)
+        return Store(store)
     if store.exists():
         shutil.rmtree(store)
     partial_store.rename(store)
     if bad:
         print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
     return Store(store)
+
+
+def refuse_taken(store: Path, overwrite: bool) -> None:
+    """Raise UserError if something is at ``store``, unless it is a store and may be replaced."""
+    if (store / "manifest.json").is_file():
+        if not overwrite:
+            raise UserError(
+                f"{store} exists already",
+                "to replace it, add overwrite=true; to keep it, choose another data.store=PATH",
+            )
+    elif store.exists():
+        raise UserError(f"{store} is taken by something that isn't a store", "choose another data.store=PATH")
 
 
 def _begin(folder: Path, examples: Sequence[Example], image_size: int) -> None:
@@ -232,13 +247,17 @@ def prepare(cfg: DictConfig) -> Store:
             f"data={cfg.data.name} is made from your own copy: say where it is with source=PATH",
             "a folder of class folders, with train/ and val/ above them or not, or a tar of it",
         )
-    if store.exists() and not cfg.overwrite:
+    refuse_taken(store, cfg.overwrite)
+    place, images = store.resolve(), Path(str(cfg.source)).resolve()
+    if place.is_relative_to(images) or images.is_relative_to(place):
         raise UserError(
-            f"{store} exists already", "to replace it, add overwrite=true; to keep it, choose another data.store=PATH"
+            f"the store {store} would be inside its source, or the other way round", "choose another data.store=PATH"
         )
     found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
     size = cfg.data.image_size
-    examples = [Example(f.split, f.label, f.name, partial(read_image, f.read_bytes, size)) for f in found.files]
+    examples = [
+        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size)) for f in found.files
+    ]
     made = write_store(
         examples,
         found.classes,
@@ -254,6 +273,8 @@ def prepare(cfg: DictConfig) -> Store:
         overwrite=cfg.overwrite,
         workers=cfg.workers,
     )
+    if found.temporary:
+        found.temporary.unlink(missing_ok=True)
     _describe(made)
     return made
 
@@ -270,6 +291,7 @@ def prepare_photos(cfg: DictConfig) -> Store:
         image_size=cfg.data.image_size,
         provenance={"name": cfg.data.name, "source": photos.SOURCE, "held_out": "every 5th cell of each photograph"},
         overwrite=bool(cfg.get("overwrite")),
+        alone=True,
     )
 
 

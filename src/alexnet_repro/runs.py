@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_repro.cli import CONF, Interrupted, UserError, leaves
 
 # Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
-HOW = re.compile(r"(run|resume|trainer|logger|watch|data\.store)(\..*)?")
+HOW = re.compile(r"(run|resume|logger|watch)(\..*)?|trainer(\.(?!precision).*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
@@ -37,8 +37,9 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
     Of a config group its choice is enough, and one that is the default anyhow (``defaults``: group=choice) adds nothing.
     """
     parts = [recipe]
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
+    first = ("ablation", "net", "data")  # whatever the order on the command line
+    chosen = [override.lstrip("+").partition("=") for override in overrides]
+    for key, _, value in sorted(chosen, key=lambda part: first.index(part[0]) if part[0] in first else len(first)):
         if key in ("recipe", "seed") or HOW.fullmatch(key) or f"{key}={value}" in defaults:
             continue
         is_group = (Path(CONF) / key).is_dir()
@@ -180,7 +181,9 @@ class KeepLast(Checkpoint):
             raise Interrupted(f"saved in {self.path}; the same command with resume=true goes on from there")
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        unfinished = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(unfinished)
+        unfinished.replace(self.path)  # beside it, so that there is a whole checkpoint at every moment
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

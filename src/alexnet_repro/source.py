@@ -1,13 +1,16 @@
 """A user's own images: a folder of class folders, a tar of one, or ImageNet's tar of tars, without unpacking any of them."""
 
 import gzip
+import hashlib
 import os
 import re
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +20,7 @@ from alexnet_repro.cli import UserError
 
 # train, val, test, and the names of ImageNet's own archives and of other data sets' folders
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+UNPACKED = ".unpacked.tar"
 WNID = re.compile(r"n\d{8}(?=_)")
 
 
@@ -48,6 +52,7 @@ class Found:
     files: list[File]
     classes: list[str]
     held_out: str = ""
+    temporary: Path | None = None  # a copy that was unpacked, to be removed when the images are read
     ignored: list[str] = field(default_factory=list)
 
 
@@ -72,11 +77,16 @@ def scan(path: Path, hold_out_every: int, unpack_into: Path) -> Found:
     if not files:
         raise UserError(f"there are no files in {path}")
     files, folders = _below_common_root(files, folders)
+    _refuse_empty_classes(path, folders, files)
     found = _into_splits(files)
-    _refuse_empty_classes(path, folders, found)
+    found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
 
     labelled = [_class_of(file, path) for file in found.files]
     found.classes = sorted({name for file, name in labelled if file.split == "train"})
+    if len(found.classes) < 2:
+        raise UserError(
+            f"{path} has only one class: {found.classes[0]}", "give the folder that holds the class folders"
+        )
     if strangers := sorted({name for _, name in labelled} - set(found.classes)):
         raise UserError(f"{len(strangers)} classes of {path} have no training images: {', '.join(strangers[:3])}")
     index = {name: i for i, name in enumerate(found.classes)}
@@ -89,7 +99,11 @@ def scan(path: Path, hold_out_every: int, unpack_into: Path) -> Found:
 def _entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
     """Every file below ``path``, with tars opened; and, as a string ending in /, every folder."""
     if path.is_file():
-        if not tarfile.is_tarfile(path):
+        try:
+            is_tar = tarfile.is_tarfile(path)
+        except (EOFError, zlib.error):
+            is_tar = True  # a compressed one that is damaged: said below
+        if not is_tar:
             raise UserError(f"source={path} is neither a folder nor a tar")
         yield from _members(_uncompressed(path, unpack_into), 0, "")
         return
@@ -136,51 +150,59 @@ def _uncompressed(path: Path, unpack_into: Path) -> Path:
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path
-    copy = unpack_into / f"{path.name}.unpacked.tar"
+    identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    copy = unpack_into / f"{path.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{UNPACKED}"
     if not copy.exists():
         unpack_into.mkdir(parents=True, exist_ok=True)
         unfinished = copy.with_suffix(".tmp")
-        with gzip.open(path) as packed, unfinished.open("wb") as out:
-            shutil.copyfileobj(packed, out, 2**20)
+        try:
+            with gzip.open(path) as packed, unfinished.open("wb") as out:
+                shutil.copyfileobj(packed, out, 2**20)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            unfinished.unlink()
+            raise UserError(f"source={path} is damaged: {error}") from None
         unfinished.rename(copy)
     return copy
 
 
 def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File], set[str]]:
-    """Take off folders that all files share, such as imagenette2/, but not the folder of a single class."""
+    """Take off a folder that holds everything, such as imagenette2/, but not the folder of a single class."""
     while True:
-        roots = {file.name.split("/", 1)[0] for file in files}
-        root = roots.pop()
-        if roots or SPLIT_NAME.fullmatch(root) or any(file.name.count("/") < 2 for file in files):
+        roots = {file.name.split("/", 1)[0] for file in files if "/" in file.name}
+        root = roots.pop() if len(roots) == 1 else ""
+        if not root or SPLIT_NAME.fullmatch(root) or all(file.name.count("/") < 2 for file in files):
             return files, folders
         files = [replace(file, name=file.name.removeprefix(root + "/")) for file in files]
         folders = {name.removeprefix(root + "/") for name in folders} - {""}
 
 
 def _into_splits(files: list[File]) -> Found:
-    """Read the split off the first folder, if folders are named that way; without train/ and val/, all is train."""
-    tops = {file.name.split("/", 1)[0] for file in files if "/" in file.name}
-    if not tops or not all(SPLIT_NAME.fullmatch(top) for top in tops):
-        return Found([replace(file, split="train") for file in files], [])
-    found = Found([], [], ignored=[file.name for file in files if "/" not in file.name])
+    """Read the split off the first folder, if there are train/ and val/ or test/; otherwise all is train.
+
+    What lies beside those folders is ignored, and named: ImageNet's test archive, bounding boxes, lists.
+    """
+    tops = Counter(file.name.split("/", 1)[0] for file in files if "/" in file.name)
+    split_of = {top: match[1].lower() for top in tops if (match := SPLIT_NAME.fullmatch(top))}
+    if split_of and "train" not in split_of.values():
+        raise UserError(f"there is no folder train/ beside {', '.join(sorted(split_of))}/")
+    if len(set(split_of.values())) < 2 and set(split_of) != set(tops):
+        split_of = {}  # a class may be called train
+    found = Found([], [])
     for file in files:
-        if "/" in file.name:
-            match = SPLIT_NAME.fullmatch(file.name.split("/", 1)[0])
-            assert match is not None
-            found.files.append(replace(file, split=match[1].lower()))
-    if not any(file.split == "train" for file in found.files):
-        raise UserError(f"there is no folder train/ beside {', '.join(sorted(tops))}/")
+        top = file.name.split("/", 1)[0]
+        if "/" not in file.name and tops:
+            found.ignored.append(file.name)
+        elif not split_of:
+            found.files.append(replace(file, split="train"))
+        elif top in split_of:
+            found.files.append(replace(file, split=split_of[top], name=file.name.removeprefix(f"{top}/")))
+    if split_of:
+        found.ignored += [f"{top}/ ({count} files)" for top, count in tops.items() if top not in split_of]
     return found
 
 
-def _class_parts(file: File) -> list[str]:
-    """Folders between the split and the file."""
-    parts = file.name.split("/")[:-1]
-    return parts[1:] if parts and SPLIT_NAME.fullmatch(parts[0]) else parts
-
-
-def _refuse_empty_classes(path: Path, folders: set[str], found: Found) -> None:
-    filled = {parent.as_posix() for file in found.files for parent in PurePosixPath(file.name).parents}
+def _refuse_empty_classes(path: Path, folders: set[str], files: list[File]) -> None:
+    filled = {parent.as_posix() for file in files for parent in PurePosixPath(file.name).parents}
     if empty := sorted(folder for folder in (name.rstrip("/") for name in folders) if folder not in filled):
         raise UserError(
             f"{len(empty)} class folders of {path} hold no images: {', '.join(empty[:3])}",
@@ -189,37 +211,33 @@ def _refuse_empty_classes(path: Path, folders: set[str], found: Found) -> None:
 
 
 def _class_of(file: File, source: Path) -> tuple[File, str]:
-    if parts := _class_parts(file):
-        return file, parts[0]
-    name = PurePosixPath(file.name).name
+    folder, _, name = file.name.partition("/")
+    if name:
+        return file, folder
+    name = file.name
     if match := WNID.match(name):
         return file, match[0]
     if number := re.fullmatch(r"ILSVRC\d{4}_val_(\d{8})\.JPEG", name):
-        labels = _ilsvrc_val_labels(source)
-        return file, labels[int(number[1]) - 1]
+        return file, _ilsvrc_val_labels(source)[int(number[1]) - 1]
     raise UserError(
         f"{file.name} of {source} is in no class folder",
         "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
     )
 
 
-_val_labels: dict[Path, list[str]] = {}
-
-
+@cache
 def _ilsvrc_val_labels(source: Path) -> list[str]:
     """WordNet numbers of ILSVRC's validation images in their order, from the development kit in the folder ``source``."""
-    if source not in _val_labels:
-        kits = sorted(source.glob("*devkit*")) if source.is_dir() else []
-        if not kits:
-            raise UserError(
-                f"the validation images of {source} have no class folders",
-                "put the development kit beside them (ILSVRC2012_devkit_t12.tar.gz): it says what they show",
-            )
-        meta, truth = _from_kit(kits[0], "meta.mat"), _from_kit(kits[0], "validation_ground_truth.txt")
-        synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
-        wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
-        _val_labels[source] = [wnid_of[int(line)] for line in truth.split()]
-    return _val_labels[source]
+    kits = sorted(source.glob("*devkit*")) if source.is_dir() else []
+    if not kits:
+        raise UserError(
+            f"the validation images of {source} have no class folders",
+            "put the development kit beside them (ILSVRC2012_devkit_t12.tar.gz): it says what they show",
+        )
+    meta, truth = _from_kit(kits[0], "meta.mat"), _from_kit(kits[0], "validation_ground_truth.txt")
+    synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
+    wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
+    return [wnid_of[int(line)] for line in truth.split()]
 
 
 def _from_kit(kit: Path, ending: str) -> bytes:

@@ -10,13 +10,15 @@ A store is a folder:
 
 import hashlib
 import json
+import math
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from alexnet_repro.cli import UserError
@@ -104,21 +106,35 @@ class Split:
         shard = bisect_right(self._ends, index)
         if shard not in self._maps:
             shape = (self.shards[shard], self.image_size, self.image_size, 3)
-            self._maps[shard] = _load(self.path / shard_name(shard), shape, np.uint8, mmap_mode="r")
+            self._maps[shard] = _load(self.path / shard_name(shard), shape, np.uint8, as_map=True)
         return self._maps[shard][index - self._ends[shard]]  # negative: counted from the shard's end
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # a worker process opens its own maps
 
 
-def _load(path: Path, shape: tuple[int, ...], dtype: type, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
+def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:
+    """An .npy file of that shape and type. Raises UserError if it isn't there or isn't that."""
     try:
-        array = np.load(path, mmap_mode=mmap_mode)
-    except (OSError, ValueError, EOFError):
+        array = _memory_map(path) if as_map else np.load(path)
+    except (FileNotFoundError, ValueError, EOFError):
         array = None
     if array is None or array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path} is missing or damaged", "prepare the store again with overwrite=true")
     return array
+
+
+def _memory_map(path: Path) -> NDArray[np.uint8]:
+    """The bytes of an .npy file as a map that keeps no file open: numpy's keeps one, and ImageNet has over 1200 of them."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        first, count = file.tell(), math.prod(shape)
+    if dtype != np.uint8 or path.stat().st_size != first + count:
+        raise ValueError(f"{path} doesn't hold what its header says")
+    return (
+        torch.from_file(str(path), shared=False, size=first + count, dtype=torch.uint8).numpy()[first:].reshape(shape)
+    )
 
 
 def shard_name(number: int) -> str:

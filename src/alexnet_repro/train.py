@@ -4,11 +4,13 @@ python -m alexnet_repro.train +ablation=no_lrn
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -78,9 +80,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         f"{len(store.split('train')):,} training and {len(store.split('val')):,} validation images, "
         f"{trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
-    trainer.fit(model, data, ckpt_path=last, weights_only=True)
-
-    measured = measure(measuring, model, data)
+    try:
+        trainer.fit(model, data, ckpt_path=last, weights_only=True)
+        measured = measure(measuring, model, data)
+    except BaseException:
+        finish_wandb(loggers)
+        raise
     result = {
         "claim": claim_of(cfg),
         "ablation": "+".join(cfg.ablation) or "none",
@@ -97,8 +102,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     }
     for logger in loggers[1:]:
         logger.log_metrics({f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()})
-        assert isinstance(logger, WandbLogger)
-        logger.experiment.finish()  # else the next run of a sweep would go on in this one
+    finish_wandb(loggers)
     write_json(run / "result.json", result)
     print(table(result))
     print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
@@ -119,6 +123,10 @@ def check(cfg: DictConfig) -> None:
                     f"+ablation={name} is not in effect: it means {key}={value}, and {key}={OmegaConf.select(cfg, key)} came after it",
                     "leave one of the two out",
                 )
+    if cfg.logger.wandb and cfg.logger.mode not in ("auto", "online", "offline", "disabled"):
+        raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
+    if cfg.trainer.devices != 1:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: training is on one device so far", "leave it at 1")
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
 
@@ -142,7 +150,12 @@ def open_store(cfg: DictConfig) -> Store:
             "name another store with data.store=PATH",
         )
     for split in ("train", "val"):
-        store.split(split)
+        wanted, there = cfg.data.get(f"{split}_per_class"), len(store.split(split))
+        if wanted and there != wanted * len(store.classes):
+            raise UserError(
+                f"{path} has {there} {split} images, not {wanted} for each of {len(store.classes)} classes",
+                "make it anew with: python -m alexnet_repro.prepare overwrite=true, and the same options",
+            )
     return store
 
 
@@ -158,19 +171,29 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
     """The net with its weights drawn and all that its checkpoints will hold, as plain values."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     try:
-        return Classifier(
+        model = Classifier(
             net={"classes": len(store.classes), **plain["net"]},
             optim=plain["optim"],
             schedule=plain["schedule"],
             augment=plain["augment"],
             epochs=cfg.epochs,
             image_size=store.image_size,
+            class_names=store.classes,
             seed=cfg.seed,
             mean=store.mean,
             covariance=store.covariance,
         )
+        model.configure_optimizers()  # refuses what it can't do
+        with torch.no_grad():
+            model.net.eval()(torch.zeros(1, 3, model.crop, model.crop))
+        model.train()
     except ValueError as error:
         raise UserError(str(error)) from None
+    except RuntimeError:
+        raise UserError(
+            f"augment.crop={cfg.augment.crop}: this net takes patches of another size", "its own is 224"
+        ) from None
+    return model
 
 
 def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
@@ -180,8 +203,6 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
     mode = cfg.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-    if mode not in ("online", "offline", "disabled"):
-        raise UserError(f"logger.mode={mode}: this must be auto, online, offline or disabled")
     if mode == "offline":
         print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -200,6 +221,13 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         log_model=False,
         mode=mode,  # and not offline=: that sets a variable which wandb, loaded by now, reads no more
     )
+
+
+def finish_wandb(loggers: Sequence[Logger]) -> None:
+    """End the W&B run: else the next one of a sweep would go on in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Watchman(L.Callback):
     def __init__(self, plateau_steps: int, every: int) -> None:
         self.plateau_steps, self.every = plateau_steps, every
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._judged = False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TrainBatch, *_: Any
@@ -41,11 +42,19 @@ class Watchman(L.Callback):
                     f"The training images have a standard deviation of {deviation:.2g}; on the 0-255 scale it is about 60. If "
                     "they were normalised, undo that: with weights of 0.01 the net hardly learns from such inputs."
                 )
-        if self._is_due(trainer):
+        if self._is_due(trainer.global_step):
+            pl_module.net.dropout.draw_from(pl_module.seed, trainer.global_step)
             with torch.no_grad():
                 seen = pl_module.net.activations(pl_module.training_images(batch))
-            self._log(trainer, "activation", {name: x.abs().mean().item() for name, x in seen.items()})
-            self._log(trainer, "silent", {name: (x == 0).float().mean().item() for name, x in seen.items()})
+            self._log(
+                trainer, trainer.global_step, "activation", {name: x.abs().mean().item() for name, x in seen.items()}
+            )
+            self._log(
+                trainer,
+                trainer.global_step,
+                "silent",
+                {name: (x == 0).float().mean().item() for name, x in seen.items()},
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
@@ -55,8 +64,9 @@ class Watchman(L.Callback):
         loss = outputs["loss"]
         if loss.device.type == "cpu" or batch_idx % 10 == 0 or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._look_at(float(loss), trainer, pl_module)
-        if self.every and trainer.global_step % self.every == 1 % self.every:
-            self._log(trainer, "update", update_sizes(pl_module.net, trainer.optimizers[0]))
+        step = trainer.global_step - 1  # the one that was just done
+        if self._is_due(step):
+            self._log(trainer, step, "update", update_sizes(pl_module.net, trainer.optimizers[0]))
 
     def _look_at(self, loss: float, trainer: L.Trainer, model: Classifier) -> None:
         if not math.isfinite(loss):
@@ -67,7 +77,14 @@ class Watchman(L.Callback):
         self._recent.append(loss)
         plateau = math.log(model.classes)
         mean = sum(self._recent) / len(self._recent)
-        if trainer.global_step == self.plateau_steps and mean > 0.99 * plateau:
+        if (
+            self._judged
+            or trainer.global_step < self.plateau_steps
+            or len(self._recent) < min(RECENT, self.plateau_steps)
+        ):
+            return
+        self._judged = True
+        if mean > 0.99 * plateau:
             rank_zero_warn(
                 f"After {trainer.global_step} updates the loss is {mean:.3f}, no better than guessing (ln {model.classes} = "
                 f"{plateau:.3f}): the net is still on its starting plateau. Weights of 0.01 in every layer, as printed, can "
@@ -75,12 +92,12 @@ class Watchman(L.Callback):
                 "soon. If it does neither, try a higher optim.lr."
             )
 
-    def _is_due(self, trainer: L.Trainer) -> bool:
-        return self.every > 0 and trainer.global_step % self.every == 0
+    def _is_due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
 
-    def _log(self, trainer: L.Trainer, kind: str, values: dict[str, float]) -> None:
+    def _log(self, trainer: L.Trainer, step: int, kind: str, values: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=trainer.global_step)
+            logger.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
 
 @torch.no_grad()
