@@ -1,5 +1,6 @@
 """What the README says, done."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -36,3 +37,15 @@ def test_train_commands_compose(command: str) -> None:
     single = [a.split(",")[0] if "[" not in a else a for a in arguments]  # of a sweep, its first job
     with initialize_config_dir(CONF, version_base="1.3"):
         assert compose("train", single).recipe in ("paper", "as_run")
+
+
+def test_its_numbers_are_those_of_the_results() -> None:
+    rows = set()
+    for file in sorted((Path(CONF).parent / "results").glob("*/*.json")):
+        result = json.loads(file.read_text())
+        errors = (f"{result[view]['top1_error']:.1f}" for view in ("centre", "ten_crop"))
+        run = (result["data"], result["recipe"], result["ablation"], str(result["seed"]))
+        trained = f"{result['epochs']} ({result['steps']})"
+        rows.add(f"| {' | '.join((*run, trained, *errors, format(result['seconds'], '.0f')))} |")
+    section = README[README.index("## What it measured") : README.index("## Your data")]
+    assert rows == {line for line in section.splitlines() if re.match(r"\| (photos|imagenette|ilsvrc\d+) \|", line)}

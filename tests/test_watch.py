@@ -1,6 +1,7 @@
 """The watchman speaks when something is wrong, and only then."""
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,39 @@ def test_summaries_are_in_metrics_csv_and_can_be_turned_off(cwd: Path, small_sto
     rows = list(csv.DictReader((cwd / "every-1/metrics.csv").open()))
     silent = [float(row["silent/conv1"]) for row in rows if row["silent/conv1"]]
     assert all(0 < share < 1 for share in silent)
+
+
+@pytest.mark.slow
+def test_summaries_cost_less_than_a_hundredth() -> None:
+    """One every 100 updates, as conf/train.yaml has it, against the updates themselves."""
+    net = AlexNet(10).to(memory_format=torch.channels_last)
+    optimizer = PaperSGD(net.parameters(), lr=1e-6)
+    images, labels = torch.randn(32, 3, 224, 224) * 60, torch.randint(0, 10, (32,))
+
+    def update() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+
+    def summary() -> None:
+        with torch.no_grad():
+            for x in net.activations(images).values():
+                x.abs().mean().item()
+                (x == 0).float().mean().item()
+        update_sizes(net, optimizer)
+
+    def seconds(what: Callable[[], None]) -> float:
+        what()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            what()
+            times.append(time.perf_counter() - start)
+        return sorted(times)[2]
+
+    share = seconds(summary) / (100 * seconds(update))
+    print(f"summaries cost {100 * share:.2f}% of training")
+    assert share < 0.01
 
 
 def test_update_sizes_equal_the_change_of_the_weights() -> None:

@@ -123,6 +123,9 @@ def write_store(
                 splits[split] = {"count": sum(shards), "shards": shards}
         except KeyboardInterrupt:
             threads.shutdown(cancel_futures=True)
+            if alone:
+                shutil.rmtree(partial_store)
+                raise
             raise Interrupted(f"{bar.n} of {len(examples)} images are done; the same command continues there") from None
     if not train_count:
         raise UserError("not one training image could be read", f"first of them: {', '.join(bad[:3])}")
