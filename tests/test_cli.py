@@ -176,7 +176,9 @@ def test_a_real_process_exits_with_2_and_without_traceback(cwd: Path) -> None:
 
 def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None:
     program = (
-        "from alexnet_repro.cli import command\nimport sys; sys.argv = ['x']\ncommand(lambda cfg: 1 / 0, 'evaluate')"
+        "import sys, alexnet_repro.evaluate, alexnet_repro.cli as cli\n"
+        "alexnet_repro.evaluate.evaluate = lambda cfg: 1 / 0\n"
+        "sys.argv = ['x']; cli.command('evaluate')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1

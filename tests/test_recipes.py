@@ -31,8 +31,15 @@ def first_batch(cfg: DictConfig, store: Path) -> TrainBatch:
     return next(iter(StoreData(Store(store), batch_size=2, seed=0, patches=patches).train_dataloader()))
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "ablation"),
+    # all of both; by default those of the printed recipe, and two with the other one
+    [("paper", ablation) for ablation in ABLATIONS]
+    + [
+        pytest.param("as_run", ablation, marks=() if ablation in ("none", "no_lrn") else pytest.mark.slow)
+        for ablation in ABLATIONS
+    ],
+)
 def test_every_ablation_of_every_recipe_takes_a_step(recipe: str, ablation: str, small_store: Path) -> None:
     cfg = composed(small_store, f"recipe={recipe}", f"+ablation={ablation}", "optim.lr=0.001")
     check(cfg)

@@ -151,7 +151,10 @@ def stopped_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.Monkey
     assert "resume=true" in err
 
 
-@pytest.mark.parametrize(("steps", "workers"), [(2, "null"), (3, "null"), (4, "2")])
+@pytest.mark.parametrize(
+    ("steps", "workers"),
+    [pytest.param(2, "null", marks=pytest.mark.slow), pytest.param(3, "null", marks=pytest.mark.slow), (4, "2")],
+)
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(
     steps: int,
     workers: str,

@@ -6,8 +6,9 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,18 @@ class Interrupted(Exception):
     """Ended by Ctrl-C or a termination signal, with everything saved; says how to go on."""
 
 
-def command(task: Callable[[DictConfig], object], config: str) -> None:
-    """Compose conf/<config>.yaml with the command line, run ``task``, and exit with the status above."""
+def command(name: str) -> None:
+    """Compose conf/<name>.yaml with the command line, call alexnet_repro.<name>.<name>, and exit with the status above.
+
+    The function is imported, even into the program that it stands in, so that launchers can name it to other processes.
+    """
+    task = getattr(import_module(f"alexnet_repro.{name}"), name)
 
     def guarded(cfg: DictConfig) -> None:
         # Inside Hydra's own handling, which would print a traceback for each of these.
         try:
             refuse_added_options()
-            refuse_other_types(cfg, config)
+            refuse_other_types(cfg, name)
             result = task(cfg)
             if sweeping():
                 leave_outcome({"result": result})
@@ -64,7 +69,7 @@ def command(task: Callable[[DictConfig], object], config: str) -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     try:
-        hydra.main(version_base="1.3", config_path=CONF, config_name=config)(guarded)()
+        hydra.main(version_base="1.3", config_path=CONF, config_name=name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
 

@@ -127,4 +127,4 @@ def claim_of(cfg: DictConfig) -> str | None:
 
 
 if __name__ == "__main__":
-    command(evaluate, "evaluate")
+    command("evaluate")

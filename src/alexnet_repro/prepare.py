@@ -319,4 +319,4 @@ def _verify(path: Path) -> Store:
 
 
 if __name__ == "__main__":
-    command(prepare, "prepare")
+    command("prepare")

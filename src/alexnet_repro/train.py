@@ -231,4 +231,4 @@ def finish_wandb(loggers: Sequence[Logger]) -> None:
 
 
 if __name__ == "__main__":
-    command(train, "train")
+    command("train")
