@@ -65,9 +65,11 @@ def test_draws_reach_all_33_by_33_positions_and_both_sides_evenly() -> None:
     assert np.mean([d[2] for d in draws]) == pytest.approx(0.5, abs=5 * 0.5 / 30_000**0.5)
 
 
-def test_colours_and_jitter_have_their_distributions(small_store: Path) -> None:
+def test_patches_colours_and_jitter_have_their_distributions(small_store: Path) -> None:
     images = TrainImages(Store(small_store).split("train"), seed=0, crop=224)
     fetched = [images.__getitems__([Key(epoch, image, 0) for image in range(12)]) for epoch in range(200)]
+    for offsets in (torch.cat([batch.tops for batch in fetched]), torch.cat([batch.lefts for batch in fetched])):
+        assert set(offsets.tolist()) == set(range(33))
     colours = torch.cat([batch.colour for batch in fetched]).numpy()
     np.testing.assert_allclose(np.cov(colours.T), np.eye(3), atol=5 * (2 / 2400) ** 0.5)
     shares = torch.cat([batch.jitter for batch in fetched])
