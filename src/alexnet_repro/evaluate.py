@@ -80,10 +80,9 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
             f"{run} has no checkpoint '{checkpoint}'",
             "choose checkpoint=last or checkpoint=best, once an epoch is done",
         )
-    load_checkpoint(path)
-    return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True), OmegaConf.load(
-        run / "config.yaml"
-    )  # type: ignore[return-value]
+    load_checkpoint(path)  # says it if the file is damaged
+    model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return model, DictConfig(OmegaConf.load(run / "config.yaml"))
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:

@@ -83,9 +83,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
         measured = measure(measuring, model, data)
-    except BaseException:
+        final = {f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()}
+        for logger in loggers[1:]:
+            logger.log_metrics(final)
+    finally:
         finish_wandb(loggers)
-        raise
     result = {
         "claim": claim_of(cfg),
         "ablation": "+".join(cfg.ablation) or "none",
@@ -100,9 +102,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "seconds": round(keep_last.seconds, 1),
         **circumstances(trainer.strategy.root_device, str(trainer.precision)),
     }
-    for logger in loggers[1:]:
-        logger.log_metrics({f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()})
-    finish_wandb(loggers)
     write_json(run / "result.json", result)
     print(table(result))
     print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
