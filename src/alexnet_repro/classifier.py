@@ -1,6 +1,7 @@
 """A net, the training rule and the measurements, as a LightningModule."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import lightning as L
@@ -21,12 +22,25 @@ from alexnet_repro.augment import (
     subtract_mean,
     ten_crop,
 )
+from alexnet_repro.cifar import FourLayer, LocallyConnected
 from alexnet_repro.data import TrainBatch, ValBatch
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
 
 MEANS = ("patch", "centre")
-RULES = ("when_error_stalls", "by_hand")
+RULES = ("when_error_stalls", "by_hand", "constant")
+Net = AlexNet | FourLayer | LocallyConnected
+NETS: dict[str, type[Net]] = {"alexnet": AlexNet, "four_layer": FourLayer, "locally_connected": LocallyConnected}
+
+
+def build(name: str, **options: Any) -> Net:
+    """The net of that name. Raises ValueError for a name or an option that there isn't, or for a value that it can't have."""
+    if name not in NETS:
+        raise ValueError(f"net.name={name}: this must be one of {', '.join(NETS)}")
+    known = signature(NETS[name]).parameters
+    if strangers := [option for option in options if option not in known]:
+        raise ValueError(f"net={name} has no {', '.join(strangers)} to choose")
+    return NETS[name](**options)
 
 
 def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -40,9 +54,9 @@ def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 class Classifier(L.LightningModule):
-    """AlexNet with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
+    """A net with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
 
-    net: keyword arguments of AlexNet. optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, where each is
+    net: its name, as conf/net has it, and its keyword arguments. optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, where each is
     explained. image_size: of the store, pixels. class_names: what a label means. seed: of dropout's masks. mean (size, size, 3) and covariance (3, 3), 0-255:
     of the training images; in a checkpoint they are buffers. Raises ValueError for values that don't exist.
     """
@@ -65,8 +79,8 @@ class Classifier(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["mean", "covariance"], logger=False)
-        self.net = AlexNet(**net).to(memory_format=torch.channels_last)
-        self.classes = self.net.fc8.out_features
+        self.net = build(**net).to(memory_format=torch.channels_last)
+        self.classes = net["classes"]
         self.augment, self.crop, self.epochs, self.seed = augment, augment["crop"], epochs, seed
         self.image_size, self.class_names = image_size, class_names
         self.predicts_ten_crops = True  # of predict_step; else the centre patch alone
@@ -83,6 +97,7 @@ class Classifier(L.LightningModule):
         self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
         self.errors = nn.ModuleDict({"top1_error": MeanMetric(), "top5_error": MeanMetric()})
+        self.train_error = MeanMetric(nan_strategy="disable")
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 224, 224), 0-255 and mean-subtracted -> logits (N, classes)."""
@@ -113,10 +128,17 @@ class Classifier(L.LightningModule):
         still = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
         return bool(self.augment["colour_noise"]) and still
 
+    def draw_dropout(self) -> None:
+        """Make the next dropout masks those of this update."""
+        if isinstance(self.net, AlexNet):
+            self.net.dropout.draw_from(self.seed, self.global_step)
+
     def loss(self, batch: TrainBatch) -> Tensor:
         """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5)."""
-        self.net.dropout.draw_from(self.seed, self.global_step)
-        return F.cross_entropy(self.net(self.training_images(batch)).float(), batch.labels)
+        self.draw_dropout()
+        logits = self.net(self.training_images(batch)).float()
+        self.train_error.update(100 * top_k_misses(logits.detach(), batch.labels, 1))
+        return F.cross_entropy(logits, batch.labels)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One update's loss, and its rate."""
@@ -124,6 +146,11 @@ class Classifier(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log train/top1_error (percent): of the epoch's images as they were met, before the update that they gave."""
+        self.log("train/top1_error", self.train_error.compute())
+        self.train_error.reset()
 
     def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Patches of whole images, cut by ``centre_crop`` (N, 3, s, s) or ``ten_crop`` (N, 10, 3, s, s), mean subtracted."""
@@ -163,7 +190,9 @@ class Classifier(L.LightningModule):
         momentum = optim.pop("momentum")
         optimizer = PaperSGD(parameter_groups(self.net, **optim), momentum=momentum)
         self.schedule: DivideWhenErrorStalls | ByHand
-        if schedule["rule"] == "when_error_stalls":
+        if schedule["rule"] == "constant":
+            self.schedule = ByHand(optimizer, self.epochs, of_epochs=1, changes={})
+        elif schedule["rule"] == "when_error_stalls":
             chance = 100 * (1 - 1 / self.classes)
             self.schedule = DivideWhenErrorStalls(optimizer, chance, **schedule["when_error_stalls"])
         else:
@@ -173,10 +202,14 @@ class Classifier(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the schedule's state."""
+        """Add the schedule's state, and the training error of the epoch so far."""
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
+        checkpoint["train_error"] = {"sum": self.train_error.mean_value, "weight": self.train_error.weight}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the schedule's state for configure_optimizers, which comes after this."""
         self._schedule_state = checkpoint.get("schedule")
+        if so_far := checkpoint.get("train_error"):
+            self.train_error.mean_value.copy_(so_far["sum"])
+            self.train_error.weight.copy_(so_far["weight"])

@@ -39,18 +39,17 @@ class ValBatch(NamedTuple):
 
 
 # What a stream of random numbers is for: streams with different purposes never meet.
-IMAGE, CHUNK, ORDER = range(3)
+PLACE, SHARED_PLACE, COLOUR, JITTER, ORDER = range(5)
 
 
-def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
-    """The random numbers of (seed, epoch, purpose, number), whatever was drawn before."""
-    return np.random.Generator(np.random.Philox(key=(seed, epoch << 42 | purpose << 40 | number)))
+def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    """The random numbers of (seed, epoch, purpose), whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(key=(seed, epoch << 8 | purpose)))
 
 
-def draw_place(rng: np.random.Generator, positions: int) -> tuple[int, int, bool]:
-    """Top, left and mirror of a patch: ``positions`` offsets in each axis (33 for 224 of 256), and a coin (Section 4.1)."""
-    top, left, mirror = rng.integers(0, (positions, positions, 2))
-    return int(top), int(left), bool(mirror)
+def draw_places(rng: np.random.Generator, count: int, positions: int) -> NDArray[np.int64]:
+    """(count, 3): top, left, mirror of patches; ``positions`` offsets in each axis (33 for 224 of 256), and a coin (Section 4.1)."""
+    return rng.integers(0, (positions, positions, 2), (count, 3))
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
@@ -64,6 +63,14 @@ class Key(NamedTuple):
     epoch: int
     image: int
     position: int
+
+
+class Drawn(NamedTuple):
+    """The random numbers of an epoch."""
+
+    places: NDArray[np.int64]  # (images or shares, 3): top, left, mirror
+    colour: NDArray[np.float32]  # (images, 3) from N(0, 1)
+    jitter: NDArray[np.float32]  # (images, 3), uniform from -1 to 1
 
 
 class EpochSampler(Sampler[list[Key]]):
@@ -96,30 +103,40 @@ class TrainImages(Dataset[TrainBatch]):
     ) -> None:
         self.split, self.seed, self.crop = split, seed, crop
         self.random_crops, self.mirror, self.share = random_crops, mirror, share
+        self._drawn: tuple[int, Drawn] | None = None
+
+    def drawn(self, epoch: int) -> Drawn:
+        """What is drawn in ``epoch`` for every image, by its index; in one go, which takes a fraction of the time."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            count, positions = len(self.split), self.split.image_size - self.crop + 1
+            places = draw_places(
+                stream(self.seed, epoch, SHARED_PLACE if self.share > 1 else PLACE), -(-count // self.share), positions
+            )
+            colour = stream(self.seed, epoch, COLOUR).standard_normal((count, 3), np.float32)
+            jitter = 2 * stream(self.seed, epoch, JITTER).random((count, 3), np.float32) - 1
+            self._drawn = epoch, Drawn(places, colour, jitter)
+        return self._drawn[1]
 
     def __getitems__(self, keys: list[Key]) -> TrainBatch:
-        room = self.split.image_size - self.crop
-        places = np.empty((3, len(keys)), np.int64)
-        colour, jitter = np.empty((len(keys), 3), np.float32), np.empty((len(keys), 3), np.float32)
-        for n, key in enumerate(keys):
-            rng = stream(self.seed, key.epoch, IMAGE, key.image)
-            places[:, n] = draw_place(rng, room + 1)
-            colour[n], jitter[n] = rng.standard_normal(3), rng.uniform(-1, 1, 3)
-            if self.share > 1:
-                places[:, n] = draw_place(stream(self.seed, key.epoch, CHUNK, key.position // self.share), room + 1)
-        if not self.random_crops:
-            places[:2] = room // 2
-        tops, lefts, mirror = places[0], places[1], places[2].astype(bool) & self.mirror
+        drawn = self.drawn(keys[0].epoch)  # a batch never spans two epochs
         indices = [key.image for key in keys]
+        room = self.split.image_size - self.crop
+        # shared places go by position in the epoch's order: so many consecutive images have one
+        tops, lefts, turned = drawn.places[
+            [key.position // self.share for key in keys] if self.share > 1 else indices
+        ].T
+        if not self.random_crops:
+            tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
+        mirror = turned.astype(bool) & self.mirror
         patches = crop_and_mirror([self.split[i] for i in indices], tops, lefts, mirror, self.crop)
         return TrainBatch(
             torch.from_numpy(patches),
             torch.from_numpy(self.split.labels[indices]),
-            torch.from_numpy(tops),
-            torch.from_numpy(lefts),
+            torch.from_numpy(tops.copy()),
+            torch.from_numpy(lefts.copy()),
             torch.from_numpy(mirror),
-            torch.from_numpy(colour),
-            torch.from_numpy(jitter),
+            torch.from_numpy(drawn.colour[indices]),
+            torch.from_numpy(drawn.jitter[indices]),
         )
 
 
@@ -151,10 +168,10 @@ class StoreData(L.LightningDataModule):
         seed: int,
         patches: dict[str, Any],
         workers: int | None = None,
-        predict_split: str = "val",
+        predict_split: str | None = None,
     ) -> None:
         super().__init__()
-        self.predict_split = predict_split
+        self.predict_split = predict_split or store.measured_split
         self.store, self.batch_size, self.seed, self.patches, self.workers = store, batch_size, seed, patches, workers
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
@@ -166,8 +183,8 @@ class StoreData(L.LightningDataModule):
         return self._loader(images, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[ValBatch]:
-        """Whole images of the val split, in the store's order."""
-        return self._loader(ValImages(self.store.split("val")), batch_size=self.batch_size)
+        """Whole images that the store has for measuring, in its order."""
+        return self._loader(ValImages(self.store.split(self.store.measured_split)), batch_size=self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[ValBatch]:
         """Whole images of ``predict_split``, in the store's order."""

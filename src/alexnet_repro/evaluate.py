@@ -106,21 +106,23 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     result = {
         "run": str(run),
         "checkpoint": cfg.checkpoint,
-        "split": cfg.split,
+        "split": data.predict_split,
         "claim": claim_of(trained),
         "data": store.manifest.get("name", trained.data.name),
         **measured,
         **circumstances(trainer.strategy.root_device, str(trainer.precision)),
     }
     print(table(result))
-    path = run / f"evaluation-{cfg.checkpoint}-{cfg.split}-{cfg.views}.json"
+    path = run / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
     write_json(path, result)
     print(f"written to {path}")
     return result
 
 
 def claim_of(cfg: DictConfig) -> str | None:
-    """The claim of paper.yaml that a run tests: its ablation's, and none for several ablations at once."""
+    """The claim of paper.yaml that a run tests: its ablation's, and none for several ablations at once or another net."""
+    if cfg.net.name != "alexnet":
+        return None
     claims = list(cfg.ablation.values())
     return claims[0] if len(claims) == 1 else (None if claims else cfg.claim)
 

@@ -83,11 +83,11 @@ class AlexNet(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        _one_of("init", init, WEIGHT_STD)
-        _one_of("activation", activation, ACTIVATIONS)
-        _one_of("layer1_order", layer1_order, LAYER1_ORDERS)
-        _one_of("pooling", pooling, POOLINGS)
-        _one_of("towers", towers, (1, 2))
+        one_of("init", init, WEIGHT_STD)
+        one_of("activation", activation, ACTIVATIONS)
+        one_of("layer1_order", layer1_order, LAYER1_ORDERS)
+        one_of("pooling", pooling, POOLINGS)
+        one_of("towers", towers, (1, 2))
         if towers == 1 and not communication:
             raise ValueError("with one tower there is no communication to leave out")
         self.towers, self.layer1_order, self.pooling = towers, layer1_order, pooling
@@ -242,6 +242,7 @@ def _generator(seed: int, step: int, tower: int, device: torch.device) -> torch.
     return torch.Generator(device).manual_seed(int(key) >> 1)
 
 
-def _one_of(name: str, value: object, allowed: Collection[object]) -> None:
+def one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    """Raise ValueError, naming the option net.<name>, unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(f"net.{name}={value}: this must be one of {', '.join(map(str, allowed))}")

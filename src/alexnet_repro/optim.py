@@ -58,28 +58,40 @@ class PaperSGD(torch.optim.SGD):
         return loss
 
 
+GROUPS = ("weights", "biases", "conv1_weights", "conv1_biases")
+
+
 def parameter_groups(
-    net: nn.Module, lr: float, weight_decay: float, bias_rate: float, bias_decay: bool
+    net: nn.Module,
+    lr: float,
+    weight_decay: float,
+    bias_rate: float,
+    bias_decay: bool,
+    decay_multiples: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Four groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases.
+    """Groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases; one of each name for each decay.
 
     bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay takes in biases.
-    The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them. Raises
-    ValueError for a negative number.
+    The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them.
+    decay_multiples: {layer: its decay as a multiple of weight_decay} where that isn't 1. Raises ValueError for a negative
+    number, or for a layer that the net doesn't have.
     """
-    for name, value in {"weight_decay": weight_decay, "bias_rate": bias_rate}.items():
+    multiples = decay_multiples or {}
+    for name, value in {"weight_decay": weight_decay, "bias_rate": bias_rate, **multiples}.items():
         if value < 0:
             raise ValueError(f"Invalid {name}: {value}; this must not be negative")
-    of_weights = {"lr": lr, "weight_decay": weight_decay}
-    of_biases = {"lr": lr * bias_rate, "weight_decay": weight_decay if bias_decay else 0.0}
-    groups: dict[str, dict[str, Any]] = {
-        name: {"name": name, "params": [], **(of_biases if name.endswith("biases") else of_weights)}
-        for name in ("weights", "biases", "conv1_weights", "conv1_biases")
-    }
+    layers = {name.rpartition(".")[0] for name, _ in net.named_parameters()}
+    if strangers := set(multiples) - layers:
+        raise ValueError(f"optim.decay_multiples: the net has no layer {', '.join(sorted(strangers))}")
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
-        kind = "biases" if name.endswith(".bias") else "weights"
-        groups[f"conv1_{kind}" if name.startswith("conv1.") else kind]["params"].append(parameter)
-    return list(groups.values())
+        layer, _, kind = name.rpartition(".")
+        is_bias = kind == "bias"
+        decay = 0.0 if is_bias and not bias_decay else weight_decay * multiples.get(layer, 1)
+        group_name = ("conv1_" if layer == "conv1" else "") + ("biases" if is_bias else "weights")
+        group = {"name": group_name, "params": [], "lr": lr * bias_rate if is_bias else lr, "weight_decay": decay}
+        groups.setdefault((group_name, decay), group)["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: GROUPS.index(group["name"]))
 
 
 class DivideWhenErrorStalls:
@@ -139,25 +151,22 @@ class ByHand:
         self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
     ) -> None:
         self.optimizer = optimizer  # and not its groups: loading its state replaces them
-        if strangers := set(changes) - set(self._groups()):
+        if strangers := set(changes) - set(GROUPS):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(strangers))}")
         self.changes = {
             name: [(scaled_epoch(epoch, epochs, of_epochs), multiple) for epoch, multiple in sorted(at.items())]
             for name, at in changes.items()
         }
-        self.first_rate = self._groups()["weights"]["lr"]
+        self.first_rate = next(group["lr"] for group in optimizer.param_groups if group["name"] == "weights")
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:
         """Set the rates of the next epoch; the error doesn't matter."""
         self.epochs_done += 1
-        for name, changes in self.changes.items():
-            for epoch, multiple in changes:
+        for group in self.optimizer.param_groups:
+            for epoch, multiple in self.changes.get(group["name"], []):
                 if epoch <= self.epochs_done:
-                    self._groups()[name]["lr"] = self.first_rate * multiple
-
-    def _groups(self) -> dict[str, dict[str, Any]]:
-        return {group["name"]: group for group in self.optimizer.param_groups}
+                    group["lr"] = self.first_rate * multiple
 
     def state_dict(self) -> dict[str, Any]:
         """How many epochs are done, and the rate that the multiples are of."""

@@ -245,6 +245,12 @@ def prepare(cfg: DictConfig) -> Store:
         made = prepare_photos(cfg)
         _describe(made)
         return made
+    if cfg.data.source == "cifar10" and (
+        cfg.source is None or (Path(str(cfg.source)) / "cifar-10-batches-py").is_dir()
+    ):
+        made = prepare_cifar10(cfg)
+        _describe(made)
+        return made
     if cfg.source is None:
         raise UserError(
             f"data={cfg.data.name} is made from your own copy: say where it is with source=PATH",
@@ -295,6 +301,23 @@ def prepare_photos(cfg: DictConfig) -> Store:
         provenance={"name": cfg.data.name, "source": photos.SOURCE, "held_out": "every 5th cell of each photograph"},
         overwrite=bool(cfg.get("overwrite")),
         alone=True,
+    )
+
+
+def prepare_cifar10(cfg: DictConfig) -> Store:
+    """Make the store of ``data=cifar10`` from the official batches, downloaded beside it unless ``cfg.source`` has them."""
+    store = Path(str(cfg.data.store))
+    refuse_taken(store, cfg.overwrite)
+    folder = Path(str(cfg.source)) if cfg.source is not None else store.parent
+    found, classes = source.cifar10_batches(folder, download=cfg.source is None)
+    return write_store(
+        [Example(split, label, name, partial(np.asarray, image)) for split, label, name, image in found],
+        classes,
+        store,
+        image_size=cfg.data.image_size,
+        provenance={"name": cfg.data.name, "source": "official batches", "held_out": "", "ignored": []},
+        overwrite=cfg.overwrite,
+        workers=cfg.workers,
     )
 
 

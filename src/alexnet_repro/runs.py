@@ -122,6 +122,20 @@ def csv_logger(run: Path, steps_done: int) -> CSVLogger:
     return logger
 
 
+def history(run: Path, split: str) -> list[dict[str, float]]:
+    """What metrics.csv says of each epoch: its number from 1, updates done, train_error and <split>_error, percent."""
+    names = {"train/top1_error": "train_error", "val/top1_error": f"{split}_error"}
+    epochs: dict[int, dict[str, float]] = {}
+    with (run / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            for key, name in names.items():
+                if row.get(key):
+                    epoch = int(row["epoch"]) + 1
+                    entry = epochs.setdefault(epoch, {"epoch": epoch, "steps": int(row["step"]) + 1})
+                    entry[name] = round(float(row[key]), 4)
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
 class KeepLast(Checkpoint):
     """Write last.ckpt after every epoch, every so many minutes, and when the user or the system asks the run to stop.
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import pickle
 import re
 import shutil
 import tarfile
@@ -14,7 +15,10 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import scipy.io
+from numpy.typing import NDArray
+from torchvision.datasets import CIFAR10
 
 from alexnet_repro.cli import UserError
 
@@ -45,6 +49,27 @@ class File:
         return data
 
 
+def cifar10_batches(
+    folder: Path, download: bool = False
+) -> tuple[list[tuple[str, int, str, NDArray[np.uint8]]], list[str]]:
+    """CIFAR-10's official batches: (split, label, name, (32, 32, 3) image) of each image, and the class names.
+
+    folder holds, or with ``download`` will hold, cifar-10-batches-py. Raises UserError if it can't be had or is damaged.
+    """
+    examples = []
+    for split in ("train", "test"):
+        try:
+            batches = CIFAR10(str(folder), train=split == "train", download=download)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"CIFAR-10 {'could not be downloaded' if download else 'is damaged'}: {str(error).splitlines()[0]}",
+                "give your copy with source=PATH: the folder that holds cifar-10-batches-py, or train/ and test/ of class folders",
+            ) from None
+        for i, (image, label) in enumerate(zip(batches.data, batches.targets, strict=True)):
+            examples.append((split, label, f"{split}/{i:05d}", image))
+    return examples, batches.classes
+
+
 @dataclass
 class Found:
     """Files with split and label, class names, and in words what was held out and which files are in no split."""
@@ -56,13 +81,13 @@ class Found:
     ignored: list[str] = field(default_factory=list)
 
 
-def scan(path: Path, hold_out_every: int, unpack_into: Path) -> Found:
+def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     """Find the images of ``path`` and what class and split each belongs to.
 
     The class is the name of the folder (or of the tar inside the tar); without one, the WordNet number that the file's name
     begins with; for ILSVRC's flat validation images, what the development kit beside them says. Splits are folders or tars
     named train, val, test above the class folders; where there is no val, every ``hold_out_every``-th image of each class
-    becomes it. A compressed tar is unpacked once, as one file, into ``unpack_into``.
+    becomes it (None: none does). A compressed tar is unpacked once, as one file, into ``unpack_into``.
 
     Raises UserError for a missing path, no images, a class folder without images, or classes that only val has.
     """
@@ -91,7 +116,7 @@ def scan(path: Path, hold_out_every: int, unpack_into: Path) -> Found:
         raise UserError(f"{len(strangers)} classes of {path} have no training images: {', '.join(strangers[:3])}")
     index = {name: i for i, name in enumerate(found.classes)}
     found.files = [replace(file, label=index[name]) for file, name in labelled]
-    if not any(file.split == "val" for file in found.files):
+    if hold_out_every and not any(file.split == "val" for file in found.files):
         _hold_out(found, hold_out_every)
     return found
 

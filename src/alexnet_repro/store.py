@@ -68,6 +68,11 @@ class Store:
         """Covariance of the RGB values of all pixels of the training split, (3, 3), 0-255 scale (Section 4.1)."""
         return np.array(self.manifest["covariance"])
 
+    @property
+    def measured_split(self) -> str:
+        """The split that runs are measured on: val; test where there is no val, as in CIFAR-10."""
+        return "val" if self.manifest["splits"].get("val", {}).get("count") else "test"
+
     def split(self, name: str) -> "Split":
         """The images of ``train``, ``val`` or ``test``. Raises UserError when the store has none of that name."""
         shards = self.manifest["splits"].get(name, {}).get("shards", [])

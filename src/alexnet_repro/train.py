@@ -12,7 +12,7 @@ from uuid import uuid4
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +26,7 @@ from alexnet_repro.runs import (
     circumstances,
     csv_logger,
     done_before,
+    history,
     load_checkpoint,
     open_run,
     run_name,
@@ -60,15 +61,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.logger.wandb:
         loggers.append(wandb_logger(cfg, run))
     checkpoints = run / "checkpoints"
-    best = ModelCheckpoint(
-        checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
-    )
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
+    callbacks: list[Callback] = [keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)]
+    if store.measured_split == "val":  # the test images choose nothing
+        callbacks.append(
+            ModelCheckpoint(
+                checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
+            )
+        )
+    if cfg.stop_at is not None:
+        callbacks.append(
+            EarlyStopping(
+                "train/top1_error", stopping_threshold=cfg.stop_at, patience=cfg.epochs, check_on_train_epoch_end=True
+            )
+        )
     trainer = make_trainer(
         cfg.trainer,
         max_epochs=cfg.epochs,
         logger=loggers,
-        callbacks=[best, keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)],
+        callbacks=callbacks,
         enable_checkpointing=True,
         log_every_n_steps=10,
     )
@@ -77,7 +88,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.net.parameters())
     print(
         f"recipe={cfg.recipe} ablation={'+'.join(cfg.ablation) or 'none'} data={cfg.data.name}: {parameters:,} parameters, "
-        f"{len(store.split('train')):,} training and {len(store.split('val')):,} validation images, "
+        f"{len(store.split('train')):,} training and {len(store.split(store.measured_split)):,} {store.measured_split} images, "
         f"{trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
     try:
@@ -93,14 +104,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "ablation": "+".join(cfg.ablation) or "none",
         "recipe": cfg.recipe,
         "data": cfg.data.name,
-        "net": "alexnet",
+        "net": cfg.net.name,
+        "activation": cfg.net.activation,
+        "lrn": cfg.net.get("lrn", False),
         "seed": cfg.seed,
-        "epochs": cfg.epochs,
+        "lr": cfg.optim.lr,
+        "batch_size": cfg.batch_size,
+        "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "split": data.predict_split,
         **measured,
         "parameters": parameters,
         "seconds": round(keep_last.seconds, 1),
         **circumstances(trainer.strategy.root_device, str(trainer.precision)),
+        "history": history(run, data.predict_split),
     }
     write_json(run / "result.json", result)
     print(table(result))
@@ -124,6 +141,8 @@ def check(cfg: DictConfig) -> None:
                 )
     if cfg.logger.wandb and cfg.logger.mode not in ("auto", "online", "offline", "disabled"):
         raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
+    if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
+        raise UserError(f"stop_at={cfg.stop_at}: this must be a training error in percent")
     if cfg.trainer.devices != 1:
         raise UserError(f"trainer.devices={cfg.trainer.devices}: training is on one device so far", "leave it at 1")
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
@@ -148,7 +167,12 @@ def open_store(cfg: DictConfig) -> Store:
             f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
             "name another store with data.store=PATH",
         )
-    for split in ("train", "val"):
+    if store.measured_split != "val" and cfg.schedule.rule == "when_error_stalls":
+        raise UserError(
+            f"{path} has test images but no validation images, and schedule.rule=when_error_stalls would look at those",
+            "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
+        )
+    for split in ("train", store.measured_split):
         wanted, there = cfg.data.get(f"{split}_per_class"), len(store.split(split))
         if wanted and there != wanted * len(store.classes):
             raise UserError(
@@ -171,7 +195,7 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     try:
         model = Classifier(
-            net={"classes": len(store.classes), **plain["net"]},
+            net={**plain["net"], "classes": len(store.classes)},
             optim=plain["optim"],
             schedule=plain["schedule"],
             augment=plain["augment"],
@@ -190,7 +214,8 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
         raise UserError(str(error)) from None
     except RuntimeError:
         raise UserError(
-            f"augment.crop={cfg.augment.crop}: this net takes patches of another size", "its own is 224"
+            f"augment.crop={cfg.augment.crop}: net={cfg.net.name} takes patches of another size",
+            "its own is 224" if cfg.net.name == "alexnet" else "give net.image_size the same number",
         ) from None
     return model
 

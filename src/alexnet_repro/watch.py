@@ -43,7 +43,7 @@ class Watchman(L.Callback):
                     "they were normalised, undo that: with weights of 0.01 the net hardly learns from such inputs."
                 )
         if self._is_due(trainer.global_step):
-            pl_module.net.dropout.draw_from(pl_module.seed, trainer.global_step)
+            pl_module.draw_dropout()
             with torch.no_grad():
                 seen = pl_module.net.activations(pl_module.training_images(batch))
             self._log(
