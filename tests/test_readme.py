@@ -36,7 +36,7 @@ def test_train_commands_compose(command: str) -> None:
     arguments = [a for a in shlex.split(command) if a != "-m" and not a.startswith("hydra")]
     single = [a.split(",")[0] if "[" not in a else a for a in arguments]  # of a sweep, its first job
     with initialize_config_dir(CONF, version_base="1.3"):
-        assert compose("train", single).recipe in ("paper", "as_run")
+        assert compose("train", single).recipe in ("paper", "as_run", "cuda_convnet")
 
 
 def test_its_numbers_are_those_of_the_results() -> None:
