@@ -128,22 +128,26 @@ class Classifier(L.LightningModule):
         still = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
         return bool(self.augment["colour_noise"]) and still
 
-    def draw_dropout(self) -> None:
+    def draw_dropout(self, batch: TrainBatch) -> None:
         """Make the next dropout masks those of this update."""
         if isinstance(self.net, AlexNet):
-            self.net.dropout.draw_from(self.seed, self.global_step)
+            self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.of)
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5)."""
-        self.draw_dropout()
+        """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5); of a part of it, its part."""
+        self.draw_dropout(batch)
         logits = self.net(self.training_images(batch)).float()
         self.train_error.update(100 * top_k_misses(logits.detach(), batch.labels, 1))
-        return F.cross_entropy(logits, batch.labels)
+        return F.cross_entropy(logits, batch.labels, reduction="sum") / batch.of
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One update's loss, and its rate."""
-        loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        loss, whole = self.loss(batch), None
+        _, replicas = getattr(self.trainer.strategy, "replica", (0, 1))
+        if replicas > 1:  # each has its part of the batch; their gradients will be averaged, and shall be summed
+            whole = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean") * replicas
+            loss = loss * replicas
+        self.log("train/loss", loss if whole is None else whole, prog_bar=True, batch_size=batch.of)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
@@ -205,11 +209,16 @@ class Classifier(L.LightningModule):
         """Add the schedule's state, and the training error of the epoch so far."""
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
-        checkpoint["train_error"] = {"sum": self.train_error.mean_value, "weight": self.train_error.weight}
+        with self.train_error.sync_context():  # over all processes; both towers of a replica count its images
+            so_far = torch.stack([self.train_error.mean_value, self.train_error.weight]).clone()
+        towers = getattr(self._trainer and self._trainer.strategy, "towers", 1)
+        checkpoint["train_error"] = so_far / towers
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the schedule's state for configure_optimizers, which comes after this."""
         self._schedule_state = checkpoint.get("schedule")
-        if so_far := checkpoint.get("train_error"):
-            self.train_error.mean_value.copy_(so_far["sum"])
-            self.train_error.weight.copy_(so_far["weight"])
+        if self._trainer is None or getattr(self._trainer.strategy, "replica", (0, 1))[0] == 0:
+            for state, value in zip(
+                (self.train_error.mean_value, self.train_error.weight), checkpoint["train_error"], strict=True
+            ):
+                state.copy_(value)

@@ -40,6 +40,15 @@ class Interrupted(Exception):
     """Ended by Ctrl-C or a termination signal, with everything saved; says how to go on."""
 
 
+class ProcessDied(Exception):
+    """One of a run's processes ended before its time, and so did the run."""
+
+
+def rank() -> int:
+    """Which of a run's processes this is, by what torchrun or Slurm says; 0 if there is one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
 def command(name: str) -> None:
     """Compose conf/<name>.yaml with the command line, call alexnet_repro.<name>.<name>, and exit with the status above.
 
@@ -60,6 +69,9 @@ def command(name: str) -> None:
                 _fail(str(error))
             print(f"error: {error}", file=sys.stderr)  # and go on with the other jobs
             leave_outcome({"error": str(error).splitlines()[0]})
+        except ProcessDied as death:
+            print(f"error: {death}", file=sys.stderr)
+            sys.exit(1)
         except (Interrupted, KeyboardInterrupt) as stop:
             _interrupted(str(stop))
         except SystemExit as end:  # Lightning makes one of Ctrl-C
@@ -68,6 +80,8 @@ def command(name: str) -> None:
             raise
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    if rank() > 0:  # of several processes the first one speaks
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -75,7 +89,8 @@ def command(name: str) -> None:
 
 
 def _interrupted(message: str) -> None:
-    print(f"\ninterrupted. {message}".rstrip(), file=sys.stderr)
+    if rank() == 0:
+        print(f"\ninterrupted. {message}".rstrip(), file=sys.stderr)
     sys.exit(130)
 
 

@@ -29,6 +29,8 @@ class TrainBatch(NamedTuple):
     mirror: Tensor  # (N,) bool
     colour: Tensor  # (N, 3) float32 from N(0, 1)
     jitter: Tensor  # (N, 3) float32, uniform from -1 to 1
+    first: int  # which of the batch's images the first of these is, where a batch is shared by several processes
+    of: int  # images in the whole batch
 
 
 class ValBatch(NamedTuple):
@@ -57,12 +59,14 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return stream(seed, epoch, ORDER).permutation(count)
 
 
-class Key(NamedTuple):
-    """A sample: which image, in which epoch, at which position of its order."""
+class Part(NamedTuple):
+    """Images of one batch: all of them, or a replica's."""
 
     epoch: int
-    image: int
-    position: int
+    images: NDArray[np.int64]  # indices into the split
+    positions: NDArray[np.int64]  # in the epoch's order
+    first: int  # which of the batch's images the first of these is
+    of: int  # images in the batch
 
 
 class Drawn(NamedTuple):
@@ -73,21 +77,29 @@ class Drawn(NamedTuple):
     jitter: NDArray[np.float32]  # (images, 3), uniform from -1 to 1
 
 
-class EpochSampler(Sampler[list[Key]]):
-    """Batches of keys. Where it begins follows from the number of steps done, so a resumed run needs no other state."""
+class EpochSampler(Sampler[Part]):
+    """Batches. Where it begins follows from the number of steps done, so a resumed run needs no other state.
 
-    def __init__(self, count: int, batch_size: int, seed: int, steps_done: Callable[[], int]) -> None:
+    replica, of: this process takes that part of every batch, of so many nearly equal ones.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, steps_done: Callable[[], int], replica: int = 0, of: int = 1
+    ) -> None:
         self.count, self.batch_size, self.seed, self.steps_done = count, batch_size, seed, steps_done
+        self.replica, self.of = replica, of
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = divmod(self.steps_done(), len(self))
+    def __iter__(self) -> Iterator[Part]:
+        epoch, first_batch = divmod(self.steps_done(), len(self))
         order = epoch_order(self.seed, epoch, self.count)
-        for start in range(first * self.batch_size, self.count, self.batch_size):
-            batch = order[start : start + self.batch_size].tolist()
-            yield [Key(epoch, image, position) for position, image in enumerate(batch, start)]
+        for start in range(first_batch * self.batch_size, self.count, self.batch_size):
+            size = min(self.batch_size, self.count - start)
+            first, end = (size * edge // self.of for edge in (self.replica, self.replica + 1))
+            positions = np.arange(start + first, start + end)
+            yield Part(epoch, order[positions], positions, first, size)
 
 
 class TrainImages(Dataset[TrainBatch]):
@@ -117,26 +129,25 @@ class TrainImages(Dataset[TrainBatch]):
             self._drawn = epoch, Drawn(places, colour, jitter)
         return self._drawn[1]
 
-    def __getitems__(self, keys: list[Key]) -> TrainBatch:
-        drawn = self.drawn(keys[0].epoch)  # a batch never spans two epochs
-        indices = [key.image for key in keys]
+    def __getitems__(self, part: Part) -> TrainBatch:
+        drawn, images = self.drawn(part.epoch), part.images
         room = self.split.image_size - self.crop
         # shared places go by position in the epoch's order: so many consecutive images have one
-        tops, lefts, turned = drawn.places[
-            [key.position // self.share for key in keys] if self.share > 1 else indices
-        ].T
+        tops, lefts, turned = drawn.places[part.positions // self.share if self.share > 1 else images].T
         if not self.random_crops:
             tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
         mirror = turned.astype(bool) & self.mirror
-        patches = crop_and_mirror([self.split[i] for i in indices], tops, lefts, mirror, self.crop)
+        patches = crop_and_mirror([self.split[i] for i in images.tolist()], tops, lefts, mirror, self.crop)
         return TrainBatch(
             torch.from_numpy(patches),
-            torch.from_numpy(self.split.labels[indices]),
+            torch.from_numpy(self.split.labels[images]),
             torch.from_numpy(tops.copy()),
             torch.from_numpy(lefts.copy()),
             torch.from_numpy(mirror),
-            torch.from_numpy(drawn.colour[indices]),
-            torch.from_numpy(drawn.jitter[indices]),
+            torch.from_numpy(drawn.colour[images]),
+            torch.from_numpy(drawn.jitter[images]),
+            part.first,
+            part.of,
         )
 
 
@@ -177,18 +188,33 @@ class StoreData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Random patches, in a new order each epoch."""
         images = TrainImages(self.store.split("train"), self.seed, **self.patches)
+        replica, of = self._replica()
         sampler = EpochSampler(
-            len(images.split), self.batch_size, self.seed, lambda: self.trainer.global_step if self.trainer else 0
+            len(images.split),
+            self.batch_size,
+            self.seed,
+            lambda: self.trainer.global_step if self.trainer else 0,
+            replica,
+            of,
         )
         return self._loader(images, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[ValBatch]:
         """Whole images that the store has for measuring, in its order."""
-        return self._loader(ValImages(self.store.split(self.store.measured_split)), batch_size=self.batch_size)
+        return self._whole_images(self.store.measured_split)
 
     def predict_dataloader(self) -> DataLoader[ValBatch]:
         """Whole images of ``predict_split``, in the store's order."""
-        return self._loader(ValImages(self.store.split(self.predict_split)), batch_size=self.batch_size)
+        return self._whole_images(self.predict_split)
+
+    def _whole_images(self, split: str) -> DataLoader[ValBatch]:
+        images = ValImages(self.store.split(split))
+        replica, of = self._replica()
+        return self._loader(images, batch_size=self.batch_size, sampler=range(replica, len(images), of))
+
+    def _replica(self) -> tuple[int, int]:
+        """Which replica of the net this process works for, and how many there are."""
+        return getattr(self.trainer.strategy, "replica", (0, 1)) if self.trainer else (0, 1)
 
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"

@@ -15,6 +15,7 @@ from torch import Tensor
 from alexnet_repro.classifier import Classifier, top_k_misses
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
+from alexnet_repro.processes import launch, launched, world
 from alexnet_repro.runs import circumstances, load_checkpoint, write_json
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
@@ -22,9 +23,18 @@ from alexnet_repro.trainers import make_trainer
 VIEWS = ("centre", "ten_crop")
 
 
-def errors(softmax: Tensor, labels: Tensor) -> dict[str, float]:
-    """(N, classes), (N,) -> {"top1_error", "top5_error"} in percent."""
-    return {f"top{k}_error": round(100 * float(top_k_misses(softmax, labels, k).double().mean()), 4) for k in (1, 5)}
+def errors(softmax: Tensor, labels: Tensor, trainer: L.Trainer | None = None) -> dict[str, float]:
+    """(N, classes), (N,) -> {"top1_error", "top5_error"} in percent; over all the processes of ``trainer``, if there are more."""
+    sums = torch.stack(
+        [*(top_k_misses(softmax, labels, k).double().sum() for k in (1, 5)), torch.tensor(len(labels)).double()]
+    )
+    if (
+        trainer is not None and trainer.world_size > 1
+    ):  # both towers of a replica count its images, which the quotient doesn't show
+        sums = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+    return {
+        f"top{k}_error": round(100 * float(misses / sums[2]), 4) for k, misses in zip((1, 5), sums[:2], strict=True)
+    }
 
 
 def measure(
@@ -37,7 +47,7 @@ def measure(
     model.predicts_ten_crops = views == "ten_crop"
     batches: Any = trainer.predict(model, datamodule=data)
     labels, *softmax = (torch.cat(column) for column in zip(*batches, strict=True))
-    return {view: errors(scores, labels) for view, scores in zip(VIEWS, softmax, strict=False)}
+    return {view: errors(scores, labels, trainer) for view, scores in zip(VIEWS, softmax, strict=False)}
 
 
 def paper_claim(claim: str) -> dict[str, Any]:
@@ -92,6 +102,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("say which run: run=FOLDER", "for example run=runs/paper/seed-0")
     run = Path(str(cfg.run))
+    processes = world(cfg)
+    if processes > 1 and not launched():
+        launch("evaluate", processes // cfg.trainer.nodes)
+        return {}
     model, trained = load_run(run, cfg.checkpoint)
     store = Store(str(cfg.store or trained.data.store))
     if store.classes != model.class_names:
@@ -100,7 +114,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         )
     if store.image_size != model.image_size:
         raise UserError(f"the store {store.path} has images of another size than the net of {run} was trained on")
-    trainer = make_trainer(cfg.trainer)
+    trainer = make_trainer(cfg)
     data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
     measured = measure(trainer, model, data, cfg.views)
     result = {
@@ -110,12 +124,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "claim": claim_of(trained),
         "data": store.manifest.get("name", trained.data.name),
         **measured,
-        **circumstances(trainer.strategy.root_device, str(trainer.precision)),
+        **circumstances(trainer),
     }
     print(table(result))
-    path = run / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
-    write_json(path, result)
-    print(f"written to {path}")
+    if trainer.is_global_zero:
+        path = run / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
+        write_json(path, result)
+        print(f"written to {path}")
     return result
 
 

@@ -209,13 +209,19 @@ class Dropout(nn.Module):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout={p}: a probability from 0 to below 1")
-        self.p, self.masks = p, masks
+        self.p = p
+        self.towers = list(range(masks))  # whose neurons the input holds, side by side
         self._source: tuple[int, int] | None = None
+        self._rows: tuple[int, int] | None = None
         self._generators: list[torch.Generator] = []
 
-    def draw_from(self, seed: int, step: int) -> None:
-        """Make the next masks those of this training step."""
+    def draw_from(self, seed: int, step: int, first: int = 0, of: int | None = None) -> None:
+        """Make the next masks those of this training step.
+
+        first, of: the input's rows are those from ``first`` on of a batch of so many, whose other rows are elsewhere.
+        """
         self._source, self._generators = (seed, step), []
+        self._rows = None if of is None else (first, of)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, neurons) -> (N, neurons)."""
@@ -224,13 +230,12 @@ class Dropout(nn.Module):
         if not self.training:
             return x * (1 - self.p)
         if self._source is not None and not self._generators:
-            self._generators = [_generator(*self._source, tower, device=x.device) for tower in range(self.masks)]
-        generators: list[torch.Generator | None] = [*self._generators] or [None] * self.masks
-        kept = [
-            torch.empty_like(tower, dtype=torch.float32).uniform_(generator=generator) >= self.p
-            for tower, generator in zip(x.chunk(self.masks, 1), generators, strict=True)
-        ]
-        return x * torch.cat(kept, 1)
+            self._generators = [_generator(*self._source, tower, device=x.device) for tower in self.towers]
+        generators: list[torch.Generator | None] = [*self._generators] or [None] * len(self.towers)
+        first, of = self._rows or (0, len(x))
+        shape = (of, x.shape[1] // len(self.towers))
+        kept = [torch.empty(shape, device=x.device).uniform_(generator=source) >= self.p for source in generators]
+        return x * torch.cat(kept, 1)[first : first + len(x)]
 
     def extra_repr(self) -> str:
         """The probability, for print(net)."""
@@ -240,6 +245,19 @@ class Dropout(nn.Module):
 def _generator(seed: int, step: int, tower: int, device: torch.device) -> torch.Generator:
     key = np.random.SeedSequence((seed, step, tower)).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(key) >> 1)
+
+
+def colour_content(conv1_weight: Tensor, towers: int = 2) -> list[float]:
+    """(maps, 3, 11, 11) -> for each tower the share of its first kernels' energy that is colour, from 0 (grey) to 1.
+
+    The energy of what is left of the RGB weights when their mean, the grey part, is taken off each. Weights as they are drawn
+    have 2/3. Section 6.1: the kernels of one GPU are "largely color-agnostic", those of the other "largely color-specific".
+    """
+    shares = []
+    for kernels in conv1_weight.detach().float().chunk(towers):
+        colour = kernels - kernels.mean(1, keepdim=True)
+        shares.append(float(colour.square().sum() / kernels.square().sum()))
+    return shares
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:

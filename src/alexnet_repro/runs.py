@@ -25,10 +25,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_repro.cli import CONF, Interrupted, UserError, leaves
+from alexnet_repro.cli import CONF, Interrupted, UserError, leaves, rank
 
 # Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
-HOW = re.compile(r"(run|resume|logger|watch)(\..*)?|trainer(\.(?!precision).*)?")
+HOW = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
@@ -144,7 +144,7 @@ class KeepLast(Checkpoint):
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.minutes = path, minutes
-        self._asked_to_stop = False
+        self._asked_to_stop, self._asked_at = False, 0.0
         self._before: dict[int, Any] = {}
         self._began = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
@@ -172,18 +172,22 @@ class KeepLast(Checkpoint):
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if self._asked_to_stop and number == signal.SIGINT:
-            raise KeyboardInterrupt(f"{self.path} is as it was last saved; resume=true goes on from there")
-        self._asked_to_stop = True
-        print("\nstopping after this update (Ctrl-C again: at once)", file=sys.stderr)
+            if time.monotonic() - self._asked_at > 1:  # and not the same one, passed on by a launcher
+                raise KeyboardInterrupt(f"{self.path} is as it was last saved; resume=true goes on from there")
+            return
+        self._asked_to_stop, self._asked_at = True, time.monotonic()
+        if rank() == 0:
+            print("\nstopping after this update (Ctrl-C again: at once)", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save in the middle of an epoch. Not at its last batch: validation belongs to it, and saving comes right after."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self._asked_to_stop or time.monotonic() - self._saved_at > 60 * self.minutes:
+        stop, due = self._agree(trainer)
+        if stop or due:
             self._save(trainer)
-        if self._asked_to_stop:
-            raise Interrupted(f"saved in {self.path}; the same command with resume=true goes on from there")
+        if stop:
+            raise self._interrupted()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the epoch."""
@@ -191,13 +195,29 @@ class KeepLast(Checkpoint):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop between two epochs."""
-        if self._asked_to_stop:
-            raise Interrupted(f"saved in {self.path}; the same command with resume=true goes on from there")
+        if self._agree(trainer)[0]:
+            raise self._interrupted()
+
+    def _agree(self, trainer: L.Trainer) -> tuple[bool, bool]:
+        """Whether to stop, and whether it's time to save: in all processes, as soon as it is so in one of them."""
+        due = time.monotonic() - self._saved_at > 60 * self.minutes
+        if trainer.world_size == 1:
+            return self._asked_to_stop, due
+        device = trainer.strategy.root_device
+        if device.type != "cpu" and trainer.global_step % 20:  # asking makes a GPU wait
+            return False, False
+        wish = torch.tensor([self._asked_to_stop, due], dtype=torch.float32, device=device)
+        stop, due = (bool(share) for share in trainer.strategy.reduce(wish, reduce_op="mean"))
+        return stop, due
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"saved in {self.path}; the same command with resume=true goes on from there")
 
     def _save(self, trainer: L.Trainer) -> None:
         unfinished = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(unfinished)
-        unfinished.replace(self.path)  # beside it, so that there is a whole checkpoint at every moment
+        if trainer.is_global_zero:
+            unfinished.replace(self.path)  # beside it, so that there is a whole checkpoint at every moment
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -214,16 +234,18 @@ class KeepLast(Checkpoint):
         self._before = {}
 
 
-def circumstances(device: torch.device, precision: str) -> dict[str, Any]:
+def circumstances(trainer: L.Trainer) -> dict[str, Any]:
     """What a number depends on besides the config: hardware, versions, commit, command."""
+    device, processes = trainer.strategy.root_device, trainer.world_size
     if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
+        hardware = f"{processes} x {torch.cuda.get_device_name(device)}"
     else:
-        hardware = f"{torch.get_num_threads()} threads of {_processor()}"
+        hardware = f"{processes * torch.get_num_threads()} threads of {_processor()}"
     packages = ("alexnet_repro", "torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
     return {
         "hardware": hardware,
-        "precision": precision,
+        "processes": processes,
+        "precision": str(trainer.precision),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": _commit(),
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),

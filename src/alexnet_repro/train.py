@@ -3,6 +3,7 @@
 python -m alexnet_repro.train +ablation=no_lrn
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.classifier import Classifier
-from alexnet_repro.cli import CONF, UserError, command, leaves
+from alexnet_repro.cli import CONF, UserError, command, leaves, rank
 from alexnet_repro.data import StoreData
 from alexnet_repro.evaluate import claim_of, measure, table
+from alexnet_repro.net import colour_content
 from alexnet_repro.prepare import prepare_photos
+from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.runs import (
     KeepLast,
     circumstances,
@@ -51,16 +54,23 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if sweeping() and (done := done_before(run, cfg)):  # a sweep that is called again does what is left
         print(f"{run} is finished already")
         return done
+    processes = world(cfg)
+    if processes > 1 and not launched():
+        launch("train", processes // cfg.trainer.nodes, f"run={run}")
+        return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
     model = new_classifier(cfg, store)
-    measuring = make_trainer(cfg.trainer)
-    last = open_run(run, cfg)  # once nothing of what the user said can fail any more
+    measuring = make_trainer(cfg)
+    checkpoints = run / "checkpoints"
+    if rank() == 0:
+        last = open_run(run, cfg)  # once nothing of what the user said can fail any more
+    else:
+        last = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
 
     steps_done = load_checkpoint(last)["global_step"] if last else 0
     loggers: list[Logger] = [csv_logger(run, steps_done)]
     if cfg.logger.wandb:
         loggers.append(wandb_logger(cfg, run))
-    checkpoints = run / "checkpoints"
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     callbacks: list[Callback] = [keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)]
     if store.measured_split == "val":  # the test images choose nothing
@@ -76,7 +86,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             )
         )
     trainer = make_trainer(
-        cfg.trainer,
+        cfg,
         max_epochs=cfg.epochs,
         logger=loggers,
         callbacks=callbacks,
@@ -89,12 +99,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     print(
         f"recipe={cfg.recipe} ablation={'+'.join(cfg.ablation) or 'none'} data={cfg.data.name}: {parameters:,} parameters, "
         f"{len(store.split('train')):,} training and {len(store.split(store.measured_split)):,} {store.measured_split} images, "
-        f"{trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
+        f"{processes} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
         measured = measure(measuring, model, data)
         final = {f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()}
+        colour = colour_content(
+            load_checkpoint(keep_last.path)["state_dict"]["net.conv1.weight"], cfg.net.get("towers", 1)
+        )
+        final |= {f"colour_content/tower{tower}": share for tower, share in enumerate(colour)}
         for logger in loggers[1:]:
             logger.log_metrics(final)
     finally:
@@ -115,11 +129,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "split": data.predict_split,
         **measured,
         "parameters": parameters,
+        "colour_content": [round(share, 4) for share in colour],  # of the first kernels, by tower (Figure 3)
         "seconds": round(keep_last.seconds, 1),
-        **circumstances(trainer.strategy.root_device, str(trainer.precision)),
-        "history": history(run, data.predict_split),
+        "placement": cfg.placement.name,
+        **circumstances(trainer),
+        "history": history(run, data.predict_split) if trainer.is_global_zero else [],
     }
-    write_json(run / "result.json", result)
+    if trainer.is_global_zero:
+        write_json(run / "result.json", result)
     print(table(result))
     print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
     return result
@@ -143,8 +160,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
     if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
         raise UserError(f"stop_at={cfg.stop_at}: this must be a training error in percent")
-    if cfg.trainer.devices != 1:
-        raise UserError(f"trainer.devices={cfg.trainer.devices}: training is on one device so far", "leave it at 1")
+    refuse_placement(cfg)
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
 

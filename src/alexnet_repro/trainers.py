@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from alexnet_repro.cli import UserError
+from alexnet_repro.processes import TowerStrategy, world
 
 
 def fast_bfloat16() -> bool:
@@ -20,7 +21,7 @@ def fast_bfloat16() -> bool:
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
-    """Lightning's Trainer for ``cfg`` (accelerator, devices, precision); ``options`` are passed on to it.
+    """Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``; ``options`` are passed on to it.
 
     Raises UserError for a device or precision that isn't there.
     """
@@ -33,16 +34,18 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # runs.py keeps them
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
-    precision = cfg.precision
+    accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
     if precision == "auto":
-        on_cpu = cfg.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         precision = "bf16-mixed" if on_cpu and fast_bfloat16() else "32-true"
     options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
     options["callbacks"] = [*options["callbacks"], TQDMProgressBar(leave=True)]
     try:
         return L.Trainer(
-            accelerator=cfg.accelerator,
-            devices=cfg.devices,
+            accelerator=accelerator,
+            devices=processes // cfg.trainer.nodes,
+            num_nodes=cfg.trainer.nodes,
+            strategy=TowerStrategy(cfg.placement.devices) if processes > 1 else "auto",
             precision=precision,
             num_sanity_val_steps=0,
             enable_model_summary=False,

@@ -43,17 +43,12 @@ class Watchman(L.Callback):
                     "they were normalised, undo that: with weights of 0.01 the net hardly learns from such inputs."
                 )
         if self._is_due(trainer.global_step):
-            pl_module.draw_dropout()
+            pl_module.draw_dropout(batch)
             with torch.no_grad():
                 seen = pl_module.net.activations(pl_module.training_images(batch))
+            self._log(trainer, trainer.global_step, "activation", {name: x.abs().mean() for name, x in seen.items()})
             self._log(
-                trainer, trainer.global_step, "activation", {name: x.abs().mean().item() for name, x in seen.items()}
-            )
-            self._log(
-                trainer,
-                trainer.global_step,
-                "silent",
-                {name: (x == 0).float().mean().item() for name, x in seen.items()},
+                trainer, trainer.global_step, "silent", {name: (x == 0).float().mean() for name, x in seen.items()}
             )
 
     def on_train_batch_end(
@@ -95,18 +90,22 @@ class Watchman(L.Callback):
     def _is_due(self, step: int) -> bool:
         return self.every > 0 and step % self.every == 0
 
-    def _log(self, trainer: L.Trainer, step: int, kind: str, values: dict[str, float]) -> None:
+    def _log(self, trainer: L.Trainer, step: int, kind: str, values: dict[str, torch.Tensor]) -> None:
+        # of several processes each has its tower, or its images: their mean is the whole net's, or the whole batch's
+        means = {
+            f"{kind}/{name}": trainer.strategy.reduce(x.float(), reduce_op="mean").item() for name, x in values.items()
+        }
         for logger in trainer.loggers:
-            logger.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+            logger.log_metrics(means, step=step)
 
 
 @torch.no_grad()
-def update_sizes(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def update_sizes(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """{layer: length of the last update of its weights / length of the weights}."""
     rates = {id(p): group["velocity_lr"] for group in optimizer.param_groups for p in group["params"]}
     sizes = {}
     for name, p in net.named_parameters():
         buffer = optimizer.state[p].get("momentum_buffer")
         if name.endswith(".weight") and buffer is not None:
-            sizes[name.removesuffix(".weight")] = float(rates[id(p)] * buffer.norm() / p.norm())
+            sizes[name.removesuffix(".weight")] = rates[id(p)] * buffer.norm() / p.norm()
     return sizes
