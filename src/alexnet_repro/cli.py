@@ -70,8 +70,13 @@ def command(name: str) -> None:
             print(f"error: {error}", file=sys.stderr)  # and go on with the other jobs
             leave_outcome({"error": str(error).splitlines()[0]})
         except ProcessDied as death:
-            print(f"error: {death}", file=sys.stderr)
-            sys.exit(1)
+            _fail(str(death), 1)
+        except RuntimeError as error:
+            if "WORLD_SIZE" not in os.environ or not re.search(
+                r"gloo|NCCL|connection (closed|reset)", str(error), re.I
+            ):
+                raise
+            _fail(f"process {rank()} lost the connection to another process of this run", 1)
         except (Interrupted, KeyboardInterrupt) as stop:
             _interrupted(str(stop))
         except SystemExit as end:  # Lightning makes one of Ctrl-C
@@ -94,9 +99,9 @@ def _interrupted(message: str) -> None:
     sys.exit(130)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _explain(error: Exception) -> str:

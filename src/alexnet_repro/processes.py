@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
-from alexnet_repro.cli import Interrupted, ProcessDied, UserError
+from alexnet_repro.cli import ProcessDied, UserError
 from alexnet_repro.placement import TOWERS, Link, half_of, keep_tower, whole_of
 
 
@@ -178,7 +178,7 @@ def launched() -> bool:
 def launch(command: str, processes: int, *extra: str) -> None:
     """Do this very command in so many processes on this machine, with ``extra`` options, and wait for them.
 
-    Raises ProcessDied if one of them dies, UserError or Interrupted if they ended so.
+    Raises ProcessDied if one of them dies, and SystemExit if they ended by the user's mistake or wish.
     """
     arguments = [*HydraConfig.get().overrides.task, *extra]
     if "OMP_NUM_THREADS" not in os.environ:
@@ -196,13 +196,11 @@ def launch(command: str, processes: int, *extra: str) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", f"alexnet_repro.{command}", *arguments)
     except SignalException:
-        raise Interrupted("the same command with resume=true goes on from the last checkpoint") from None
+        raise SystemExit(130) from None  # process 0 has said what it saved
     except ChildFailedError as failure:
         rank, first = failure.get_first_failure()
-        if first.exitcode == 2:
-            raise SystemExit(2) from None  # it has said why
-        if first.exitcode == 130:
-            raise Interrupted("the same command with resume=true goes on from the last checkpoint") from None
+        if first.exitcode in (2, 130):  # the user's mistake, or interrupted: it has said so
+            raise SystemExit(first.exitcode) from None
         raise ProcessDied(
             f"process {rank} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "
             "and so did the run\n  the same command with resume=true goes on from the last checkpoint"

@@ -106,6 +106,8 @@ def _refuse_differences(run: Path, cfg: DictConfig) -> None:
 
 def csv_logger(run: Path, steps_done: int) -> CSVLogger:
     """metrics.csv in the run's folder, keeping what an earlier part of the run wrote in its first ``steps_done`` steps."""
+    if rank() > 0:
+        return CSVLogger(run, name="", version="")  # which writes nothing there
     path = run / "metrics.csv"
     rows: list[dict[str, str]] = []
     if path.exists() and steps_done:

@@ -33,6 +33,9 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # runs.py keeps them
+    warnings.filterwarnings(
+        "ignore", "It is recommended to use `self.log.*sync_dist=True"
+    )  # it is synchronised already
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
     accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
     if precision == "auto":

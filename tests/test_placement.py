@@ -1,0 +1,284 @@
+"""Two devices, real processes: equal to one. On CPUs over gloo; GPUs were never tried."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn import functional as F
+
+from alexnet_repro.net import AlexNet, colour_content
+from alexnet_repro.placement import Link, crossing_bytes, keep_tower
+from tests.conftest import image_folder
+
+Run = Callable[..., tuple[int, str, str]]
+
+VARIANTS: list[dict[str, Any]] = [
+    {"classes": 7},  # an odd number: one tower has a logit more
+    {"classes": 10, "communication": False, "lrn": False},
+    {"classes": 10, "conv3": False, "same_map_norm": True, "layer1_order": "norm_pool_relu"},
+]
+IMAGES, FIRST = 3, 1  # of a batch of 5, so that dropout's rows matter
+
+
+def loss_and_net(variant: dict[str, Any], link: Link | None) -> tuple[torch.Tensor, AlexNet]:
+    torch.manual_seed(1)
+    net = AlexNet(init="as_run", **variant).double()
+    if link is not None:
+        keep_tower(net, link)
+    generator = torch.Generator().manual_seed(2)
+    images = 60 * torch.randn(IMAGES, 3, 224, 224, generator=generator, dtype=torch.float64)
+    net.dropout.draw_from(3, 4, first=FIRST, of=5)
+    logits = net(images.to(memory_format=torch.channels_last))
+    loss = F.cross_entropy(logits, torch.arange(IMAGES))
+    loss.backward()
+    return loss, net
+
+
+def one_tower(tower: int, folder: Path) -> None:
+    """A process of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=tower, world_size=2)
+    for number, variant in enumerate(VARIANTS):
+        link = Link(None, tower)
+        loss, net = loss_and_net(variant, link)
+        gradients = {name: p.grad for name, p in net.named_parameters()}
+        torch.save(
+            {"loss": loss.detach(), "gradients": gradients, "bytes": dict(link.bytes)}, folder / f"{number}-{tower}"
+        )
+    dist.destroy_process_group()
+
+
+def test_both_towers_together_have_the_loss_and_gradients_of_the_whole_net(tmp_path: Path) -> None:
+    mp.spawn(one_tower, (tmp_path,), nprocs=2)
+    for number, variant in enumerate(VARIANTS):
+        loss, net = loss_and_net(variant, None)
+        towers = [torch.load(tmp_path / f"{number}-{tower}") for tower in (0, 1)]
+        for tower in towers:
+            torch.testing.assert_close(tower["loss"], loss, rtol=1e-12, atol=0)
+            assert tower["bytes"] == crossing_bytes(net, IMAGES, element=8)
+        for name, p in net.named_parameters():
+            joined = torch.cat([tower["gradients"][name] for tower in towers])
+            assert p.grad is not None
+            assert (joined - p.grad).norm() <= 1e-11 * p.grad.norm(), (variant, name)
+
+
+def test_bytes_that_cross_are_those_of_figure_2() -> None:
+    # 128 of 256 maps of 13x13, 128 of 256 of 6x6, 2048 of 4096 neurons twice: there and back; 500 of 1000 logits: there
+    expected = {"conv3": 2 * 128 * 169, "fc6": 2 * 128 * 36, "fc7": 2 * 2048, "fc8": 2 * 2048, "softmax": 500}
+    assert crossing_bytes(AlexNet(), 128) == {name: 128 * 4 * numbers for name, numbers in expected.items()}
+    apart = crossing_bytes(AlexNet(communication=False), 1)
+    assert apart == {"fc8": 4 * 2 * 4096, "softmax": 4 * 500}  # run 150: joined only in the last layer
+
+
+def test_colour_content_of_grey_red_and_random_kernels() -> None:
+    grey, red = torch.ones(2, 3, 11, 11), torch.zeros(2, 3, 11, 11)
+    red[:, 0] = 1  # mean 1/3, left (2/3, -1/3, -1/3): 6/9 of 1
+    assert colour_content(torch.cat([grey, red])) == pytest.approx([0, 2 / 3])
+    torch.manual_seed(0)
+    assert colour_content(torch.randn(96, 3, 11, 11)) == pytest.approx([2 / 3, 2 / 3], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["+ablation=one_gpu"], "one_gpu has no second tower"),
+        (["trainer.precision=16-mixed"], "loss scaling"),
+        (["trainer.devices=3"], "needs 2 devices, not trainer.devices=3"),
+        (["placement.replicas=2", "trainer.nodes=3"], "can't be shared evenly"),
+        (["placement.replicas=0"], "placement.replicas=0"),
+        (["trainer=gpu"], "trainer: "),
+    ],
+)
+def test_what_two_devices_cannot_do_is_refused(
+    options: list[str], problem: str, small_store: Path, cwd: Path, run_command: Run
+) -> None:
+    if options == ["trainer=gpu"] and torch.cuda.device_count() > 1:
+        pytest.skip("there are two GPUs")
+    arguments = ["data=folder", f"data.store={small_store}", "trainer=cpu", "placement=two_devices", "run=r", *options]
+    status, _, err = run_command("train", *arguments)
+    assert status == 2
+    assert problem in err
+    assert "Traceback" not in err
+    assert not Path("r").exists()
+
+
+def test_an_odd_number_of_processes_is_refused(
+    small_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    status, _, err = run_command(
+        "train", "data=folder", f"data.store={small_store}", "trainer=cpu", "placement=two_devices"
+    )
+    assert status == 2
+    assert "two towers need an even number" in err
+
+
+# What follows trains the full net in up to four processes: the proofs, in minutes.
+
+# 22 images in batches of 5, the last of 2: so replicas have parts of 2 and 3, and of 1 and 1. 20 updates.
+SETUP = (
+    "data=folder",
+    "data.store=store",
+    "trainer=cpu",
+    "batch_size=5",
+    "epochs=4",
+    "optim.lr=0.002",
+    "watch.every=7",
+)
+PAPER = ("schedule.when_error_stalls.patience=1", "schedule.when_error_stalls.threshold=50", "augment.colour_noise=0.3")
+AS_RUN = ("recipe=as_run", "augment.share=3", "optim.lr=0.001")
+ONE, TOWERS = (), ("placement=two_devices",)
+REPLICAS, BOTH = ("placement.replicas=2",), ("placement=two_devices", "placement.replicas=2")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("placement")
+    image_folder(folder / "source", train=11, val=4, classes=("cat", "dog"))
+    command(folder, "prepare", "data=folder", "source=source", "data.store=store")
+    return folder
+
+
+def command(folder: Path, *arguments: str, status: int = 0, python: tuple[str, ...] = ()) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    name, *options = arguments
+    line = [sys.executable, *python, "-m", f"alexnet_repro.{name}", *options]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == status, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+
+
+def difference(one: Path, other: Path) -> float:
+    """The greatest of all parameters and of their momenta, relative to the tensor's norm."""
+    a, b = checkpoint(one), checkpoint(other)
+    assert a["global_step"] == b["global_step"]
+    assert a["schedule"] == b["schedule"]
+    pairs = [(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"]]
+    states = [c["optimizer_states"][0] for c in (a, b)]
+    assert [group["lr"] for group in states[0]["param_groups"]] == [group["lr"] for group in states[1]["param_groups"]]
+    pairs += [tuple(s["state"][i]["momentum_buffer"] for s in states) for i in states[0]["state"]]  # type: ignore[misc]
+    assert len(pairs) == 16 + 2 + 16
+    return max(float((x.double() - y.double()).norm() / x.double().norm()) for x, y in pairs)
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def results(run: Path) -> dict[str, Any]:
+    result = json.loads((run / "result.json").read_text())
+    return {
+        key: result[key] for key in ("centre", "ten_crop", "history", "parameters", "steps", "epochs", "colour_content")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "options"), [("paper", PAPER), ("as_run", AS_RUN)])
+def test_every_placement_trains_the_net_of_one_device(recipe: str, options: tuple[str, ...], place: Path) -> None:
+    """In float64, where the order of summation leaves 1e-12: so that nothing else can hide behind rounding."""
+    for name, placement in {"one": ONE, "towers": TOWERS, "replicas": REPLICAS, "both": BOTH}.items():
+        if recipe == "as_run" and name == "replicas":
+            continue
+        run = place / f"{recipe}-{name}"
+        command(place, "train", *SETUP, *options, "trainer.precision=64-true", *placement, f"run={run.name}")
+        one = place / f"{recipe}-one"
+        assert len({group["lr"] for group in checkpoint(run)["optimizer_states"][0]["param_groups"]}) >= 1
+        assert difference(one, run) < 1e-10, name
+        assert losses(run) == pytest.approx(losses(one), rel=1e-12)
+        assert results(run) == results(one)
+    with (place / f"{recipe}-one" / "metrics.csv").open(newline="") as file:
+        rates = {row["lr"] for row in csv.DictReader(file) if row["lr"]}
+    assert len(rates) > 1  # the rate did fall on the way
+
+
+@pytest.mark.slow
+def test_in_float32_the_rest_is_the_order_of_summation(place: Path) -> None:
+    """The control: the net of one device with one thread instead of two, which adds in another order, too."""
+    setup = (*SETUP, "recipe=as_run", "trainer.precision=32-true", "optim.lr=0.001")
+    command(place, "train", *setup, "run=f32-one")
+    command(place, "train", *setup, *TOWERS, "run=f32-towers")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        line = [sys.executable, "-m", "alexnet_repro.train", *setup, "run=f32-control"]
+        subprocess.run(line, cwd=place, capture_output=True, check=True, timeout=300)
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+    control = difference(place / "f32-one", place / "f32-control")
+    assert difference(place / "f32-one", place / "f32-towers") < max(10 * control, 1e-5)
+    assert losses(place / "f32-towers") == pytest.approx(losses(place / "f32-one"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_dying_process_ends_the_run_which_goes_on_elsewhere(place: Path) -> None:
+    """Killed on two devices, resumed on one, and evaluated on both: equal to the run that was never stopped."""
+    setup = ["data=folder", "data.store=store", "trainer=cpu", "trainer.precision=64-true", "batch_size=5", "epochs=3"]
+    setup += ["optim.lr=0.001", "watch.every=0"]
+    line = [sys.executable, "-m", "alexnet_repro.train", *setup, *TOWERS, "run=killed"]
+    run = subprocess.Popen(line, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    last = place / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = subprocess.run(
+        ["pgrep", "-P", str(run.pid), "-f", "run=killed"], capture_output=True, text=True, check=True
+    )
+    began = time.monotonic()
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    _, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert run.returncode == 1
+    assert "of 2 ended with signal 9, and so did the run" in err
+    assert "resume=true" in err
+    assert "Traceback" not in err
+
+    assert 0 < checkpoint(place / "killed")["global_step"] < 15
+    command(place, "train", *setup, "run=killed", "resume=true")
+    command(place, "train", *setup, "run=whole")
+    assert difference(place / "whole", place / "killed") < 1e-10
+    assert results(place / "whole") == results(place / "killed")
+    out = [
+        command(place, "evaluate", "run=killed", "trainer=cpu", "views=ten_crop", *placement)
+        for placement in (ONE, BOTH)
+    ]
+    tables = [[line for line in text.splitlines() if "this run" in line] for text in out]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 2
+
+
+@pytest.mark.slow
+def test_one_to_two_devices_under_torchrun_and_in_a_sweep(place: Path) -> None:
+    """Stopped on one device after two epochs, resumed by torchrun on two; a sweep gives each job its processes."""
+    setup = [*SETUP, *AS_RUN, "trainer.precision=64-true"]
+    line = [sys.executable, "-m", "alexnet_repro.train", *setup, "run=moved"]
+    run = subprocess.Popen(line, cwd=place, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    last = place / "moved" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 130
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    out = command(place, "train", *setup, *TOWERS, "run=moved", "resume=true", python=torchrun)
+    assert "resuming moved" in out
+    assert difference(place / "as_run-one", place / "moved") < 1e-10
+    assert results(place / "as_run-one") == results(place / "moved")
+
+    few = ["data=folder", "data.store=store", "trainer=cpu", "batch_size=11", "epochs=1", "watch.every=0"]
+    out = command(place, "train", "-m", *few, *TOWERS, "+ablation=none,no_lrn", "hydra.sweep.dir=sweep")
+    assert "2 runs; this table's numbers are in" in out
+    assert len(list(place.glob("runs/*/seed-0/result.json"))) == 2
