@@ -1,6 +1,5 @@
 """The small nets of Sections 3.1 and 3.3, CIFAR-10's official files, and the experiments on them."""
 
-import csv
 import functools
 import hashlib
 import http.server
@@ -279,24 +278,3 @@ def test_training_error_is_that_of_the_images_as_they_were_met(served: None, cwd
 def test_experiments_name_their_commands() -> None:
     for file in Path(CONF, "experiment").glob("*.yaml"):
         assert f"+experiment={file.stem}" in file.read_text()
-
-
-def test_history_keeps_what_a_resumed_run_wrote_before(tmp_path: Path) -> None:
-    from alexnet_repro.runs import history
-
-    with (tmp_path / "metrics.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "step", "train/loss", "train/top1_error", "val/top1_error"])
-        writer.writerows(
-            [
-                [0, 3, 2.1, "", ""],
-                [0, 9, "", "", 70.5],
-                [0, 9, "", 80.25, ""],
-                [1, 19, "", "", 60.0],
-                [1, 19, "", 65.5, ""],
-            ]
-        )
-    assert history(tmp_path, "test") == [
-        {"epoch": 1, "steps": 10, "test_error": 70.5, "train_error": 80.25},
-        {"epoch": 2, "steps": 20, "test_error": 60.0, "train_error": 65.5},
-    ]

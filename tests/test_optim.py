@@ -55,6 +55,26 @@ def test_state_survives_saving_right_after_a_rate_change() -> None:
     assert torch.equal(whole, second)
 
 
+def test_a_saved_state_may_lie_otherwise_in_memory() -> None:
+    """Channels-last weights with the momentum of contiguous ones, as a checkpoint of two devices has it."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(2, 4, 3, 5, 5)
+    ends = []
+    for again in (False, True):
+        p = torch.nn.Parameter(start.clone(memory_format=torch.channels_last))
+        optimizer = PaperSGD([p], 0.1)
+        for step in range(3):
+            p.grad = gradient.clone(memory_format=torch.channels_last)
+            optimizer.step()
+            if again and step == 0:
+                state = optimizer.state_dict()
+                state["state"][0]["momentum_buffer"] = state["state"][0]["momentum_buffer"].contiguous()
+                optimizer = PaperSGD([p], 0.1)
+                optimizer.load_state_dict(state)
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
 def test_rate_of_zero_freezes_a_group() -> None:
     frozen, free = (torch.ones(3, requires_grad=True) for _ in range(2))
     optimizer = PaperSGD([{"params": [frozen]}, {"params": [free]}], 0.1)

@@ -53,6 +53,11 @@ def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return 1 - ((k - higher) / equal.clamp(min=1)).clamp(0, 1) * own.isfinite().squeeze(1)
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits of half precision in float32, in which probabilities are computed."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class Classifier(L.LightningModule):
     """A net with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
 
@@ -96,6 +101,8 @@ class Classifier(L.LightningModule):
         known = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
         self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
+        self.history: list[dict[str, float]] = []  # of each epoch: its number from 1, updates so far, errors in percent
+        self._val_error: float | None = None  # of the epoch that is ending
         self.errors = nn.ModuleDict({"top1_error": MeanMetric(), "top5_error": MeanMetric()})
         self.train_error = MeanMetric(nan_strategy="disable")
 
@@ -136,7 +143,7 @@ class Classifier(L.LightningModule):
     def loss(self, batch: TrainBatch) -> Tensor:
         """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5); of a part of it, its part."""
         self.draw_dropout(batch)
-        logits = self.net(self.training_images(batch)).float()
+        logits = at_least_float32(self.net(self.training_images(batch)))
         self.train_error.update(100 * top_k_misses(logits.detach(), batch.labels, 1))
         return F.cross_entropy(logits, batch.labels, reduction="sum") / batch.of
 
@@ -153,8 +160,13 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log train/top1_error (percent): of the epoch's images as they were met, before the update that they gave."""
-        self.log("train/top1_error", self.train_error.compute())
+        error = self.train_error.compute()
+        self.log("train/top1_error", error)
         self.train_error.reset()
+        entry = {"epoch": self.current_epoch + 1, "steps": self.global_step, "train_error": round(float(error), 4)}
+        if self._val_error is not None:
+            entry["val_error"] = round(self._val_error, 4)
+        self.history.append(entry)
 
     def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Patches of whole images, cut by ``centre_crop`` (N, 3, s, s) or ``ten_crop`` (N, 10, 3, s, s), mean subtracted."""
@@ -164,7 +176,7 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: ValBatch, batch_idx: int) -> None:
         """Top-1 and top-5 error of the centre patch."""
-        logits = self.net(self.views(batch, centre_crop)).float()
+        logits = at_least_float32(self.net(self.views(batch, centre_crop)))
         for k, metric in zip((1, 5), self.errors.values(), strict=True):
             metric.update(100 * top_k_misses(logits, batch.labels, k))  # type: ignore[operator]
 
@@ -175,16 +187,17 @@ class Classifier(L.LightningModule):
             metric.reset()  # type: ignore[operator]
         self.log_dict({f"val/{name}": error for name, error in errors.items()}, prog_bar=True)
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.schedule.after_epoch(float(errors["top1_error"]))
+            self._val_error = float(errors["top1_error"])
+            self.schedule.after_epoch(self._val_error)
 
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
         """Labels (N,), softmax of the centre patch (N, classes) and, if asked for, mean softmax of the ten patches."""
         if not self.predicts_ten_crops:
-            return batch.labels, self.net(self.views(batch, centre_crop)).float().softmax(1)
+            return batch.labels, at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
         parts = []
         for images in batch.images.split(16):  # so that ten patches of each image need little memory
             crops = self.views(ValBatch(images, batch.labels), ten_crop)
-            parts.append(self.net(crops.flatten(0, 1)).float().softmax(1).unflatten(0, crops.shape[:2]))
+            parts.append(at_least_float32(self.net(crops.flatten(0, 1))).softmax(1).unflatten(0, crops.shape[:2]))
         softmax = torch.cat(parts)
         return batch.labels, softmax[:, 4], softmax.mean(1)
 
@@ -206,7 +219,8 @@ class Classifier(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the schedule's state, and the training error of the epoch so far."""
+        """Add the schedule's state, the errors of all epochs, and the training error of this one so far."""
+        checkpoint["history"] = self.history
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
         with self.train_error.sync_context():  # over all processes; both towers of a replica count its images
@@ -216,6 +230,7 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the schedule's state for configure_optimizers, which comes after this."""
+        self.history = list(checkpoint["history"])
         self._schedule_state = checkpoint.get("schedule")
         if self._trainer is None or getattr(self._trainer.strategy, "replica", (0, 1))[0] == 0:
             for state, value in zip(

@@ -35,6 +35,13 @@ class PaperSGD(torch.optim.SGD):
             group["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
             group["velocity_lr"] = group["lr"]  # the rate by which the buffers are to be multiplied to get -v
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state. The fused kernel takes it that buffers lie in memory as their parameters do: so they shall."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if (buffer := state.get("momentum_buffer")) is not None:
+                state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update from the parameters' gradients."""

@@ -124,20 +124,6 @@ def csv_logger(run: Path, steps_done: int) -> CSVLogger:
     return logger
 
 
-def history(run: Path, split: str) -> list[dict[str, float]]:
-    """What metrics.csv says of each epoch: its number from 1, updates done, train_error and <split>_error, percent."""
-    names = {"train/top1_error": "train_error", "val/top1_error": f"{split}_error"}
-    epochs: dict[int, dict[str, float]] = {}
-    with (run / "metrics.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            for key, name in names.items():
-                if row.get(key):
-                    epoch = int(row["epoch"]) + 1
-                    entry = epochs.setdefault(epoch, {"epoch": epoch, "steps": int(row["step"]) + 1})
-                    entry[name] = round(float(row[key]), 4)
-    return [epochs[epoch] for epoch in sorted(epochs)]
-
-
 class KeepLast(Checkpoint):
     """Write last.ckpt after every epoch, every so many minutes, and when the user or the system asks the run to stop.
 
@@ -236,21 +222,29 @@ class KeepLast(Checkpoint):
         self._before = {}
 
 
-def circumstances(trainer: L.Trainer) -> dict[str, Any]:
-    """What a number depends on besides the config: hardware, versions, commit, command."""
-    device, processes = trainer.strategy.root_device, trainer.world_size
+def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Hardware, versions, commit, command."""
     if device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name(device)}"
     else:
         hardware = f"{processes * torch.get_num_threads()} threads of {_processor()}"
     packages = ("alexnet_repro", "torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
     return {
-        "hardware": hardware,
-        "processes": processes,
-        "precision": str(trainer.precision),
+        "machine": hardware,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": _commit(),
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+    }
+
+
+def circumstances(trainer: L.Trainer) -> dict[str, Any]:
+    """What a number depends on besides the config."""
+    facts = machine(trainer.strategy.root_device, trainer.world_size)
+    return {
+        "hardware": facts.pop("machine"),
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        **facts,
     }
 
 

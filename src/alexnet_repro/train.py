@@ -29,7 +29,6 @@ from alexnet_repro.runs import (
     circumstances,
     csv_logger,
     done_before,
-    history,
     load_checkpoint,
     open_run,
     run_name,
@@ -56,7 +55,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return done
     processes = world(cfg)
     if processes > 1 and not launched():
-        launch("train", processes // cfg.trainer.nodes, f"run={run}")
+        quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
+        launch("train", processes // cfg.trainer.nodes, f"run='{quoted}'")
         return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
     model = new_classifier(cfg, store)
@@ -101,6 +101,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         f"{len(store.split('train')):,} training and {len(store.split(store.measured_split)):,} {store.measured_split} images, "
         f"{processes} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
+    if trainer.precision == "64-true":
+        model.double()  # else Lightning would load a checkpoint into it first, and round
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
         measured = measure(measuring, model, data)
@@ -133,7 +135,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "seconds": round(keep_last.seconds, 1),
         "placement": cfg.placement.name,
         **circumstances(trainer),
-        "history": history(run, data.predict_split) if trainer.is_global_zero else [],
+        "history": [
+            {key.replace("val", data.predict_split): value for key, value in epoch.items()} for epoch in model.history
+        ],
     }
     if trainer.is_global_zero:
         write_json(run / "result.json", result)
