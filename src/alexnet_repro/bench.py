@@ -38,7 +38,7 @@ from alexnet_repro.placement import Link, crossing_bytes, keep_tower
 from alexnet_repro.prepare import Example, read_image, write_store
 from alexnet_repro.runs import machine
 from alexnet_repro.store import Store
-from alexnet_repro.trainers import fast_bfloat16
+from alexnet_repro.trainers import fast_bfloat16, keep_freed_memory
 
 PARTS = ("step", "loader", "eval", "placement", "memory", "prepare")
 AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
@@ -310,6 +310,7 @@ def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[st
 
 def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, meeting: str) -> None:
     """Times of training steps in this process, one of two towers or the whole net; written by process 0."""
+    keep_freed_memory()
     cores = torch.get_num_threads()
     precision = "bf16" if fast_bfloat16() else "fp32"
     torch.manual_seed(0)
@@ -366,6 +367,7 @@ def peak(what: str, batch: int) -> float:
                 images.__getitems__(part)
                 most = max(most, _resident(anonymous=True))
             return most
+    keep_freed_memory()
     net = AlexNet(lrn=what == "ours").to(memory_format=torch.channels_last)
     step = training_step(net.train(), *random_batch(batch, torch.device("cpu")), "fp32")
     step()
@@ -428,6 +430,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     if cfg.only is not None and cfg.only not in PARTS:
         raise UserError(f"there is no only={cfg.only}", f"there are: {', '.join(PARTS)}")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    keep_freed_memory()  # for all that is measured, the baselines too
     batch, repeats = cfg.batch_size, cfg.repeats
     parts: dict[str, Callable[[], Any]] = {
         "step": lambda: bench_step(batch, repeats, device),

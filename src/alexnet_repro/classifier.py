@@ -24,6 +24,7 @@ from alexnet_repro.augment import (
 )
 from alexnet_repro.cifar import FourLayer, LocallyConnected
 from alexnet_repro.data import TrainBatch, ValBatch
+from alexnet_repro.lrn import at_least_float32
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
 
@@ -51,11 +52,6 @@ def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     own = scores.gather(1, labels[:, None])
     higher, equal = (scores > own).sum(1), (scores == own).sum(1)
     return 1 - ((k - higher) / equal.clamp(min=1)).clamp(0, 1) * own.isfinite().squeeze(1)
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits of half precision in float32, in which probabilities are computed."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Classifier(L.LightningModule):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Bytes of one block of the fast form: its few temporaries stay in a core's second-level cache.
-BLOCK_BYTES = 2**20
+# Float32 bytes of one block of the fast form: its few temporaries stay in cache. 1 and 4 MB are slower.
+BLOCK_BYTES = 2**21
 
 
 def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:
@@ -50,29 +50,28 @@ class LocalResponseNorm(nn.Module):
         if size < 1 or size % 2 == 0:
             raise ValueError(f"the window of local response normalisation must be odd and positive, not {size}")
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
-        self._bands: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
-
-    def band(self, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(C, C) matrix of zeros and ones: entry (j, i) is one where map j is in the window of map i."""
-        key = (channels, dtype, device)
-        if key not in self._bands:
-            if channels % self.groups:
-                raise ValueError(f"{channels} maps can't be split evenly over {self.groups} towers")
-            i = torch.arange(channels, device=device)
-            tower = i // (channels // self.groups)
-            near = (i[:, None] - i[None, :]).abs() <= self.size // 2
-            self._bands[key] = (near & (tower[:, None] == tower[None, :])).to(dtype)
-        return self._bands[key]
 
     def forward(self, a: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
+        if a.shape[1] % self.groups:
+            raise ValueError(f"{a.shape[1]} maps can't be split evenly over {self.groups} towers")
         return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
 
     def _window_sum(self, x: Tensor) -> Tensor:
-        """(n, H, W, C) -> the same shape, float32 or float64: the sum over each map's window."""
-        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-        total = torch.mm(x.to(dtype).flatten(0, 2), self.band(x.shape[-1], dtype, x.device)).view(x.shape)
-        return total.to(torch.promote_types(dtype, torch.float32))
+        """(n, H, W, C) -> the same shape: the sum over each map's window."""
+        towers = x.unflatten(-1, (self.groups, -1))
+        maps, reach = towers.shape[-1], self.size // 2
+        run = F.pad(towers, (reach, reach))  # sums of 1, then 2, 4, ... neighbours: for n = 5 three additions, not four
+        total, done, length = None, 0, 1
+        while True:
+            if self.size & length:
+                part = run[..., done : done + maps]
+                total = part if total is None else total + part
+                done += length
+            if done == self.size:
+                return total.flatten(-2)  # type: ignore[union-attr]
+            run = run[..., :-length] + run[..., length:]
+            length *= 2
 
     def extra_repr(self) -> str:
         """The constants, for print(net)."""
@@ -98,8 +97,8 @@ class SameMapNorm(nn.Module):
         return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
 
     def _window_sum(self, x: Tensor) -> Tensor:
-        images = x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
-        total = F.avg_pool2d(images, self.size, stride=1, padding=self.size // 2, divisor_override=1)
+        """(n, H, W, C) -> the same shape: the sum over each position's window."""
+        total = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size, stride=1, padding=self.size // 2, divisor_override=1)
         return total.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:
@@ -108,11 +107,11 @@ class SameMapNorm(nn.Module):
 
 
 class _Normalise(torch.autograd.Function):
-    """The fast form. Three things make it cost little:
+    """The fast form. Two things make it cost little:
 
-    the window sum across maps is a product with a band matrix, which runs on the processor's matrix units (in bfloat16 with
-    float32 sums; everything else is float32); the gradient is the closed form, so only the input is kept; and on a CPU both
-    passes work on blocks small enough to stay in cache, so memory is read once and written once.
+    the gradient is the closed form, so only the input is kept; and on a CPU both passes work on blocks small enough to stay in
+    cache, so memory is read once and written once. All arithmetic is in float32 (float64 of float64): a response of some
+    hundreds, squared, is no number that half precision should add up.
 
     With W the window sum and s = k + alpha * W(a^2):
     b = a s^-beta,  da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)), since a window that reaches from i to j does so back.
@@ -127,9 +126,10 @@ class _Normalise(torch.autograd.Function):
         ctx.constants = window_sum, alpha, beta, k
         out = torch.empty_like(a)
         with torch.autocast(a.device.type, enabled=False):
-            for a_block, out_block in zip(_blocks(a), _blocks(out), strict=True):
-                s = _scale(a_block, window_sum, alpha, k)
-                torch.mul(a_block, _inverse_power(s, beta), out=out_block)
+            for block, out_block in zip(_blocks(a), _blocks(out), strict=True):
+                a_block = at_least_float32(block)
+                s = window_sum(a_block.square()).mul_(alpha).add_(k)
+                out_block.copy_(_inverse_power(s, beta).mul_(a_block))
         return out
 
     @staticmethod
@@ -140,12 +140,18 @@ class _Normalise(torch.autograd.Function):
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(a)
         with torch.autocast(a.device.type, enabled=False):
-            for a_block, grad_block, out_block in zip(_blocks(a), _blocks(grad), _blocks(out), strict=True):
-                s = _scale(a_block, window_sum, alpha, k)
-                direct = _inverse_power(s, beta).mul_(grad_block)
-                through_window = window_sum((direct * a_block).div_(s).to(a.dtype)).mul_(a_block)
+            for block, grad_block, out_block in zip(_blocks(a), _blocks(grad), _blocks(out), strict=True):
+                a_block = at_least_float32(block)
+                s = window_sum(a_block.square()).mul_(alpha).add_(k)
+                direct = _inverse_power(s, beta).mul_(at_least_float32(grad_block))
+                through_window = window_sum((direct * a_block).div_(s)).mul_(a_block)
                 out_block.copy_(direct.add_(through_window, alpha=-2 * alpha * beta))
         return out, None, None, None, None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _blocks(x: Tensor) -> list[Tensor]:
@@ -154,13 +160,6 @@ def _blocks(x: Tensor) -> list[Tensor]:
     if x.device.type == "cpu" and images:
         images = max(1, BLOCK_BYTES // (x[0].numel() * 4))
     return [block.permute(0, 2, 3, 1) for block in x.split(max(images, 1))]
-
-
-def _scale(a: Tensor, window_sum: Callable[[Tensor], Tensor], alpha: float, k: float) -> Tensor:
-    """s = k + alpha * (window sum of a^2) for a block; float32, or float64 where a is float64."""
-    if a.dtype == torch.float16:
-        a = a.float()  # squares of responses above 256 overflow float16
-    return window_sum(a.square()).mul_(alpha).add_(k)
 
 
 def _inverse_power(s: Tensor, beta: float) -> Tensor:

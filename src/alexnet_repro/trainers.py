@@ -1,6 +1,8 @@
 """Which device trains, and in which precision."""
 
+import ctypes
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -20,6 +22,18 @@ def fast_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of giving it back to the system, on Linux.
+
+    A training step on a CPU frees and takes gigabytes again; fresh pages for them cost a quarter of its time.
+    """
+    if sys.platform == "linux":
+        no_mmap, no_trim = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        for option in (no_mmap, no_trim) if mallopt else ():
+            mallopt(*option)  # type: ignore[misc]
+
+
 def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     """Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``; ``options`` are passed on to it.
 
@@ -37,6 +51,7 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
         "ignore", "It is recommended to use `self.log.*sync_dist=True"
     )  # it is synchronised already
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
+    keep_freed_memory()
     accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
     if precision == "auto":
         on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
