@@ -229,6 +229,7 @@ def test_a_schedule_does_not_look_at_test_images(served: None, cwd: Path, run_co
         (["+experiment=figure_1", "+ablation=one_gpu"], "net=four_layer has no towers"),
         (["+experiment=figure_1", "+ablation=no_lrn"], "net=four_layer has no lrn"),
         (["+experiment=figure_1", "augment.crop=20"], "multiple of 8"),
+        (["+experiment=figure_1", "placement=two_devices"], "net=four_layer has no second tower"),
         (["+experiment=figure_1", "stop_at=120"], "stop_at=120"),
     ],
 )

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from alexnet_repro.cli import CONF
 
 README = (Path(CONF).parent / "README.md").read_text()
+RESULTS = Path(CONF).parent / "results"
 
 
 def test_every_data_config_is_named() -> None:
@@ -41,7 +42,8 @@ def test_train_commands_compose(command: str) -> None:
 
 def test_its_numbers_are_those_of_the_results() -> None:
     rows = set()
-    for file in sorted((Path(CONF).parent / "results").glob("*/*.json")):
+    files = [file for data in ("photos", "imagenette") for file in (RESULTS / data).glob("*.json")]
+    for file in sorted(files):
         result = json.loads(file.read_text())
         errors = (f"{result[view]['top1_error']:.1f}" for view in ("centre", "ten_crop"))
         run = (result["data"], result["recipe"], result["ablation"], str(result["seed"]))
@@ -49,3 +51,13 @@ def test_its_numbers_are_those_of_the_results() -> None:
         rows.add(f"| {' | '.join((*run, trained, *errors, format(result['seconds'], '.0f')))} |")
     section = README[README.index("## What it measured") : README.index("## Your data")]
     assert rows == {line for line in section.splitlines() if re.match(r"\| (photos|imagenette|ilsvrc\d+) \|", line)}
+
+
+def test_its_speeds_are_those_of_the_results() -> None:
+    ratios = json.loads((RESULTS / "bench/epyc-2-cores.json").read_text())["ratios"]
+    rows = dict(re.findall(r"^\| .* \| `(\w+)` \| ([\d.,]+) \|$", README, re.MULTILINE))
+    assert set(rows) <= set(ratios)
+    assert len(rows) >= 10
+    for key, shown in rows.items():
+        digits = len(shown.partition(".")[2])
+        assert shown.replace(",", "") == f"{ratios[key]:.{digits}f}", key

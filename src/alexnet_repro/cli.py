@@ -3,6 +3,7 @@
 0 done; 2 the user's mistake, told in a line or two; 1 a fault of ours, with traceback; 130 interrupted.
 """
 
+import errno
 import os
 import re
 import sys
@@ -71,6 +72,12 @@ def command(name: str) -> None:
             leave_outcome({"error": str(error).splitlines()[0]})
         except ProcessDied as death:
             _fail(str(death), 1)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _fail(
+                f"the disk is full: {error}\n  make room (a checkpoint of the full net has 490 MB); resume=true goes on"
+            )
         except RuntimeError as error:
             if "WORLD_SIZE" not in os.environ or not re.search(
                 r"gloo|NCCL|connection (closed|reset)", str(error), re.I

@@ -15,7 +15,7 @@ from torch import Tensor
 from alexnet_repro.classifier import Classifier, top_k_misses
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
-from alexnet_repro.processes import launch, launched, world
+from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.runs import circumstances, load_checkpoint, write_json
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
@@ -78,12 +78,18 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(["", *(f"  {name:<{width}}  {one:>6}  {five:>6}" for name, one, five in rows), *lines])
 
 
-def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
-    """The trained net of a run's folder and its config. Raises UserError if the folder holds none."""
+def run_config(run: Path) -> DictConfig:
+    """What a run was trained with. Raises UserError if that folder isn't a run's."""
     if not (run / "config.yaml").is_file():
         raise UserError(
             f"{run} is not the folder of a run", "give the folder that train made, such as run=runs/paper/seed-0"
         )
+    return DictConfig(OmegaConf.load(run / "config.yaml"))
+
+
+def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
+    """The trained net of a run's folder and its config. Raises UserError if the folder holds none."""
+    trained = run_config(run)
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
         raise UserError(
@@ -92,7 +98,7 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
         )
     load_checkpoint(path)  # says it if the file is damaged
     model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    return model, DictConfig(OmegaConf.load(run / "config.yaml"))
+    return model, trained
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -102,6 +108,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("say which run: run=FOLDER", "for example run=runs/paper/seed-0")
     run = Path(str(cfg.run))
+    refuse_placement(cfg, run_config(run).net)
     processes = world(cfg)
     if processes > 1 and not launched():
         launch("evaluate", processes // cfg.trainer.nodes)

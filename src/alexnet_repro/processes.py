@@ -155,8 +155,8 @@ def world(cfg: DictConfig) -> int:
     return size
 
 
-def refuse_placement(cfg: DictConfig) -> None:
-    """Raise UserError for a net or a precision that two devices can't share."""
+def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
+    """Raise UserError for a net, a precision or a number of processes that ``cfg.placement`` can't do with."""
     world(cfg)
     if cfg.placement.devices != TOWERS:
         return
@@ -165,8 +165,8 @@ def refuse_placement(cfg: DictConfig) -> None:
             f"trainer.precision={cfg.trainer.precision}: its loss scaling could skip an update on one tower only",
             "choose bf16-mixed or 32-true",
         )
-    if cfg.net.name != "alexnet" or cfg.net.towers != TOWERS:
-        what = "+ablation=one_gpu" if cfg.net.name == "alexnet" else f"net={cfg.net.name}"
+    if net.name != "alexnet" or net.towers != TOWERS:
+        what = "+ablation=one_gpu" if net.name == "alexnet" else f"net={net.name}"
         raise UserError(f"placement=two_devices: {what} has no second tower to put there", "use placement=one_device")
 
 

@@ -164,7 +164,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
     if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
         raise UserError(f"stop_at={cfg.stop_at}: this must be a training error in percent")
-    refuse_placement(cfg)
+    refuse_placement(cfg, cfg.net)
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
 

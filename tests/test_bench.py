@@ -1,0 +1,36 @@
+"""The benchmark's files and ratios; its figures depend on the machine and are no test."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_ratios_are_those_of_the_speeds_beside_them(cwd: Path, run_command: Run) -> None:
+    status, out, err = run_command("bench", "only=loader", "repeats=1", "out=b.json")
+    assert status == 0, err
+    result = json.loads(Path("b.json").read_text())
+    assert {"machine", "versions", "ratios", "images_per_s"} <= set(result)
+    speed, ratios = result["images_per_s"], result["ratios"]
+    assert ratios["loader_per_core"] == pytest.approx(speed["loader, one core: ours"])
+    expected = speed["loader, one core: ours"] / speed["loader, one core: ImageFolder"]
+    assert ratios["loader_vs_imagefolder"] == pytest.approx(expected)
+    assert ratios["loader_vs_imagefolder"] > 1  # even on a busy machine
+    assert "loader_vs_imagefolder" in out
+
+
+def test_an_unknown_part_is_refused(cwd: Path, run_command: Run) -> None:
+    status, _, err = run_command("bench", "only=everything")
+    assert status == 2
+    assert "there are: step, loader, eval, placement, memory, prepare" in err
+
+
+@pytest.mark.slow
+def test_two_processes_move_the_bytes_of_the_formula(cwd: Path, run_command: Run) -> None:
+    status, out, err = run_command("bench", "only=placement", "repeats=3", "batch_size=4", "out=b.json")
+    assert status == 0, err  # it compares the bytes itself
+    assert "conv3" in out
+    assert json.loads(Path("b.json").read_text())["ratios"]["two_process_efficiency"] > 0
