@@ -103,8 +103,12 @@ def ten_crop(images: Tensor, size: int = 224) -> Tensor:
         raise ValueError(f"can't cut {size}x{size} patches from images of {height}x{width}")
     bottom, right = height - size, width - size
     places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    five = torch.stack([images[..., top : top + size, left : left + size] for top, left in places], dim=1)
-    return torch.cat([five, five.flip(-1)], dim=1)
+    pixels = images.permute(0, 2, 3, 1)
+    crops = images.new_empty(len(images), 10, size, size, images.shape[1])  # channels-last, as the net wants them
+    for i, (top, left) in enumerate(places):
+        crops[:, i] = pixels[:, top : top + size, left : left + size]
+    crops[:, 5:] = crops[:, :5].flip(3)
+    return crops.permute(0, 1, 4, 2, 3)
 
 
 def centre_crop(images: Tensor, size: int = 224) -> Tensor:

@@ -7,13 +7,13 @@ Everything is repeated in turns (one of each, then again), and medians are compa
 
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from subprocess import run as run_process
 from typing import Any
@@ -40,7 +40,7 @@ from alexnet_repro.runs import machine
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import fast_bfloat16, keep_freed_memory
 
-PARTS = ("step", "loader", "eval", "placement", "memory", "prepare")
+PARTS = ("loader", "prepare", "step", "eval", "placement", "memory")
 AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
 
 
@@ -225,18 +225,19 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
 def dali_loader(folder: Path, batch: int) -> Callable[[], object] | None:
     """One epoch of NVIDIA DALI's CPU pipeline with one thread, if it is installed (pip install nvidia-dali-cuda120)."""
     try:
-        from nvidia.dali import fn, pipeline_def, types
+        dali: Any = import_module("nvidia.dali")
+        fn: Any = import_module("nvidia.dali.fn")
     except ImportError:
         return None
 
-    @pipeline_def(batch_size=batch, num_threads=1, device_id=None, seed=0)
+    @dali.pipeline_def(batch_size=batch, num_threads=1, device_id=None, seed=0)
     def pipeline() -> Any:
         jpegs, labels = fn.readers.file(file_root=str(folder), random_shuffle=True, name="files")
-        images = fn.decoders.image(jpegs, device="cpu", output_type=types.RGB)
+        images = fn.decoders.image(jpegs, device="cpu", output_type=dali.types.RGB)
         crop = {"crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
         mirror = fn.random.coin_flip()
         return fn.crop_mirror_normalize(
-            images, dtype=types.UINT8, output_layout="HWC", crop=(224, 224), mirror=mirror, **crop
+            images, dtype=dali.types.UINT8, output_layout="HWC", crop=(224, 224), mirror=mirror, **crop
         ), labels
 
     pipe = pipeline()
@@ -359,24 +360,23 @@ def peak(what: str, batch: int) -> float:
         with tempfile.TemporaryDirectory() as temporary:
             split = _empty_split(Path(temporary), 1024 * int(what.split()[1]))
             images = TrainImages(split, 0, 224)
-            before = _resident(anonymous=True)
-            most = before
+            most = 0.0
             for part in EpochSampler(len(split), batch, 0, lambda: 0):
                 images.__getitems__(part)
-                most = max(most, _resident(anonymous=True))
+                most = max(most, _resident("RssAnon"))
             return most
     keep_freed_memory()
     net = AlexNet(lrn=what == "ours").to(memory_format=torch.channels_last)
     step = training_step(net.train(), *random_batch(batch, torch.device("cpu")), "fp32")
     step()
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _resident("VmHWM")
 
 
-def _resident(anonymous: bool) -> float:
-    """Megabytes of this process in memory, without those that are the page cache's."""
+def _resident(kind: str) -> float:
+    """Megabytes of this process in memory: VmHWM, the most so far; RssAnon, without what the page cache shares."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon" if anonymous else "VmRSS"].split()[0]) / 1024
+    return int(status[kind].split()[0]) / 1024
 
 
 def _empty_split(folder: Path, count: int) -> Any:
@@ -428,7 +428,6 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     if cfg.only is not None and cfg.only not in PARTS:
         raise UserError(f"there is no only={cfg.only}", f"there are: {', '.join(PARTS)}")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    keep_freed_memory()  # for all that is measured, the baselines too
     batch, repeats = cfg.batch_size, cfg.repeats
     parts: dict[str, Callable[[], Any]] = {
         "step": lambda: bench_step(batch, repeats, device),
@@ -442,6 +441,8 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     speed: dict[str, float] = {}
     for name in [cfg.only] if cfg.only else PARTS:
         print(f"measuring {name} ...", flush=True)
+        if name in ("step", "eval"):
+            keep_freed_memory()  # as training and evaluating do; for the baselines, too
         more, faster = parts[name]()
         ratios |= more
         speed |= faster
