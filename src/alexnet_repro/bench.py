@@ -40,7 +40,7 @@ from alexnet_repro.runs import machine
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import fast_bfloat16, keep_freed_memory
 
-PARTS = ("loader", "prepare", "step", "eval", "placement", "memory")
+PARTS = ("prepare", "loader", "step", "eval", "placement", "memory")
 AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
 
 

@@ -274,7 +274,7 @@ def prepare(cfg: DictConfig) -> Store:
         image_size=size,
         provenance={
             "name": cfg.data.name,
-            "source": str(cfg.source),
+            "source": Path(str(cfg.source)).resolve().name,
             "held_out": found.held_out,
             "ignored": found.ignored,
         },

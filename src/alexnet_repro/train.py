@@ -120,6 +120,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "ablation": "+".join(cfg.ablation) or "none",
         "recipe": cfg.recipe,
         "data": cfg.data.name,
+        "source": store.manifest.get("source"),
         "net": cfg.net.name,
         "activation": cfg.net.activation,
         "lrn": cfg.net.get("lrn", False),
