@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_repro.data import PLACE, EpochSampler, Key, StoreData, TrainImages, draw_places, epoch_order, stream
+from alexnet_repro.data import PLACE, EpochSampler, Part, StoreData, TrainImages, draw_places, epoch_order, stream
 from alexnet_repro.store import Store
 
 
@@ -20,8 +20,13 @@ def batches(
     return list(loader)
 
 
+def whole_epoch(epoch: int) -> Part:
+    return Part(epoch, np.arange(12), np.arange(12), 0, 12)
+
+
 def same(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    pairs = list(zip(one, other, strict=True))
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 def test_batches_do_not_depend_on_workers_or_on_the_global_generator(small_store: Path) -> None:
@@ -45,9 +50,16 @@ def test_an_epoch_goes_on_where_it_was_left(small_store: Path) -> None:
 
 def test_an_epoch_shows_every_image_once(small_store: Path) -> None:
     for epoch in range(3):
-        seen = [key for batch in EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch) for key in batch]  # type: ignore[misc]
-        assert sorted(key.image for key in seen) == list(range(12))
-        assert [(key.epoch, key.position) for key in seen] == [(epoch, position) for position in range(12)]
+        parts = list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch))  # type: ignore[misc]
+        assert sorted(np.concatenate([part.images for part in parts])) == list(range(12))
+        assert np.concatenate([part.positions for part in parts]).tolist() == list(range(12))
+        assert [(part.epoch, part.first, part.of) for part in parts] == [(epoch, 0, 5), (epoch, 0, 5), (epoch, 0, 2)]
+        # three replicas share each batch, in its order
+        shared = [list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch, replica, 3)) for replica in range(3)]  # type: ignore[misc]
+        for whole, *own in zip(parts, *shared, strict=True):
+            assert np.concatenate([part.images for part in own]).tolist() == whole.images.tolist()
+            assert [part.first for part in own] == [sum(len(p.images) for p in own[:i]) for i in range(3)]
+            assert {part.of for part in own} == {whole.of}
     orders = [epoch_order(seed, epoch, 1000).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(1000)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
@@ -67,7 +79,7 @@ def test_draws_reach_all_33_by_33_positions_and_both_sides_evenly() -> None:
 
 def test_patches_colours_and_jitter_have_their_distributions(small_store: Path) -> None:
     images = TrainImages(Store(small_store).split("train"), seed=0, crop=224)
-    fetched = [images.__getitems__([Key(epoch, image, image) for image in range(12)]) for epoch in range(200)]
+    fetched = [images.__getitems__(whole_epoch(epoch)) for epoch in range(200)]
     for offsets in (torch.cat([batch.tops for batch in fetched]), torch.cat([batch.lefts for batch in fetched])):
         assert set(offsets.tolist()) == set(range(33))
     colours = torch.cat([batch.colour for batch in fetched]).numpy()
@@ -83,7 +95,7 @@ def test_a_patch_is_the_part_of_the_image_that_it_says(random_crops: bool, mirro
     images = TrainImages(split, seed=4, crop=224, random_crops=random_crops, mirror=mirror)
     places, turned = set(), []
     for epoch in range(4):
-        batch = images.__getitems__([Key(epoch, image, 0) for image in range(12)])
+        batch = images.__getitems__(whole_epoch(epoch))
         for n in range(12):
             top, left = int(batch.tops[n]), int(batch.lefts[n])
             expected = split[n][top : top + 224, left : left + 224]
@@ -97,7 +109,7 @@ def test_a_patch_is_the_part_of_the_image_that_it_says(random_crops: bool, mirro
 
 def test_2012_program_shares_crop_and_mirroring_among_consecutive_images(small_store: Path) -> None:
     def places(share: int) -> list[tuple[int, int, bool]]:
-        columns = zip(*[(b[2], b[3], b[4]) for b in batches(small_store, share=share)], strict=True)
+        columns = zip(*[b[2:5] for b in batches(small_store, share=share)], strict=True)
         return list(zip(*(torch.cat(column).tolist() for column in columns), strict=True))
 
     shared = places(4)  # over batches of 5: chunks don't end with batches
