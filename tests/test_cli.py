@@ -103,7 +103,7 @@ MISTAKES = [
     ("train", ["augment.crop=100"], None, "takes patches of another size"),
     ("train", ["optim.weight_decay=-1"], None, "weight_decay"),
     ("train", ["schedule.when_error_stalls.factor=1"], None, "Factor"),
-    ("train", ["trainer.devices=2"], None, "one device so far"),
+    ("train", ["trainer.devices=0"], None, "trainer.devices=0: this must be a whole number above 0"),
     ("train", ["net.dropout=half"], None, "net.dropout=half: this must be a number, such as 0.5"),
     ("train", ["net.lrn=5"], None, "net.lrn=5: this must be true or false"),
     ("train", ["optim.momentum=null"], None, "optim.momentum=null: this must be a number"),

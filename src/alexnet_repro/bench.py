@@ -442,7 +442,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     for name in [cfg.only] if cfg.only else PARTS:
         print(f"measuring {name} ...", flush=True)
         if name in ("step", "eval"):
-            keep_freed_memory()  # as training and evaluating do; for the baselines, too
+            keep_freed_memory()  # trainer.keep_memory=true; for the baselines, too
         more, faster = parts[name]()
         ratios |= more
         speed |= faster

@@ -188,6 +188,7 @@ def open_store(cfg: DictConfig) -> Store:
             f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
             "name another store with data.store=PATH",
         )
+    store.split("train")
     if store.measured_split != "val" and cfg.schedule.rule == "when_error_stalls":
         raise UserError(
             f"{path} has test images but no validation images, and schedule.rule=when_error_stalls would look at those",

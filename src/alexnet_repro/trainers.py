@@ -25,7 +25,9 @@ def fast_bfloat16() -> bool:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of giving it back to the system, on Linux.
 
-    A training step on a CPU frees and takes gigabytes again; fresh pages for them cost a quarter of its time.
+    A training step on a CPU frees and takes gigabytes again; fresh pages for them cost a quarter of its time. But what is taken
+    from the heap is aligned as its history has it, and by that some kernels round otherwise: a resumed run is no longer the
+    same to the last bit.
     """
     if sys.platform == "linux":
         no_mmap, no_trim = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
@@ -50,8 +52,10 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     warnings.filterwarnings(
         "ignore", "It is recommended to use `self.log.*sync_dist=True"
     )  # it is synchronised already
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # and nothing replaces it yet
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
-    keep_freed_memory()
+    if cfg.trainer.keep_memory:
+        keep_freed_memory()
     accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
     if precision == "auto":
         on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
