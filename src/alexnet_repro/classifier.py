@@ -98,7 +98,6 @@ class Classifier(L.LightningModule):
         self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
         self.history: list[dict[str, float]] = []  # of each epoch: its number from 1, updates so far, errors in percent
-        self._val_error: float | None = None  # of the epoch that is ending
         self.errors = nn.ModuleDict({"top1_error": MeanMetric(), "top5_error": MeanMetric()})
         self.train_error = MeanMetric(nan_strategy="disable")
 
@@ -154,16 +153,6 @@ class Classifier(L.LightningModule):
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Log train/top1_error (percent): of the epoch's images as they were met, before the update that they gave."""
-        error = self.train_error.compute()
-        self.log("train/top1_error", error)
-        self.train_error.reset()
-        entry = {"epoch": self.current_epoch + 1, "steps": self.global_step, "train_error": round(float(error), 4)}
-        if self._val_error is not None:
-            entry["val_error"] = round(self._val_error, 4)
-        self.history.append(entry)
-
     def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Patches of whole images, cut by ``centre_crop`` (N, 3, s, s) or ``ten_crop`` (N, 10, 3, s, s), mean subtracted."""
         if self.augment["mean"] == "patch":
@@ -177,14 +166,25 @@ class Classifier(L.LightningModule):
             metric.update(100 * top_k_misses(logits, batch.labels, k))  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/top1_error and val/top5_error (percent), and tell the schedule."""
-        errors = {name: metric.compute() for name, metric in self.errors.items()}  # type: ignore[operator]
+        """Log val/top1_error and val/top5_error (percent); at the end of an epoch of training also train/top1_error, of its
+        images as they were met, before the update that they gave; and tell the schedule."""
+        errors = {f"val/{name}": metric.compute() for name, metric in self.errors.items()}  # type: ignore[operator]
         for metric in self.errors.values():
             metric.reset()  # type: ignore[operator]
-        self.log_dict({f"val/{name}": error for name, error in errors.items()}, prog_bar=True)
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._val_error = float(errors["top1_error"])
-            self.schedule.after_epoch(self._val_error)
+            errors["train/top1_error"] = self.train_error.compute()
+            self.train_error.reset()
+            val_error = float(errors["val/top1_error"])
+            self.history.append(
+                {
+                    "epoch": self.current_epoch + 1,
+                    "steps": self.global_step,
+                    "train_error": round(float(errors["train/top1_error"]), 4),
+                    "val_error": round(val_error, 4),
+                }
+            )
+            self.schedule.after_epoch(val_error)
+        self.log_dict(errors, prog_bar=True)
 
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
         """Labels (N,), softmax of the centre patch (N, classes) and, if asked for, mean softmax of the ten patches."""
