@@ -138,12 +138,12 @@ def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
     return ratios, speed
 
 
-def classifier(**net: Any) -> Classifier:
+def classifier() -> Classifier:
     """The printed recipe's module with a made-up mean image and covariance."""
     augment = {"crop": 224, "mean": "patch", "colour_noise": 0.1, "colour_unit": "eigenvalue", "colour_divisor": 1}
     augment |= {"colour_noise_epochs": None, "jitter": 0}
     return Classifier(
-        {"name": "alexnet", "classes": 1000, **net},
+        {"name": "alexnet", "classes": 1000},
         {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 1, "bias_decay": True},
         {"rule": "constant", "by_hand": {"of_epochs": 1}},
         augment,
@@ -277,8 +277,6 @@ def bench_eval(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
 
 def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
     """Two processes of one tower and one thread each, against one process with two threads; and what crosses."""
-    if not dist.is_available():
-        return {}, {}
     steps = max(repeats, 3)
     one: list[float] = []
     two: list[float] = []
@@ -310,7 +308,6 @@ def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[st
 def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, meeting: str) -> None:
     """Times of training steps in this process, one of two towers or the whole net; written by process 0."""
     keep_freed_memory()
-    cores = torch.get_num_threads()
     precision = "bf16" if fast_bfloat16() else "fp32"
     torch.manual_seed(0)
     net, link = AlexNet(), None
@@ -331,7 +328,7 @@ def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, m
         step()
         seconds.append(time.perf_counter() - began)
     if rank == 0:
-        result: dict[str, Any] = {"seconds": seconds, "threads": cores, "element": 2 if precision == "bf16" else 4}
+        result: dict[str, Any] = {"seconds": seconds, "element": 2 if precision == "bf16" else 4}
         if link:
             result["bytes"] = {layer: sent // steps for layer, sent in link.bytes.items()}
             result["link_seconds"] = dict(link.seconds)
@@ -448,20 +445,12 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
         speed |= faster
     result = {**machine(device), "batch_size": batch, "repeats": repeats, "ratios": ratios, "images_per_s": speed}
     width = max(map(len, [*speed, *ratios]))
-    print(
-        "\n"
-        + "\n".join(
-            f"  {name:<{width}}  {value:>10.1f} images/s".replace("images/s", "" if "MB" in name else "images/s")
-            for name, value in speed.items()
-        )
-    )
-    print(
-        "\n"
-        + "\n".join(
-            f"  {name:<{width}}  {'not installed' if value is None else f'{value:>10.3f}'}"
-            for name, value in ratios.items()
-        )
-    )
+    print()
+    for name, value in speed.items():
+        print(f"  {name:<{width}}  {value:>10.1f}{'' if 'MB' in name else ' images/s'}")
+    print()
+    for name, ratio in ratios.items():
+        print(f"  {name:<{width}}  {'not installed' if ratio is None else f'{ratio:>10.3f}'}")
     if cfg.out:
         Path(str(cfg.out)).write_text(json.dumps(result, indent=1) + "\n")
     return result

@@ -234,7 +234,9 @@ class Dropout(nn.Module):
         generators: list[torch.Generator | None] = [*self._generators] or [None] * len(self.towers)
         first, of = self._rows or (0, len(x))
         shape = (of, x.shape[1] // len(self.towers))
-        kept = [torch.empty(shape, device=x.device).uniform_(generator=source) >= self.p for source in generators]
+        # float32 in every precision: so that it has no say in which neurons are dropped
+        empty = torch.empty(shape, dtype=torch.float32, device=x.device)
+        kept = [empty.uniform_(generator=source) >= self.p for source in generators]
         return x * torch.cat(kept, 1)[first : first + len(x)]
 
     def extra_repr(self) -> str:
