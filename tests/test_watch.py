@@ -12,7 +12,7 @@ import torch
 from alexnet_repro.classifier import Classifier
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import PaperSGD
-from alexnet_repro.prepare import Example, write_store
+from alexnet_repro.store_writer import Example, write_store
 from alexnet_repro.watch import update_sizes
 
 Run = Callable[..., tuple[int, str, str]]
