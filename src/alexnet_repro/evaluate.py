@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from alexnet_repro.claims import expected_errors, read_claims
 from alexnet_repro.classifier import Classifier, top_k_misses
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
@@ -50,11 +50,6 @@ def measure(
     return {view: errors(scores, labels, trainer) for view, scores in zip(VIEWS, softmax, strict=False)}
 
 
-def paper_claim(claim: str) -> dict[str, Any]:
-    """An entry of paper.yaml: what the paper says, and where and on what it was measured."""
-    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())[claim]
-
-
 def table(result: dict[str, Any]) -> str:
     """A few lines for the screen: this run's errors, beside the paper's if there is a claim, and what that is worth."""
     rows = [("error, %", "top-1", "top-5")]
@@ -64,9 +59,12 @@ def table(result: dict[str, Any]) -> str:
             rows.append((names[view], f"{result[view]['top1_error']:.1f}", f"{result[view]['top5_error']:.1f}"))
     lines = []
     if claim := result["claim"]:
-        paper = paper_claim(claim)
-        rows.append((f"the paper, {paper['protocol']}", f"{paper['top1_error']}", f"{paper['top5_error'] or '-'}"))
-        lines.append(f"The paper: {paper['section']}, {paper['says']}; {paper['data']}.")
+        claims = read_claims()
+        paper = claims[claim]
+        if expected := expected_errors(claims, claim):
+            view = "ten crops" if paper["protocol"] == "ten crops" else "crops not said"
+            rows.append((f"the paper, {view}", f"{expected['top1_error']:.1f}", f"{expected.get('top5_error', '-')}"))
+        lines.append(f"The paper, {paper['section']}, {paper['data']} {paper['split']}: {paper['says']}")
     if result["data"] == "photos":
         lines.append(
             "The demonstration data is not ImageNet (ten classes, each one photograph): "

@@ -49,6 +49,14 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
     return re.sub(r"[^\w.,=+-]+", "_", "-".join(parts)).strip("_")
 
 
+def choices(overrides: Sequence[str]) -> dict[str, Any]:
+    """The experiment that the command line named, and its options that no other field of a result tells."""
+    told = ("recipe", "seed", "data", "net", "ablation", "experiment", "epochs", "batch_size", "optim.lr", "data.store")
+    given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+    others = [f"{key}={value}" for key, value in given.items() if key not in told and not HOW.fullmatch(key)]
+    return {"experiment": given.get("experiment"), "options": sorted(others)}
+
+
 def open_run(run: Path, cfg: DictConfig) -> Path | None:
     """Take the folder for this run; return the checkpoint to go on from, or None to begin.
 

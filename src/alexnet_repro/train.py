@@ -26,6 +26,7 @@ from alexnet_repro.prepare import prepare_photos
 from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.runs import (
     KeepLast,
+    choices,
     circumstances,
     csv_logger,
     done_before,
@@ -119,6 +120,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "claim": claim_of(cfg),
         "ablation": "+".join(cfg.ablation) or "none",
         "recipe": cfg.recipe,
+        **choices(task_overrides()),
         "data": cfg.data.name,
         "source": store.manifest.get("source"),
         "net": cfg.net.name,
@@ -206,10 +208,13 @@ def open_store(cfg: DictConfig) -> Store:
 
 def default_run(cfg: DictConfig) -> Path:
     """runs/<name>/seed-<n>, the name from what the command line chose."""
-    overrides, defaults = [], ["data=photos", "net=alexnet"]
-    if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
-    return Path("runs") / run_name(cfg.recipe, overrides, defaults) / f"seed-{cfg.seed}"
+    name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet"])
+    return Path("runs") / name / f"seed-{cfg.seed}"
+
+
+def task_overrides() -> list[str]:
+    """What the command line chose."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def new_classifier(cfg: DictConfig, store: Store) -> Classifier:

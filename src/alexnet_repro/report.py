@@ -1,0 +1,428 @@
+"""One page that says, claim by claim, what the paper says and what we got; with the figures.
+
+python -m alexnet_repro.report [runs=[runs/paper/seed-0]] [logger=wandb]
+"""
+
+import io
+import re
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from alexnet_repro import figures
+from alexnet_repro.claims import (
+    Claim,
+    Finding,
+    Result,
+    expected_errors,
+    findings,
+    read_claims,
+    read_results,
+    verdict,
+)
+from alexnet_repro.cli import CONF, UserError, command
+from alexnet_repro.evaluate import load_run
+from alexnet_repro.net import AlexNet, colour_content
+from alexnet_repro.retrieval import look, nearest, retrieval_quality
+from alexnet_repro.runs import machine, write_json
+from alexnet_repro.store import Split, Store
+from alexnet_repro.trainers import make_trainer
+
+CHECKOUT = Path(CONF).parent
+BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
+QUERIES = 1000  # at most, to judge retrieval with
+CLASS_OF = {  # of a verdict, for its colour
+    "reproduced": "good",
+    "proxy: agrees": "good",
+    "right way, other size": "half",
+    "within noise": "half",
+    "proxy: within noise": "half",
+    "other way": "bad",
+    "other value": "bad",
+    "proxy: disagrees": "bad",
+}
+
+
+def report(cfg: DictConfig) -> dict[str, Any]:
+    """Write index.html, report.md and figures/ into ``cfg.out``, refresh the README's block, and return the page's content.
+
+    Raises UserError for folders that aren't finished runs and for damaged results.
+    """
+    runs = finished_runs(cfg)
+    published = Path(str(cfg.results)) if cfg.results else CHECKOUT / "results"
+    if cfg.results and not published.is_dir():
+        raise UserError(f"there is no folder {published}", "results= names a folder of results, such as results")
+    out = Path(str(cfg.out))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
+    shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
+    pictures = pictures_of(cfg, shown) if shown else {}
+    results = read_results(published, *runs) if published.is_dir() else read_results(*runs)
+    page = content(results, [str(run) for run in runs])
+    page["figures"] |= pictures
+    page["shown"] = str(shown) if shown else None
+    page["retrieval"] = next(
+        (r["retrieval"] for r in results if shown and r["file"] == str(shown / "result.json") and "retrieval" in r),
+        None,
+    )
+    write(page, out)
+    print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
+    if published == CHECKOUT / "results" and published.is_dir():
+        refresh_readme(content(read_results(published), []))
+    if cfg.logger.wandb:
+        from alexnet_repro.wandb_report import publish
+
+        print(f"published: {publish(page, cfg.logger.project, cfg.logger.entity)}")
+    return page
+
+
+def finished_runs(cfg: DictConfig) -> list[Path]:
+    """The folders of runs= that hold a finished run, or all of them below runs/, those that ended last first."""
+    if cfg.runs is None:
+        found = [path.parent for path in Path("runs").rglob("result.json")]
+        return sorted(found, key=lambda run: -(run / "result.json").stat().st_mtime)
+    runs = [Path(str(run)) for run in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
+    for run in runs:
+        if not (run / "result.json").is_file():
+            raise UserError(
+                f"{run} holds no finished run",
+                "name folders that train made: runs=[runs/paper/seed-0,runs/paper-no_lrn/seed-0]",
+            )
+    return runs
+
+
+def content(results: list[Result], runs: list[str]) -> dict[str, Any]:
+    """What the page says: its rows, proxies, sources and those figures that results alone make."""
+    claims = read_claims()
+    found = {name: findings(claim, results) for name, claim in claims.items()}
+    rows = [row(name, claim, found[name]) for name, claim in claims.items()]
+    proxies = [
+        {**row(name, claims[name], [finding]), **measured(claims[name], finding), "verdict": finding.verdict}
+        for name, of_claim in found.items()
+        for finding in of_claim
+        if finding.is_proxy
+    ]
+    drawn: dict[str, tuple[Figure, str]] = {}
+    if changes := deltas(claims, found):
+        drawn["ablations"] = (
+            figures.forest(changes, "change of the top-1 error, points"),
+            "What each change does to the top-1 error. The paper's values are of ImageNet and are no measure for other data.",
+        )
+    histories = {
+        label(r): r["history"]
+        for r in results
+        if r.get("history") and (not runs or any(r["file"].startswith(run + "/") for run in runs))
+    }
+    if histories:
+        few = dict(list(histories.items())[: len(figures.COLOURS)])
+        more = f" {len(histories) - len(few)} more are not drawn." if len(histories) > len(few) else ""
+        drawn["curves"] = (
+            figures.training_curves(few),
+            "Errors by epoch: in training (solid), as the images were met, and in validation or testing (dashed), one view."
+            + more,
+        )
+    races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
+    if races:
+        drawn["figure-1"] = (
+            figures.figure_1(races),
+            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), a line for each seed; "
+            f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}.",
+        )
+    drawn["figure-2"] = (
+        figures.figure_2(AlexNet()),
+        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and where two devices talk.",
+    )
+    return {
+        "rows": rows,
+        "proxies": proxies,
+        "verdicts": dict(Counter(row["verdict"] for row in rows).most_common()),
+        "figures": drawn,
+        "sources": [source(result) for result in results],
+        "results": results,
+        "expected": expected_by_ablation(claims),
+        "date": date.today().isoformat(),
+        "machine": machine(torch.device("cpu")),
+    }
+
+
+def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
+    """A line of the claims table."""
+    own = [finding for finding in found if not finding.is_proxy]
+    word = verdict(claim, found)
+    about = {
+        "measured on": ", ".join(str(claim[key]) for key in ("data", "split", "protocol") if key in claim),
+        "2012 log": claim.get("log"),
+        "reproduced if": rule(claim),
+        "note": claim.get("note"),
+        "command": claim.get("command"),
+    }
+    return {
+        "name": name,
+        "kind": claim["kind"],
+        "section": claim["section"],
+        "says": claim["says"],
+        "paper": said(claim),
+        "of": f"{claim['data']} {claim['split']}" if claim.get("data", "any") != "any" else "",
+        "verdict": word,
+        "class": CLASS_OF.get(word, "none"),
+        "about": {key: text for key, text in about.items() if text},
+        **(
+            measured(claim, own[0])
+            if own
+            else {"here": "", "interval": "", "where": "", "class": CLASS_OF.get(word, "none")}
+        ),
+    }
+
+
+def measured(claim: Claim, finding: Finding) -> dict[str, Any]:
+    """What a finding shows: numbers, interval, where they come from."""
+    keys = list(claim.get("value") or finding.values)
+    low_high = finding.intervals.get(keys[0])
+    between = [numbers(claim, {keys[0]: end}) for end in low_high] if low_high else []
+    facts = finding.alike
+    where = [str(facts[key]) for key in ("source", "net", "ablation", "recipe", "options") if facts.get(key)]
+    if facts.get("data") and not facts.get("source"):
+        where.insert(0, facts["data"])
+    if facts.get("epochs"):
+        where.append(f"{facts['epochs']} epochs")
+    if finding.seeds and facts.get("data"):
+        where.append(f"seed{'s' if len(finding.seeds) > 1 else ''} {', '.join(map(str, finding.seeds))}")
+    return {
+        "here": numbers(claim, {key: finding.values[key] for key in keys if key in finding.values}),
+        "interval": " to ".join(between),
+        "where": ", ".join(where),
+        "data": facts.get("data", ""),
+        "class": CLASS_OF.get(finding.verdict, "none"),
+    }
+
+
+def said(claim: Claim) -> str:
+    """The paper's value, or the direction that it names."""
+    if not claim.get("value"):
+        return claim.get("direction", "")
+    if claim["kind"] == "count" and "direction" in claim:
+        return f"at most {max(claim['value'].values())} %"
+    return numbers(claim, claim["value"])
+
+
+def numbers(claim: Claim, values: dict[str, float]) -> str:
+    """Values as the paper writes them: 40.7 / 18.2, +1.4 / +1.2, 6 times, 60,965,224."""
+    kind, measure = claim["kind"], claim.get("measure")
+    if kind == "ratio":
+        return " / ".join(f"{value:.3g} times" for value in values.values())
+    if kind == "difference" or measure in ("fc7_minus_pixels", "codes_minus_pixels"):
+        return " / ".join(f"{value:+.1f}" for value in values.values())
+    if kind == "count":
+        whole = all(value >= 100 or float(value).is_integer() for value in values.values())
+        if measure == "share_of_each_convolution":
+            return " ".join(f"{value:.3g}" for value in values.values()) + " %"
+        return " - ".join(f"{value:,.0f}" if whole else f"{value:.3f}" for value in values.values())
+    if measure == "specialisation":
+        return f"{values['share']:.2f}"
+    if "days" in values:
+        return f"{values['days']} days"
+    return " / ".join(f"{value:.4g}" if kind == "quoted" else f"{value:.1f}" for value in values.values())
+
+
+def rule(claim: Claim) -> str | None:
+    """The claim's rule in words."""
+    kind, within = claim["kind"], claim.get("within")
+    way = {"more": "above", "less": "below"}.get(claim.get("direction", ""))
+    if kind == "count":
+        if way:
+            return "none is above it"
+        return "equal" if within == 0 else f"within {100 * claim['within']:.0f}%"
+    if kind == "number" and within is not None:
+        return f"top-1 within {within} points"
+    if kind in ("difference", "ratio", "picture") and ("run" in claim or "measure" in claim):
+        neutral = 1 if kind == "ratio" else claim.get("threshold", 0)
+        size = (
+            f", and within {'a factor of ' if kind == 'ratio' else ''}{within}{'' if kind == 'ratio' else ' points'} of the paper's value"
+            if within
+            else ""
+        )
+        seeds = "the 95% interval over seeds lies" if claim.get("measure") != "loading" else "it is"
+        return f"{seeds} {way or 'above'} {neutral}{size}"
+    return None
+
+
+def deltas(claims: dict[str, Claim], found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
+    """Lines of the forest plot: every difference of top-1 errors of two experiments that was measured."""
+    lines = []
+    for name, claim in claims.items():
+        if claim["kind"] != "difference" or "measure" in claim:
+            continue
+        for finding in found[name]:
+            parts = (finding.alike.get("ablation") or name, finding.alike["data"], finding.alike["recipe"])
+            lines.append(
+                {
+                    "label": ", ".join(str(part) for part in parts) + f" (n={len(finding.seeds)})",
+                    "value": finding.values["top1_error"],
+                    "interval": finding.intervals.get("top1_error"),
+                    "paper": (claim.get("value") or {}).get("top1_error"),
+                }
+            )
+    return lines
+
+
+def expected_by_ablation(claims: dict[str, Claim]) -> dict[str, tuple[float, float | str]]:
+    """Ablation -> the paper's top-1 and top-5 error, of ten crops on ImageNet."""
+    experiments = {"none": "one_cnn"} | {name: name for name, claim in claims.items() if claim["kind"] == "difference"}
+    errors = {ablation: expected_errors(claims, name) for ablation, name in experiments.items()}
+    return {name: (pair["top1_error"], pair.get("top5_error", "-")) for name, pair in errors.items() if pair}
+
+
+def label(result: Result) -> str:
+    """A run in a few words."""
+    parts = (result["recipe"], result["net"], result["ablation"], result["data"], f"seed {result['seed']}")
+    return ", ".join(part for part in parts if part not in ("none", "alexnet"))
+
+
+def source(result: Result) -> dict[str, str]:
+    """A line of the list of results."""
+    errors = [
+        f"{view['top1_error']:.1f} / {view['top5_error']:.1f}" if (view := result.get(key)) else ""
+        for key in ("centre", "ten_crop")
+    ]
+    return {
+        "file": result["file"].removeprefix(f"{CHECKOUT}/"),
+        "what": label(result) if "recipe" in result else "speed",
+        "epochs": str(result.get("epochs", "")),
+        "one view": errors[0],
+        "ten crops": errors[1],
+        "hardware": result.get("hardware") or result.get("machine", ""),
+        "commit": (result.get("commit") or "")[:10],
+        "command": result.get("command", ""),
+    }
+
+
+def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
+    """Figures 3 and 4 of a run, from its checkpoint and its store; its result.json gets how well it retrieves."""
+    model, trained = load_run(run)
+    towers = trained.net.get("towers", 1)
+    weight = model.net.get_submodule("conv1").weight
+    shares = ", ".join(f"{100 * share:.0f}%" for share in colour_content(weight, towers))  # type: ignore[arg-type]
+    drawn = {
+        "figure-3": (
+            figures.figure_3(weight, towers),  # type: ignore[arg-type]
+            f"Figure 3: the first layer's kernels of {run}. Share of their energy that is colour, by tower: {shares} "
+            "(random weights: 67%).",
+        )
+    }
+    if not isinstance(model.net, AlexNet):
+        return drawn
+    try:
+        store = Store(str(trained.data.store))
+    except UserError as error:
+        print(f"no Figure 4: {error.problem}")
+        return drawn
+    asked, there = store.split(store.measured_split), store.split("train")
+    trainer = make_trainer(cfg)
+    queries = look(trainer, model, asked, QUERIES, cfg.batch_size)
+    images = look(trainer, model, there, cfg.images, cfg.batch_size)
+    eight, five = (np.linspace(0, len(queries.labels) - 1, 2 * n + 1).astype(int)[1::2] for n in (8, 5))
+    drawn["figure-4-left"] = (
+        figures.figure_4_left(
+            _pictures(asked, queries.indices[eight]),
+            queries.softmax[eight],
+            queries.labels[eight].tolist(),
+            model.class_names,
+        ),
+        f"Figure 4, left: {store.measured_split} images, the labels that {run} finds most probable, and the right one (green).",
+    )
+    found = nearest(queries.fc7[five], images.fc7)
+    drawn["figure-4-right"] = (
+        figures.figure_4_right(
+            _pictures(asked, queries.indices[five]),
+            [_pictures(there, images.indices[line]) for line in found.numpy()],
+            (images.labels[found] == queries.labels[five, None]).tolist(),
+        ),
+        f"Figure 4, right: {store.measured_split} images and the six of {len(images.labels):,} training images that are nearest "
+        "by Euclidean distance in fc7; green: of the same class.",
+    )
+    (result,) = read_results(run)
+    del result["file"]
+    write_json(run / "result.json", {**result, "retrieval": retrieval_quality(queries, images, trained.seed)})
+    return drawn
+
+
+def _pictures(split: Split, indices: Any) -> list[Any]:
+    return [np.asarray(split[int(i)]) for i in indices]
+
+
+def write(page: dict[str, Any], out: Path) -> None:
+    """index.html, one file that needs nothing else, and report.md with its figures as PNG files beside it."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alexnet_repro", "."),
+        autoescape=lambda name: "html" in (name or ""),
+        trim_blocks=True,
+    )
+    svgs = {}
+    for name, (figure, _) in page["figures"].items():
+        figure.savefig(out / "figures" / f"{name}.png", dpi=150, facecolor="white")
+        svgs[name] = svg(name, figure)
+    said = {
+        **page,
+        "svgs": svgs,
+        "captions": {name: caption for name, (_, caption) in page["figures"].items()},
+        "summary": summary(page),
+    }
+    for template, file in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
+        (out / file).write_text(environment.get_template(template).render(said))
+
+
+def svg(name: str, figure: Figure) -> str:
+    """A figure as an <svg> element that takes its ink from the page and whose ids are its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    tag, rest = text.split(">", 1)
+    text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest  # the viewBox stays
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
+
+
+def summary(page: dict[str, Any]) -> str:
+    """How many claims have which verdict."""
+    return f"{len(page['rows'])} claims: " + ", ".join(f"{count} {word}" for word, count in page["verdicts"].items())
+
+
+def readme_block(page: dict[str, Any]) -> str:
+    """The README's part about claims: what was measured on the paper's own data, what was counted, and what was not run."""
+    lines = ["| claim | the paper | here | 95% interval | measured on | verdict |", "|---|---|---|---|---|---|"]
+    counted: dict[str, list[str]] = {}
+    for line in page["rows"]:
+        if line["kind"] == "count":
+            counted.setdefault(line["verdict"], []).append(line["name"])
+        elif line["here"]:
+            cells = ("name", "paper", "here", "interval", "where", "verdict")
+            lines.append(f"| {' | '.join(line[key] or '-' for key in cells)} |")
+    told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
+    missing = ", ".join(line["name"] for line in page["rows"] if line["verdict"] == "not run")
+    return "\n".join([f"{summary(page)}.", "", *lines, "", f"Counted on the net: {told}. Not run: {missing}."])
+
+
+def refresh_readme(page: dict[str, Any]) -> None:
+    """Put the block into the README of the checkout, between its two marks."""
+    path = CHECKOUT / "README.md"
+    text = path.read_text() if path.is_file() else ""
+    if BEGIN in text and END in text:
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        new = f"{before}{BEGIN}\n{readme_block(page)}\n{END}{after}"
+        if new != text:
+            path.write_text(new)
+            print(f"refreshed: {path}")
+
+
+if __name__ == "__main__":
+    command("report")

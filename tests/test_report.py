@@ -1,0 +1,182 @@
+"""The page: from the committed results, from a run of one's own, and in a real browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from alexnet_repro import figures
+from alexnet_repro.claims import read_claims
+from alexnet_repro.cli import CONF, UserError
+from alexnet_repro.net import AlexNet
+from alexnet_repro.report import content, readme_block, report
+from alexnet_repro.train import train
+
+Run = Callable[..., tuple[int, str, str]]
+RESULTS = Path(CONF).parent / "results"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch of the whole net on the small store."""
+    run = tmp_path_factory.mktemp("runs") / "mine"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", f"run={run}"]
+        train(compose("train", options))
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """index.html of the committed results and of that run."""
+    out = tmp_path_factory.mktemp("report")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        report(compose("report", [f"runs=[{trained}]", f"out={out}", "trainer=cpu"]))
+    return out / "index.html"
+
+
+def cells(text: str, claim: str) -> list[str]:
+    """The columns of a claim's row: claim, the paper, here, verdict; without what is written small."""
+    row = re.search(rf'<tr id="{claim}">(.*?)</tr>', text, re.DOTALL)
+    assert row, claim
+    plain = (re.sub(r"<small>.*?</small>|<[^>]+>", " ", cell, flags=re.DOTALL) for cell in re.findall(r"<td.*?>(.*?)</td>", row[1], re.DOTALL))
+    return [html.unescape(re.sub(r"\s+", " ", cell)).strip() for cell in plain]
+
+
+def test_a_row_for_each_claim_with_the_papers_numbers(page: Path) -> None:
+    text = page.read_text()
+    for claim in read_claims():
+        assert len(cells(text, claim)) == 4
+    typed = {  # from the paper
+        "one_cnn": "40.7 / 18.2", "no_lrn": "+1.4 / +1.2", "figure_1": "6 times", "parameters": "60,000,000",
+        "share_of_each_convolution": "at most 1 %", "no_dropout": "more", "table2_sift_fvs": "26.2",
+    }  # fmt: skip
+    assert {claim: cells(text, claim)[1] for claim in typed} == typed
+    assert cells(text, "one_cnn")[2:] == ["", "not run"]
+    assert cells(text, "parameters")[2:] == ["60,965,224", "reproduced"]
+    assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "other value"]
+
+
+def test_the_page_needs_nothing_else(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r'(?:href|src)="([^"#][^"]*)"', text)
+    assert [link for link in links if not link.startswith("data:")] == []
+    assert "@import" not in text
+    for name in ("figure-2", "figure-3", "figure-4-left", "figure-4-right"):
+        assert f'<figure id="{name}"' in text
+        assert Image.open(page.parent / "figures" / f"{name}.png").width > 500
+        assert f"figures/{name}.png" in (page.parent / "report.md").read_text()
+
+
+def test_a_run_learns_how_well_it_retrieves(page: Path, trained: Path) -> None:
+    retrieval = json.loads((trained / "result.json").read_text())["retrieval"]
+    assert (retrieval["queries"], retrieval["images"], retrieval["nearest"]) == (6, 12, 6)
+    assert retrieval["same_class"]["guessing"] == 50
+    assert f"{retrieval['same_class']['fc7']:.1f} %" in page.read_text()
+
+
+def test_readme_has_the_block_of_the_committed_results() -> None:
+    from alexnet_repro.claims import read_results
+
+    assert readme_block(content(read_results(RESULTS), [])) in (Path(CONF).parent / "README.md").read_text(), (
+        "call python -m alexnet_repro.report in the checkout"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["runs=[nowhere]"], "nowhere holds no finished run"),
+        (["results=nowhere"], "there is no folder nowhere"),
+        (["out=taken"], "taken is not a folder"),
+    ],
+)
+def test_what_it_cannot_use_is_refused(options: list[str], problem: str, cwd: Path, run_command: Run) -> None:
+    Path("taken").write_text("")
+    status, _, err = run_command("report", *options)
+    assert status == 2
+    assert problem in err
+    assert "Traceback" not in err
+
+
+def test_without_results_there_is_still_a_page(cwd: Path, run_command: Run) -> None:
+    Path("empty").mkdir()
+    status, out, _ = run_command("report", "results=empty")
+    assert status == 0
+    assert "not run" in out
+    assert "Figures 3 and 4 are drawn of a run" in Path("report/index.html").read_text()
+
+
+def test_a_damaged_result_is_named(cwd: Path) -> None:
+    Path("results").mkdir()
+    Path("results/a.json").write_text("[")
+    with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(UserError, match=r"results/a\.json is damaged"):
+        report(compose("report", ["results=results"]))
+
+
+def browser(text: str, width: int, tmp_path: Path) -> dict[str, Any]:
+    """What headless Chromium says of the page in a frame of that many pixels."""
+    ask = """<script>addEventListener("load", () => { parent.document.title = JSON.stringify({
+        wide: document.documentElement.scrollWidth, room: innerWidth,
+        rows: document.querySelectorAll("#claims tbody tr").length,
+        pictures: [...document.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height > 50).length,
+        broken: [...document.querySelectorAll("svg image")].filter(i => !i.getBoundingClientRect().width).length }) })</script>"""
+    frame = f'<!doctype html><iframe style="width:{width}px;height:3000px;border:0" srcdoc="{html.escape(text + ask)}"></iframe>'
+    (tmp_path / "frame.html").write_text(frame)
+    line = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    line += ["--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run([str(part) for part in line], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title, done.stderr
+    return json.loads(html.unescape(title[1]))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
+    seen = browser(page.read_text(), width, tmp_path)
+    assert seen["room"] == width
+    assert seen["wide"] <= width, "it must be scrolled sideways"
+    assert seen["rows"] == len(read_claims())
+    assert seen["pictures"] >= 6
+    assert seen["broken"] == 0
+
+
+def test_figure_2_names_what_each_layer_gives() -> None:
+    from alexnet_repro.report import svg
+
+    text = svg("figure-2", figures.figure_2(AlexNet(lrn=False)))
+    for word in (
+        "conv1",
+        "fc8",
+        "60,965,224",
+        "55x55",
+        "192",
+        "2048",
+        "173 kB",
+    ):  # 2 x 128 x 169 x 4 bytes into conv3
+        assert word in text
+    assert "tower 1" not in svg("figure-2", figures.figure_2(AlexNet(towers=1, lrn=False)))
+    assert "#111213" not in text
+    assert len(set(re.findall(r'\bid="([^"]+)"', text))) == len(re.findall(r'\bid="', text))
+
+
+def test_figure_3_leaves_grey_kernels_grey() -> None:
+    grey = torch.randn(4, 1, 5, 5).expand(-1, 3, -1, -1)
+    mosaic = figures._mosaic(grey)
+    drawn = mosaic[mosaic[..., 3] == 1][:, :3]
+    assert np.ptp(drawn, axis=1).max() == 0
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
