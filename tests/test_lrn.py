@@ -1,9 +1,22 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from alexnet_repro import lrn_compiled
 from alexnet_repro.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
+
+
+@pytest.fixture(params=["compiled", "operations"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test, with lrn.c and without."""
+    if request.param == "operations":
+        monkeypatch.setattr(lrn_compiled, "library", lambda: None)
+    elif lrn_compiled.library() is None:
+        pytest.skip("there is no C compiler")
+    return request.param
+
 
 CASES = [(5, 1e-4, 0.75, 2.0, 2), (5, 0.02, 0.75, 2.0, 1), (3, 0.1, 0.5, 1.0, 2), (9, 0.001, 0.75, 1.0, 1)]
 
@@ -119,6 +132,45 @@ def test_same_map_norm_in_bfloat16_is_as_exact_as_its_rounding() -> None:
     assert a.grad is not None
     assert exact.grad is not None
     assert (a.grad - exact.grad).norm() < 0.003 * exact.grad.norm()
+
+
+@pytest.mark.parametrize("maps", [12, 48, 128, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [5, 3, 33])
+def test_both_forms_are_one(maps: int, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop of lrn.c, over several threads, against the other form."""
+    norm = LocalResponseNorm(size, 1e-3, 0.75, 1.0, groups=2)
+    a = (torch.randn(3, 2 * maps, 5, 7) * 30).to(dtype)
+    grad = torch.randn_like(a)
+    found = []
+    for library in (lrn_compiled.library, lambda: None):
+        monkeypatch.setattr(lrn_compiled, "library", library)
+        x = a.clone().requires_grad_()
+        norm(x).backward(grad)
+        found.append((norm(a), x.grad))
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.008, "atol": 1e-3}
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+def test_what_is_no_number_stays_so() -> None:
+    a = torch.ones(1, 8, 1, 1, dtype=torch.bfloat16)
+    a[0, 7] = math.nan
+    assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a).isnan().flatten().tolist() == [False] * 5 + [True] * 3
+
+
+def test_without_a_compiler_it_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str) -> None:
+    if form == "operations":
+        pytest.skip("says nothing of lrn.c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    lrn_compiled.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"lrn\.c can't be compiled .*no-such-compiler"):
+            out = LocalResponseNorm(5, 1e-4, 0.75, 2.0)(torch.ones(1, 8, 2, 2))
+        assert out[0, 4, 0, 0].item() == pytest.approx((2 + 5e-4) ** -0.75)
+    finally:
+        lrn_compiled.library.cache_clear()
 
 
 def test_no_images() -> None:

@@ -50,7 +50,10 @@ def cells(text: str, claim: str) -> list[str]:
     """The columns of a claim's row: claim, the paper, here, verdict; without what is written small."""
     row = re.search(rf'<tr id="{claim}">(.*?)</tr>', text, re.DOTALL)
     assert row, claim
-    plain = (re.sub(r"<small>.*?</small>|<[^>]+>", " ", cell, flags=re.DOTALL) for cell in re.findall(r"<td.*?>(.*?)</td>", row[1], re.DOTALL))
+    plain = (
+        re.sub(r"<small>.*?</small>|<[^>]+>", " ", cell, flags=re.DOTALL)
+        for cell in re.findall(r"<td.*?>(.*?)</td>", row[1], re.DOTALL)
+    )
     return [html.unescape(re.sub(r"\s+", " ", cell)).strip() for cell in plain]
 
 
