@@ -241,18 +241,24 @@ def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, m
         dist.destroy_process_group()
 
 
-def bench_memory(batch: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Peak resident memory, each in a process of its own: ours and the plain net without LRN; a store and one of ten times."""
-    peaks = {}
-    for what in ("ours", "plain", "store 1", "store 10"):
-        code = f"from alexnet_repro.bench import peak; print('peak', peak({what!r}, {batch}))"
-        done = run_process([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks[what] = float(next(line for line in done.stdout.splitlines() if line.startswith("peak")).split()[1])
+def bench_memory(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Peak resident memory, each in processes of its own: ours and the plain net without LRN; a store and one of ten times.
+
+    With trainer.keep_memory=false: kept, freed memory counts as resident.
+    """
+    measured: dict[str, list[float]] = {"ours": [], "plain": [], "store 1": [], "store 10": []}
+    for _ in range(repeats):
+        for what, peaks_of in measured.items():
+            code = f"from alexnet_repro.bench import peak; print('peak', peak({what!r}, {batch}))"
+            done = run_process([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            said = next(line for line in done.stdout.splitlines() if line.startswith("peak"))
+            peaks_of.append(float(said.split()[1]))
+    peaks = {what: statistics.median(peaks_of) for what, peaks_of in measured.items()}
     ratios = {
         "memory_vs_plain": peaks["ours"] / peaks["plain"],
         "memory_store_10x": peaks["store 10"] / peaks["store 1"],
     }
-    return ratios, {f"memory, MB: {what}": peak for what, peak in peaks.items()}
+    return ratios, {f"memory: {what}": peak for what, peak in peaks.items()}
 
 
 def peak(what: str, batch: int) -> float:
@@ -266,7 +272,6 @@ def peak(what: str, batch: int) -> float:
                 images.__getitems__(part)
                 most = max(most, _resident("RssAnon"))
             return most
-    keep_freed_memory()
     net = AlexNet(lrn=what == "ours").to(memory_format=torch.channels_last)
     step = training_step(net.train(), *random_batch(batch, torch.device("cpu")), "fp32")
     step()
@@ -301,7 +306,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
         "loader": lambda: bench_loader(batch, repeats),
         "eval": lambda: bench_eval(batch, repeats, device),
         "placement": lambda: bench_placement(batch, repeats),
-        "memory": lambda: bench_memory(batch),
+        "memory": lambda: bench_memory(batch, min(repeats, 3)),
         "prepare": lambda: bench_prepare(repeats),
     }
     ratios: dict[str, float | None] = {}
@@ -313,11 +318,14 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
         more, faster = parts[name]()
         ratios |= more
         speed |= faster
+    memory = {name: speed.pop(name) for name in list(speed) if name.startswith("memory")}
     result = {**machine(device), "batch_size": batch, "repeats": repeats, "ratios": ratios, "images_per_s": speed}
-    width = max(map(len, [*speed, *ratios]))
+    result |= {"megabytes": memory} if memory else {}
+    width = max(map(len, [*speed, *memory, *ratios]))
     print()
-    for name, value in speed.items():
-        print(f"  {name:<{width}}  {value:>10.1f}{'' if 'MB' in name else ' images/s'}")
+    for unit, table in (("images/s", speed), ("MB", memory)):
+        for name, value in table.items():
+            print(f"  {name:<{width}}  {value:>10.1f} {unit}")
     print()
     for name, ratio in ratios.items():
         print(f"  {name:<{width}}  {'not installed' if ratio is None else f'{ratio:>10.3f}'}")

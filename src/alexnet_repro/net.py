@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from alexnet_repro.lrn import LocalResponseNorm, SameMapNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    "relu": F.relu_,  # in place: what comes in is a layer's fresh output, which nothing else needs
     "tanh": torch.tanh,
     "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, to which Section 3.1 compares
     "sigmoid": torch.sigmoid,
@@ -158,7 +158,7 @@ class AlexNet(nn.Module):
         else:
             x = self.conv1(x)
             if seen is not None:
-                see("conv1", self.activation(x))
+                see("conv1", self.activation(x.clone()))
             x = self.activation(self.pool(self.norm(x)))
         x = self.pool(self.same_map_norm(self.norm(neurons("conv2", x))))
         for name in self.deep:
