@@ -31,7 +31,8 @@ def test_wheel_carries_the_configs_and_the_claims(cwd: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(cwd / "installed")
     path = cwd / "installed"
-    assert (path / "alexnet_repro/paper.yaml").is_file()
+    for name in ("paper.yaml", "lrn.c", "report.html.jinja", "report.md.jinja"):
+        assert (path / "alexnet_repro" / name).is_file()
     where = [sys.executable, "-c", "import alexnet_repro.cli as c; print(c.CONF)"]
     conf = subprocess.run(
         where, env={**os.environ, "PYTHONPATH": str(path)}, cwd=cwd, capture_output=True, text=True, check=True
