@@ -41,8 +41,9 @@ def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """index.html of the committed results and of that run."""
     out = tmp_path_factory.mktemp("report")
+    shutil.copytree(RESULTS, out / "results")  # of the checkout's own it would refresh the README
     with initialize_config_dir(CONF, version_base="1.3"):
-        report(compose("report", [f"runs=[{trained}]", f"out={out}", "trainer=cpu"]))
+        report(compose("report", [f"runs=[{trained}]", f"results={out}/results", f"out={out}", "trainer=cpu"]))
     return out / "index.html"
 
 
@@ -83,7 +84,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
 
 
 def test_a_run_learns_how_well_it_retrieves(page: Path, trained: Path) -> None:
-    retrieval = json.loads((trained / "result.json").read_text())["retrieval"]
+    retrieval = json.loads((trained / "retrieval.json").read_text())
     assert (retrieval["queries"], retrieval["images"], retrieval["nearest"]) == (6, 12, 6)
     assert retrieval["same_class"]["guessing"] == 50
     assert f"{retrieval['same_class']['fc7']:.1f} %" in page.read_text()
@@ -103,6 +104,8 @@ def test_readme_has_the_block_of_the_committed_results() -> None:
         (["runs=[nowhere]"], "nowhere holds no finished run"),
         (["results=nowhere"], "there is no folder nowhere"),
         (["out=taken"], "taken is not a folder"),
+        (["images=0"], "a number above 0"),
+        (["placement=two_devices"], "works on one device"),
     ],
 )
 def test_what_it_cannot_use_is_refused(options: list[str], problem: str, cwd: Path, run_command: Run) -> None:

@@ -132,7 +132,7 @@ def test_a_report_is_published(service: Service, tmp_path: Path) -> None:
         "not run",
         "ten_crop/top1_error",
         "ten_crop/top5_error",
-        "| no_lrn | 42.1 | 19.4 |",
+        "| no_lrn | ilsvrc2012 val | 42.1 | 19.4 |",
         "val/top1_error",
     ):
         assert word in spec, word

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 from scipy.stats import t as student
 
 from alexnet_repro.cli import UserError
@@ -24,8 +24,10 @@ from alexnet_repro.net import AlexNet
 Claim = dict[str, Any]
 Result = dict[str, Any]
 
-# What a group's results have in common, besides what a claim compares. Runs on another machine are comparable, slower ones too.
-ALIKE = ("data", "source", "net", "experiment", "recipe", "epochs", "batch_size", "lr", "options")
+# What a group's results have in common, besides what a claim compares.
+ALIKE = ("data", "split", "source", "net", "experiment", "recipe", "epochs", "batch_size", "lr", "options")
+NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # in a run's result
+WORST_FIRST = ("other way", "within noise", "right way, other size", "reproduced")
 PROXY = "proxy: "
 
 
@@ -48,52 +50,52 @@ class Finding:
 
 def read_claims() -> dict[str, Claim]:
     """paper.yaml: every claim by its name, in the paper's order."""
-    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
+    claims: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / "paper.yaml"))
+    return claims
 
 
 def read_results(*folders: Path) -> list[Result]:
-    """All results below these folders, as result.json holds them, each with its "file". Raises UserError for a damaged one.
+    """All results below these folders, as result.json holds them, each with its "file", and with "retrieval" if report measured it.
 
-    A folder of runs and one of published results may hold the same run: it is taken once.
+    A run that is in several of them is taken once, from the first. Raises UserError for a damaged result.
     """
     results: dict[Any, Result] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
-            if path.parent == folder / "sweeps" or "evaluation-" in path.name or path.name.startswith("job-"):
+            if path.name == "retrieval.json" or path.name.startswith(("evaluation-", "job-")):
                 continue
-            try:
-                content = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
-            if isinstance(content, dict) and ("centre" in content or "ratios" in content):
-                same = tuple(
-                    str(content.get(key)) for key in ("commit", "command", "seed", "seconds", "ablation", "lr")
-                )
-                if "experiment" not in content and (
-                    named := re.search(r"\+experiment=(\w+)", content.get("command", ""))
-                ):
-                    content["experiment"] = named[1]  # of results that are older than this field
-                results.setdefault(same, {**content, "file": str(path)})
+            content = _read(path)
+            if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
+                continue
+            missing = [key for key in NEEDED if key not in content] if "centre" in content else []
+            history = content.get("history") or []
+            if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
+                raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "mend or remove it")
+            if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
+                content["experiment"] = named[1]  # of results that are older than this field
+            if (beside := path.parent / "retrieval.json").is_file():
+                content["retrieval"] = _read(beside)
+            key = tuple(str(content.get(k)) for k in (*ALIKE, "ablation", "seed", "commit", "seconds", "machine"))
+            results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())
 
 
-def _last(result: Result, key: str) -> float | None:
-    return result["history"][-1].get(key) if result.get("history") else None
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
 
 
 def _epochs_to_25(result: Result) -> dict[str, float] | None:
-    reached = [epoch["epoch"] for epoch in result.get("history", ()) if epoch["train_error"] <= 25]
-    return {"epochs": reached[0]} if reached else None
-
-
-def _overfitting(result: Result) -> dict[str, float] | None:
-    train, other = _last(result, "train_error"), _last(result, f"{result.get('split', 'val')}_error")
-    return None if train is None or other is None else {"points": other - train}
+    if not result.get("history"):
+        return None
+    reached = (epoch["epoch"] for epoch in result["history"] if epoch["train_error"] <= 25)
+    return {"epochs": next(reached, math.inf)}
 
 
 def _training_error(result: Result) -> dict[str, float] | None:
-    train = _last(result, "train_error")
-    return None if train is None else {"train_error": train}
+    return {"train_error": result["history"][-1]["train_error"]} if result.get("history") else None
 
 
 def _view_gain(result: Result) -> dict[str, float] | None:
@@ -126,8 +128,6 @@ MEASURES: dict[str | None, Callable[[Result], dict[str, float] | None]] = {
     "one_view": lambda result: result.get("centre"),
     "one_view_minus_ten_crops": _view_gain,
     "epochs_to_25": _epochs_to_25,
-    "seconds": lambda result: {"seconds": result["seconds"] / result["epochs"]} if "epochs" in result else None,
-    "overfitting": _overfitting,
     "training_error": _training_error,
     "specialisation": _specialisation,
     "loading": _loading,
@@ -186,10 +186,19 @@ def findings(claim: Claim, results: Iterable[Result]) -> list[Finding]:
             against = against or groups.get((None, *of_group), ([], []))[1]
             found += _compare(claim, run, against, common)
         elif run:
-            proxy = claim.get("data") not in ("any", run[0].get("data"))
+            proxy = _is_proxy(claim, common)
             if not (proxy and claim["kind"] == "number"):  # an error on other data can't be set beside the paper's
                 found.append(_summarise(claim, {r.get("seed", 0): r for r in run}, common, proxy, measure))
-    return sorted(found, key=lambda finding: (finding.is_proxy, -len(finding.seeds)))
+    return sorted(found, key=lambda f: (f.is_proxy, -(f.alike.get("epochs") or 0), -len(f.seeds)))
+
+
+def _is_proxy(claim: Claim, common: dict[str, Any]) -> bool:
+    """Whether such results are of something else than the claim: other data, a shorter protocol, options of one's own."""
+    data, split = common.get("data"), common.get("split")
+    same_data = data in ("ilsvrc2010", "ilsvrc2012") if claim["data"] == "imagenet" else data == claim["data"]
+    same_split = claim["split"] not in ("val", "test") or split in (None, claim["split"])
+    whole = (common.get("epochs") or math.inf) >= 0.9 * claim.get("epochs", 0)
+    return not (same_data and same_split and whole) or bool(common.get("options"))
 
 
 def _is(result: Result, wanted: dict[str, Any]) -> bool:
@@ -213,8 +222,7 @@ def _compare(claim: Claim, run: list[Result], against: list[Result], alike: dict
         return {key: one[key] / other[key] if ratio else one[key] - other[key] for key in one}
 
     pairs = {seed: {"pair": (sides[0][seed], sides[1][seed])} for seed in seeds}
-    proxy = claim["data"] != alike.get("data")
-    finding = _summarise(claim, pairs, alike, proxy, change)
+    finding = _summarise(claim, pairs, alike, _is_proxy(claim, alike), change)
     finding.results = [result for pair in pairs.values() for result in pair["pair"]]
     return [finding]
 
@@ -223,7 +231,7 @@ def _fastest(side: list[Result], measure: Callable[[Result], dict[str, float] | 
     """By seed, the results with the learning rate that was fastest for the first seed."""
     first = min((r["seed"] for r in side), default=None)
     tried = [((measure(r) or {})["epochs"], r["lr"]) for r in side if r["seed"] == first]
-    best = min(tried)[1] if tried else None
+    best = min(tried)[1] if tried and min(tried)[0] < math.inf else None
     return {r["seed"]: r for r in side if r["lr"] == best}
 
 
@@ -242,7 +250,7 @@ def _summarise(
         numbers = [there(of[key]) for of in measured]
         mean = statistics.fmean(numbers)
         values[key] = back(mean)
-        if len(numbers) > 1:
+        if len(numbers) > 1 and math.isfinite(mean):
             half = float(student.ppf(0.975, len(numbers) - 1)) * statistics.stdev(numbers) / math.sqrt(len(numbers))
             intervals[key] = (back(mean - half), back(mean + half))
     return Finding(
@@ -296,17 +304,22 @@ def verdict(claim: Claim, found: list[Finding]) -> str:
     if claim["kind"] == "picture" and "measure" not in claim:
         return "to be looked at"
     own = [finding for finding in found if not finding.is_proxy]
+    variants = claim.get("run", {}).get("ablation")
+    if isinstance(variants, list) and own:  # it is claimed of each of them
+        words = {finding.alike["ablation"]: finding.verdict for finding in reversed(own)}
+        return min(words.values(), key=WORST_FIRST.index) if set(words) == set(variants) else "not run"
     return own[0].verdict if own else "not run"
 
 
 def expected_errors(claims: dict[str, Claim], name: str) -> dict[str, float] | None:
-    """The errors that the paper has for the experiment of a claim; of a difference, those of the whole net and it together."""
+    """The errors that the paper has for the experiment of a claim; of a difference, those of the whole net and it together.
+
+    None where the paper doesn't say how it was measured.
+    """
     claim = claims[name]
-    if claim["kind"] not in ("number", "difference") or not claim.get("value") or "measure" in claim:
+    if claim["kind"] not in ("number", "difference") or not claim.get("value") or claim["protocol"] != "ten crops":
         return None
     if claim["kind"] == "number":
         return claim["value"]
-    if claim["data"] not in ("ilsvrc2010", "ilsvrc2012"):
-        return None
     base = claims["table1_cnn" if claim["data"] == "ilsvrc2010" else "one_cnn"]["value"]
     return {key: round(base[key] + change, 4) for key, change in claim["value"].items()}

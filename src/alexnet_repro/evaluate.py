@@ -62,8 +62,7 @@ def table(result: dict[str, Any]) -> str:
         claims = read_claims()
         paper = claims[claim]
         if expected := expected_errors(claims, claim):
-            view = "ten crops" if paper["protocol"] == "ten crops" else "crops not said"
-            rows.append((f"the paper, {view}", f"{expected['top1_error']:.1f}", f"{expected.get('top5_error', '-')}"))
+            rows.append(("the paper, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}"))
         lines.append(f"The paper, {paper['section']}, {paper['data']} {paper['split']}: {paper['says']}")
     if result["data"] == "photos":
         lines.append(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "lrn.c"
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-shared", "-fPIC")
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 WIDEST, REACH = 512, 16  # as in lrn.c
 
@@ -40,6 +40,7 @@ def backward(a: Tensor, db: Tensor, da: Tensor, groups: int, size: int, alpha: f
     _in_threads("backward", (a, db, da), groups, size, alpha, k)
 
 
+@torch.compiler.disable
 def _in_threads(name: str, arrays: tuple[Tensor, ...], groups: int, size: int, alpha: float, k: float) -> None:
     """Each of torch's number of threads does its share of the rows; ctypes releases Python's lock."""
     function = getattr(library(), f"{name}_{NAMES[arrays[0].dtype]}")
@@ -69,17 +70,17 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 def library() -> ctypes.CDLL | None:
     """The compiled lrn.c, or None, with one warning, where it can't be had."""
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor().encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_repro"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_repro"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"lrn-{name}.so"
         if not path.exists():
             _compile(path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
-            f"lrn.c can't be compiled ({said.strip().splitlines()[-1]}): normalisation takes its slower form; "
+            f"lrn.c can't be compiled or loaded ({said[-1] if said else error!r}): normalisation takes its slower form; "
             "a C compiler (cc, or the one that CC names) would make training about a fifth faster",
             stacklevel=2,
         )

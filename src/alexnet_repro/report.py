@@ -30,6 +30,7 @@ from alexnet_repro.claims import (
 from alexnet_repro.cli import CONF, UserError, command
 from alexnet_repro.evaluate import load_run
 from alexnet_repro.net import AlexNet, colour_content
+from alexnet_repro.processes import world
 from alexnet_repro.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.runs import machine, write_json
 from alexnet_repro.store import Split, Store
@@ -62,16 +63,16 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     out = Path(str(cfg.out))
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
+    if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
+        raise UserError("report works on one device, and images= is a number above 0 or null")
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
     pictures = pictures_of(cfg, shown) if shown else {}
-    results = read_results(published, *runs) if published.is_dir() else read_results(*runs)
-    page = content(results, [str(run) for run in runs])
+    results = read_results(*runs, *([published] if published.is_dir() else []))
+    page = content(results, runs)
     page["figures"] |= pictures
     page["shown"] = str(shown) if shown else None
-    page["retrieval"] = next(
-        (r["retrieval"] for r in results if shown and r["file"] == str(shown / "result.json") and "retrieval" in r),
-        None,
-    )
+    of_shown = (r for r in results if shown and Path(r["file"]).parent == shown)
+    page["retrieval"] = next(of_shown, {}).get("retrieval")
     write(page, out)
     print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
     if published == CHECKOUT / "results" and published.is_dir():
@@ -98,7 +99,7 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
     return runs
 
 
-def content(results: list[Result], runs: list[str]) -> dict[str, Any]:
+def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
     """What the page says: its rows, proxies, sources and those figures that results alone make."""
     claims = read_claims()
     found = {name: findings(claim, results) for name, claim in claims.items()}
@@ -115,11 +116,8 @@ def content(results: list[Result], runs: list[str]) -> dict[str, Any]:
             figures.forest(changes, "change of the top-1 error, points"),
             "What each change does to the top-1 error. The paper's values are of ImageNet and are no measure for other data.",
         )
-    histories = {
-        label(r): r["history"]
-        for r in results
-        if r.get("history") and (not runs or any(r["file"].startswith(run + "/") for run in runs))
-    }
+    chosen = [r for r in results if r.get("history") and (not runs or Path(r["file"]).parent in runs)]
+    histories = {label(r): r["history"] for r in chosen}
     if histories:
         few = dict(list(histories.items())[: len(figures.COLOURS)])
         more = f" {len(histories) - len(few)} more are not drawn." if len(histories) > len(few) else ""
@@ -146,7 +144,7 @@ def content(results: list[Result], runs: list[str]) -> dict[str, Any]:
         "figures": drawn,
         "sources": [source(result) for result in results],
         "results": results,
-        "expected": expected_by_ablation(claims),
+        "expected": expected_lines(claims),
         "date": date.today().isoformat(),
         "machine": machine(torch.device("cpu")),
     }
@@ -169,7 +167,7 @@ def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
         "section": claim["section"],
         "says": claim["says"],
         "paper": said(claim),
-        "of": f"{claim['data']} {claim['split']}" if claim.get("data", "any") != "any" else "",
+        "of": " ".join(claim[key] for key in ("data", "split") if claim.get(key, "not said") != "not said"),
         "verdict": word,
         "class": CLASS_OF.get(word, "none"),
         "about": {key: text for key, text in about.items() if text},
@@ -190,6 +188,8 @@ def measured(claim: Claim, finding: Finding) -> dict[str, Any]:
     where = [str(facts[key]) for key in ("source", "net", "ablation", "recipe", "options") if facts.get(key)]
     if facts.get("data") and not facts.get("source"):
         where.insert(0, facts["data"])
+    if "ratios" in (finding.results or [{}])[0]:
+        where.append(finding.results[0].get("machine", ""))
     if facts.get("epochs"):
         where.append(f"{facts['epochs']} epochs")
     if finding.seeds and facts.get("data"):
@@ -215,6 +215,8 @@ def said(claim: Claim) -> str:
 def numbers(claim: Claim, values: dict[str, float]) -> str:
     """Values as the paper writes them: 40.7 / 18.2, +1.4 / +1.2, 6 times, 60,965,224."""
     kind, measure = claim["kind"], claim.get("measure")
+    if measure == "loading":
+        return f"{100 * values['share']:.1f}% of the time"
     if kind == "ratio":
         return " / ".join(f"{value:.3g} times" for value in values.values())
     if kind == "difference" or measure in ("fc7_minus_pixels", "codes_minus_pixels"):
@@ -239,15 +241,14 @@ def rule(claim: Claim) -> str | None:
         if way:
             return "none is above it"
         return "equal" if within == 0 else f"within {100 * claim['within']:.0f}%"
-    if kind == "number" and within is not None:
+    if kind == "number" and "run" in claim:
         return f"top-1 within {within} points"
     if kind in ("difference", "ratio", "picture") and ("run" in claim or "measure" in claim):
         neutral = 1 if kind == "ratio" else claim.get("threshold", 0)
-        size = (
-            f", and within {'a factor of ' if kind == 'ratio' else ''}{within}{'' if kind == 'ratio' else ' points'} of the paper's value"
-            if within
-            else ""
-        )
+        size = ""
+        if within:
+            far = {"ratio": f"within a factor of {within}", "difference": f"within {within} points"}[kind]
+            size = f", and it is {f'no more than {within} points below' if way else far + ' of'} the paper's value"
         seeds = "the 95% interval over seeds lies" if claim.get("measure") != "loading" else "it is"
         return f"{seeds} {way or 'above'} {neutral}{size}"
     return None
@@ -272,17 +273,25 @@ def deltas(claims: dict[str, Claim], found: dict[str, list[Finding]]) -> list[di
     return lines
 
 
-def expected_by_ablation(claims: dict[str, Claim]) -> dict[str, tuple[float, float | str]]:
-    """Ablation -> the paper's top-1 and top-5 error, of ten crops on ImageNet."""
-    experiments = {"none": "one_cnn"} | {name: name for name, claim in claims.items() if claim["kind"] == "difference"}
-    errors = {ablation: expected_errors(claims, name) for ablation, name in experiments.items()}
-    return {name: (pair["top1_error"], pair.get("top5_error", "-")) for name, pair in errors.items() if pair}
+def expected_lines(claims: dict[str, Claim]) -> list[tuple[str, str, float, float]]:
+    """Ablation, data, top-1 and top-5 error of ten crops: what the paper measured."""
+    experiments = {"table1_cnn": "none", "one_gpu": "one_gpu", "one_cnn": "none", "no_lrn": "no_lrn"}
+    experiments |= {"non_overlapping_pooling": "non_overlapping_pooling"}
+    lines = []
+    for name, ablation in experiments.items():
+        pair = expected_errors(claims, name) or {}
+        lines.append(
+            (ablation, f"{claims[name]['data']} {claims[name]['split']}", pair["top1_error"], pair["top5_error"])
+        )
+    return lines
 
 
 def label(result: Result) -> str:
     """A run in a few words."""
-    parts = (result["recipe"], result["net"], result["ablation"], result["data"], f"seed {result['seed']}")
-    return ", ".join(part for part in parts if part not in ("none", "alexnet"))
+    parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
+    if result["net"] != "alexnet":
+        parts.append(f"rate {result.get('lr')}")
+    return ", ".join(part for part in [*parts, f"seed {result['seed']}"] if part not in ("none", "alexnet"))
 
 
 def source(result: Result) -> dict[str, str]:
@@ -304,7 +313,7 @@ def source(result: Result) -> dict[str, str]:
 
 
 def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
-    """Figures 3 and 4 of a run, from its checkpoint and its store; its result.json gets how well it retrieves."""
+    """Figures 3 and 4 of a run, from its checkpoint and its store; its retrieval.json gets how well it retrieves."""
     model, trained = load_run(run)
     towers = trained.net.get("towers", 1)
     weight = model.net.get_submodule("conv1").weight
@@ -322,6 +331,9 @@ def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
         store = Store(str(trained.data.store))
     except UserError as error:
         print(f"no Figure 4: {error.problem}")
+        return drawn
+    if store.classes != model.class_names or store.image_size != model.image_size:
+        print(f"no Figure 4: the store {store.path} is not the one that {run} was trained on")
         return drawn
     asked, there = store.split(store.measured_split), store.split("train")
     trainer = make_trainer(cfg)
@@ -347,9 +359,7 @@ def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
         f"Figure 4, right: {store.measured_split} images and the six of {len(images.labels):,} training images that are nearest "
         "by Euclidean distance in fc7; green: of the same class.",
     )
-    (result,) = read_results(run)
-    del result["file"]
-    write_json(run / "result.json", {**result, "retrieval": retrieval_quality(queries, images, trained.seed)})
+    write_json(run / "retrieval.json", retrieval_quality(queries, images, trained.seed))
     return drawn
 
 
@@ -399,14 +409,17 @@ def summary(page: dict[str, Any]) -> str:
 
 def readme_block(page: dict[str, Any]) -> str:
     """The README's part about claims: what was measured on the paper's own data, what was counted, and what was not run."""
+    cells = ("name", "paper", "here", "interval", "where", "verdict")
     lines = ["| claim | the paper | here | 95% interval | measured on | verdict |", "|---|---|---|---|---|---|"]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":
             counted.setdefault(line["verdict"], []).append(line["name"])
         elif line["here"]:
-            cells = ("name", "paper", "here", "interval", "where", "verdict")
             lines.append(f"| {' | '.join(line[key] or '-' for key in cells)} |")
+    if several := [line for line in page["proxies"] if line["interval"]]:
+        lines += ["", "Proxies, on other data or with a shorter protocol, of several seeds:", "", *lines[:2]]
+        lines += [f"| {' | '.join(line[key] or '-' for key in cells)} |" for line in several]
     told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing = ", ".join(line["name"] for line in page["rows"] if line["verdict"] == "not run")
     return "\n".join([f"{summary(page)}.", "", *lines, "", f"Counted on the net: {told}. Not run: {missing}."])

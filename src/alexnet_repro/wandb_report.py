@@ -22,7 +22,11 @@ def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
         raise UserError(
             "a W&B Report needs the package wandb-workspaces", "install it with: pip install -e '.[report]'"
         ) from None
-    if not wandb.login(prompt=False, verify=False):
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except Exception as error:
+        raise UserError(f"W&B refuses the API key: {error}", "index.html and report.md are written") from None
+    if not has_key:
         raise UserError(
             "a W&B Report needs the service, and there is no API key; index.html and report.md are written",
             "set WANDB_API_KEY or call wandb login; runs that were logged offline are uploaded by wandb sync FOLDER",
@@ -39,8 +43,9 @@ def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
         )
         report.save()
     except Exception as error:  # the client has no common one: wandb's, requests', its own ValueErrors
+        said = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"W&B took no report: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"W&B took no report: {type(error).__name__}: {said}",
             "index.html and report.md are written; see that logger.project and logger.entity name a project that has runs",
         ) from None
     return report.url
@@ -104,6 +109,6 @@ def claims_table(page: dict[str, Any]) -> str:
 
 def paper_lines(page: dict[str, Any]) -> str:
     """What the bars are to be read against: the paper's ImageNet errors by ablation."""
-    lines = ["The paper, on ImageNet only:", "", "| ablation | top-1 | top-5 |", "|---|---|---|"]
-    lines += [f"| {name} | {one:.1f} | {five} |" for name, (one, five) in page["expected"].items()]
+    lines = ["The paper, ten crops:", "", "| ablation | data | top-1 | top-5 |", "|---|---|---|---|"]
+    lines += [f"| {name} | {data} | {one:.1f} | {five:.1f} |" for name, data, one, five in page["expected"]]
     return "\n".join(lines)
