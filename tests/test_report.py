@@ -19,7 +19,8 @@ from alexnet_repro import figures
 from alexnet_repro.claims import read_claims
 from alexnet_repro.cli import CONF, UserError
 from alexnet_repro.net import AlexNet
-from alexnet_repro.report import content, readme_block, report
+from alexnet_repro.page import content, readme_block
+from alexnet_repro.report import report
 from alexnet_repro.train import train
 
 Run = Callable[..., tuple[int, str, str]]

@@ -5,50 +5,29 @@ python -m alexnet_repro.report [runs=[runs/paper/seed-0]] [logger=wandb]
 
 import io
 import re
-from collections import Counter
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from alexnet_repro import figures
-from alexnet_repro.claims import (
-    Claim,
-    Finding,
-    Result,
-    expected_errors,
-    findings,
-    read_claims,
-    read_results,
-    verdict,
-)
+from alexnet_repro.claims import read_results
 from alexnet_repro.cli import CONF, UserError, command
 from alexnet_repro.evaluate import load_run
 from alexnet_repro.net import AlexNet, colour_content
+from alexnet_repro.page import content, readme_block, summary
 from alexnet_repro.processes import world
 from alexnet_repro.retrieval import look, nearest, retrieval_quality
-from alexnet_repro.runs import machine, write_json
+from alexnet_repro.runs import write_json
 from alexnet_repro.store import Split, Store
 from alexnet_repro.trainers import make_trainer
 
 CHECKOUT = Path(CONF).parent
 BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
 QUERIES = 1000  # at most, to judge retrieval with
-CLASS_OF = {  # of a verdict, for its colour
-    "reproduced": "good",
-    "proxy: agrees": "good",
-    "right way, other size": "half",
-    "within noise": "half",
-    "proxy: within noise": "half",
-    "other way": "bad",
-    "other value": "bad",
-    "proxy: disagrees": "bad",
-}
 
 
 def report(cfg: DictConfig) -> dict[str, Any]:
@@ -65,9 +44,11 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
     if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
         raise UserError("report works on one device, and images= is a number above 0 or null")
+    folders = [*runs, *([published] if published.is_dir() else [])]
+    read_results(*folders)  # says what is damaged before the work begins
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
     pictures = pictures_of(cfg, shown) if shown else {}
-    results = read_results(*runs, *([published] if published.is_dir() else []))
+    results = read_results(*folders)
     page = content(results, runs)
     page["figures"] |= pictures
     page["shown"] = str(shown) if shown else None
@@ -97,219 +78,6 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
                 "name folders that train made: runs=[runs/paper/seed-0,runs/paper-no_lrn/seed-0]",
             )
     return runs
-
-
-def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
-    """What the page says: its rows, proxies, sources and those figures that results alone make."""
-    claims = read_claims()
-    found = {name: findings(claim, results) for name, claim in claims.items()}
-    rows = [row(name, claim, found[name]) for name, claim in claims.items()]
-    proxies = [
-        {**row(name, claims[name], [finding]), **measured(claims[name], finding), "verdict": finding.verdict}
-        for name, of_claim in found.items()
-        for finding in of_claim
-        if finding.is_proxy
-    ]
-    drawn: dict[str, tuple[Figure, str]] = {}
-    if changes := deltas(claims, found):
-        drawn["ablations"] = (
-            figures.forest(changes, "change of the top-1 error, points"),
-            "What each change does to the top-1 error. The paper's values are of ImageNet and are no measure for other data.",
-        )
-    chosen = [r for r in results if r.get("history") and (not runs or Path(r["file"]).parent in runs)]
-    histories = {label(r): r["history"] for r in chosen}
-    if histories:
-        few = dict(list(histories.items())[: len(figures.COLOURS)])
-        more = f" {len(histories) - len(few)} more are not drawn." if len(histories) > len(few) else ""
-        drawn["curves"] = (
-            figures.training_curves(few),
-            "Errors by epoch: in training (solid), as the images were met, and in validation or testing (dashed), one view."
-            + more,
-        )
-    races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
-    if races:
-        drawn["figure-1"] = (
-            figures.figure_1(races),
-            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), a line for each seed; "
-            f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}.",
-        )
-    drawn["figure-2"] = (
-        figures.figure_2(AlexNet()),
-        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and where two devices talk.",
-    )
-    return {
-        "rows": rows,
-        "proxies": proxies,
-        "verdicts": dict(Counter(row["verdict"] for row in rows).most_common()),
-        "figures": drawn,
-        "sources": [source(result) for result in results],
-        "results": results,
-        "expected": expected_lines(claims),
-        "date": date.today().isoformat(),
-        "machine": machine(torch.device("cpu")),
-    }
-
-
-def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
-    """A line of the claims table."""
-    own = [finding for finding in found if not finding.is_proxy]
-    word = verdict(claim, found)
-    about = {
-        "measured on": ", ".join(str(claim[key]) for key in ("data", "split", "protocol") if key in claim),
-        "2012 log": claim.get("log"),
-        "reproduced if": rule(claim),
-        "note": claim.get("note"),
-        "command": claim.get("command"),
-    }
-    return {
-        "name": name,
-        "kind": claim["kind"],
-        "section": claim["section"],
-        "says": claim["says"],
-        "paper": said(claim),
-        "of": " ".join(claim[key] for key in ("data", "split") if claim.get(key, "not said") != "not said"),
-        "verdict": word,
-        "class": CLASS_OF.get(word, "none"),
-        "about": {key: text for key, text in about.items() if text},
-        **(
-            measured(claim, own[0])
-            if own
-            else {"here": "", "interval": "", "where": "", "class": CLASS_OF.get(word, "none")}
-        ),
-    }
-
-
-def measured(claim: Claim, finding: Finding) -> dict[str, Any]:
-    """What a finding shows: numbers, interval, where they come from."""
-    keys = list(claim.get("value") or finding.values)
-    low_high = finding.intervals.get(keys[0])
-    between = [numbers(claim, {keys[0]: end}) for end in low_high] if low_high else []
-    facts = finding.alike
-    where = [str(facts[key]) for key in ("source", "net", "ablation", "recipe", "options") if facts.get(key)]
-    if facts.get("data") and not facts.get("source"):
-        where.insert(0, facts["data"])
-    if "ratios" in (finding.results or [{}])[0]:
-        where.append(finding.results[0].get("machine", ""))
-    if facts.get("epochs"):
-        where.append(f"{facts['epochs']} epochs")
-    if finding.seeds and facts.get("data"):
-        where.append(f"seed{'s' if len(finding.seeds) > 1 else ''} {', '.join(map(str, finding.seeds))}")
-    return {
-        "here": numbers(claim, {key: finding.values[key] for key in keys if key in finding.values}),
-        "interval": " to ".join(between),
-        "where": ", ".join(where),
-        "data": facts.get("data", ""),
-        "class": CLASS_OF.get(finding.verdict, "none"),
-    }
-
-
-def said(claim: Claim) -> str:
-    """The paper's value, or the direction that it names."""
-    if not claim.get("value"):
-        return claim.get("direction", "")
-    if claim["kind"] == "count" and "direction" in claim:
-        return f"at most {max(claim['value'].values())} %"
-    return numbers(claim, claim["value"])
-
-
-def numbers(claim: Claim, values: dict[str, float]) -> str:
-    """Values as the paper writes them: 40.7 / 18.2, +1.4 / +1.2, 6 times, 60,965,224."""
-    kind, measure = claim["kind"], claim.get("measure")
-    if measure == "loading":
-        return f"{100 * values['share']:.1f}% of the time"
-    if kind == "ratio":
-        return " / ".join(f"{value:.3g} times" for value in values.values())
-    if kind == "difference" or measure in ("fc7_minus_pixels", "codes_minus_pixels"):
-        return " / ".join(f"{value:+.1f}" for value in values.values())
-    if kind == "count":
-        whole = all(value >= 100 or float(value).is_integer() for value in values.values())
-        if measure == "share_of_each_convolution":
-            return " ".join(f"{value:.3g}" for value in values.values()) + " %"
-        return " - ".join(f"{value:,.0f}" if whole else f"{value:.3f}" for value in values.values())
-    if measure == "specialisation":
-        return f"{values['share']:.2f}"
-    if "days" in values:
-        return f"{values['days']} days"
-    return " / ".join(f"{value:.4g}" if kind == "quoted" else f"{value:.1f}" for value in values.values())
-
-
-def rule(claim: Claim) -> str | None:
-    """The claim's rule in words."""
-    kind, within = claim["kind"], claim.get("within")
-    way = {"more": "above", "less": "below"}.get(claim.get("direction", ""))
-    if kind == "count":
-        if way:
-            return "none is above it"
-        return "equal" if within == 0 else f"within {100 * claim['within']:.0f}%"
-    if kind == "number" and "run" in claim:
-        return f"top-1 within {within} points"
-    if kind in ("difference", "ratio", "picture") and ("run" in claim or "measure" in claim):
-        neutral = 1 if kind == "ratio" else claim.get("threshold", 0)
-        size = ""
-        if within:
-            far = {"ratio": f"within a factor of {within}", "difference": f"within {within} points"}[kind]
-            size = f", and it is {f'no more than {within} points below' if way else far + ' of'} the paper's value"
-        seeds = "the 95% interval over seeds lies" if claim.get("measure") != "loading" else "it is"
-        return f"{seeds} {way or 'above'} {neutral}{size}"
-    return None
-
-
-def deltas(claims: dict[str, Claim], found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
-    """Lines of the forest plot: every difference of top-1 errors of two experiments that was measured."""
-    lines = []
-    for name, claim in claims.items():
-        if claim["kind"] != "difference" or "measure" in claim:
-            continue
-        for finding in found[name]:
-            parts = (finding.alike.get("ablation") or name, finding.alike["data"], finding.alike["recipe"])
-            lines.append(
-                {
-                    "label": ", ".join(str(part) for part in parts) + f" (n={len(finding.seeds)})",
-                    "value": finding.values["top1_error"],
-                    "interval": finding.intervals.get("top1_error"),
-                    "paper": (claim.get("value") or {}).get("top1_error"),
-                }
-            )
-    return lines
-
-
-def expected_lines(claims: dict[str, Claim]) -> list[tuple[str, str, float, float]]:
-    """Ablation, data, top-1 and top-5 error of ten crops: what the paper measured."""
-    experiments = {"table1_cnn": "none", "one_gpu": "one_gpu", "one_cnn": "none", "no_lrn": "no_lrn"}
-    experiments |= {"non_overlapping_pooling": "non_overlapping_pooling"}
-    lines = []
-    for name, ablation in experiments.items():
-        pair = expected_errors(claims, name) or {}
-        lines.append(
-            (ablation, f"{claims[name]['data']} {claims[name]['split']}", pair["top1_error"], pair["top5_error"])
-        )
-    return lines
-
-
-def label(result: Result) -> str:
-    """A run in a few words."""
-    parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
-    if result["net"] != "alexnet":
-        parts.append(f"rate {result.get('lr')}")
-    return ", ".join(part for part in [*parts, f"seed {result['seed']}"] if part not in ("none", "alexnet"))
-
-
-def source(result: Result) -> dict[str, str]:
-    """A line of the list of results."""
-    errors = [
-        f"{view['top1_error']:.1f} / {view['top5_error']:.1f}" if (view := result.get(key)) else ""
-        for key in ("centre", "ten_crop")
-    ]
-    return {
-        "file": result["file"].removeprefix(f"{CHECKOUT}/"),
-        "what": label(result) if "recipe" in result else "speed",
-        "epochs": str(result.get("epochs", "")),
-        "one view": errors[0],
-        "ten crops": errors[1],
-        "hardware": result.get("hardware") or result.get("machine", ""),
-        "commit": (result.get("commit") or "")[:10],
-        "command": result.get("command", ""),
-    }
 
 
 def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
@@ -400,29 +168,6 @@ def svg(name: str, figure: Figure) -> str:
     text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest  # the viewBox stays
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return text.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
-
-
-def summary(page: dict[str, Any]) -> str:
-    """How many claims have which verdict."""
-    return f"{len(page['rows'])} claims: " + ", ".join(f"{count} {word}" for word, count in page["verdicts"].items())
-
-
-def readme_block(page: dict[str, Any]) -> str:
-    """The README's part about claims: what was measured on the paper's own data, what was counted, and what was not run."""
-    cells = ("name", "paper", "here", "interval", "where", "verdict")
-    lines = ["| claim | the paper | here | 95% interval | measured on | verdict |", "|---|---|---|---|---|---|"]
-    counted: dict[str, list[str]] = {}
-    for line in page["rows"]:
-        if line["kind"] == "count":
-            counted.setdefault(line["verdict"], []).append(line["name"])
-        elif line["here"]:
-            lines.append(f"| {' | '.join(line[key] or '-' for key in cells)} |")
-    if several := [line for line in page["proxies"] if line["interval"]]:
-        lines += ["", "Proxies, on other data or with a shorter protocol, of several seeds:", "", *lines[:2]]
-        lines += [f"| {' | '.join(line[key] or '-' for key in cells)} |" for line in several]
-    told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
-    missing = ", ".join(line["name"] for line in page["rows"] if line["verdict"] == "not run")
-    return "\n".join([f"{summary(page)}.", "", *lines, "", f"Counted on the net: {told}. Not run: {missing}."])
 
 
 def refresh_readme(page: dict[str, Any]) -> None:
