@@ -122,7 +122,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "recipe": cfg.recipe,
         **choices(task_overrides()),
         "data": cfg.data.name,
-        "source": store.manifest.get("source"),
+        "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,  # not where it was
         "net": cfg.net.name,
         "activation": cfg.net.activation,
         "lrn": cfg.net.get("lrn", False),
