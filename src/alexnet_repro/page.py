@@ -32,7 +32,7 @@ def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
     found = {name: findings(claim, results) for name, claim in claims.items()}
     rows = [row(name, claim, found[name]) for name, claim in claims.items()]
     proxies = [
-        {**row(name, claims[name], [finding]), **measured(claims[name], finding), "verdict": finding.verdict}
+        row(name, claims[name], []) | measured(claims[name], finding) | {"verdict": finding.verdict}
         for name, of_claim in found.items()
         for finding in of_claim
         if finding.is_proxy
@@ -95,14 +95,10 @@ def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
         "says": claim["says"],
         "paper": said(claim),
         "of": " ".join(claim[key] for key in ("data", "split") if claim.get(key, "not said") != "not said"),
+        "about": {key: text for key, text in about.items() if text},
+        **(measured(claim, own[0]) if own else {"here": "", "interval": "", "where": ""}),
         "verdict": word,
         "class": CLASS_OF.get(word, "none"),
-        "about": {key: text for key, text in about.items() if text},
-        **(
-            measured(claim, own[0])
-            if own
-            else {"here": "", "interval": "", "where": "", "class": CLASS_OF.get(word, "none")}
-        ),
     }
 
 
