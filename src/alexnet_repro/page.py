@@ -255,4 +255,14 @@ def readme_block(page: dict[str, Any]) -> str:
         lines += [f"| {' | '.join(line[key] or '-' for key in cells)} |" for line in several]
     told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing = ", ".join(line["name"] for line in page["rows"] if line["verdict"] == "not run")
-    return "\n".join([f"{summary(page)}.", "", *lines, "", f"Counted on the net: {told}. Not run: {missing}."])
+    lines += ["", f"Counted on the net: {told}. Not run: {missing}.", ""]
+    for data in ("photos", "imagenette"):
+        of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet"]
+        errors = (
+            f"{r['recipe']}{'' if r['ablation'] == 'none' else ' with ' + r['ablation']} "
+            f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
+            for r in of_data
+        )
+        if of_data:
+            lines.append(f"`{data}`, top-1 error of one view / ten crops, %, ten classes: {', '.join(errors)}.")
+    return "\n".join([f"{summary(page)}.", "", *lines])
