@@ -43,7 +43,9 @@ def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
             figures.forest(changes, "change of the top-1 error, points"),
             "What each change does to the top-1 error. The paper's values are of ImageNet and are no measure for other data.",
         )
-    chosen = [r for r in results if r.get("history") and (not runs or Path(r["file"]).parent in runs)]
+    raced = ("figure_1", "figure_1_rates")  # have a figure of their own
+    chosen = [r for r in results if r.get("history")]
+    chosen = [r for r in chosen if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in raced)]
     histories = {label(r): r["history"] for r in chosen}
     if histories:
         few = dict(list(histories.items())[: len(figures.COLOURS)])
@@ -259,10 +261,10 @@ def readme_block(page: dict[str, Any]) -> str:
     for data in ("photos", "imagenette"):
         of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet"]
         errors = (
-            f"{r['recipe']}{'' if r['ablation'] == 'none' else ' with ' + r['ablation']} "
+            f"{', '.join(w for w in (r['recipe'], r['ablation'], *r.get('options', ())) if w != 'none')}: "
             f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
             for r in of_data
         )
         if of_data:
-            lines.append(f"`{data}`, top-1 error of one view / ten crops, %, ten classes: {', '.join(errors)}.")
+            lines.append(f"`{data}`, top-1 error of one view / ten crops, %, ten classes: {'; '.join(errors)}.")
     return "\n".join([f"{summary(page)}.", "", *lines])
