@@ -41,7 +41,7 @@ def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
     if changes := deltas(claims, found):
         drawn["ablations"] = (
             figures.forest(changes, "change of the top-1 error, points"),
-            "What each change does to the top-1 error. The paper's values are of ImageNet and are no measure for other data.",
+            "What each change does to the top-1 error. The paper's values are of its own data and whole protocols, and no measure for others.",
         )
     raced = ("figure_1", "figure_1_rates")  # have a figure of their own
     chosen = [r for r in results if r.get("history")]
