@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from alexnet_repro.claims import (
-    MEASURES,
-    counts,
-    expected_errors,
-    findings,
-    read_claims,
-    read_results,
-    verdict,
-)
+from alexnet_repro.claims import findings, verdict
 from alexnet_repro.cli import UserError
+from alexnet_repro.paper import expected_errors, read_claims
+from alexnet_repro.results import MEASURES, counts, read_results
 
 CLAIMS = read_claims()
 
@@ -92,11 +86,17 @@ def test_errors_of_an_ablation_are_those_of_its_run_in_the_log() -> None:
 
 def test_counts_are_those_of_the_layer_table() -> None:
     sizes = {"conv1": 290_400, "conv2": 186_624, "conv3": 64_896, "conv4": 64_896, "conv5": 43_264}
-    assert counts("neurons") == sizes | {"fc6": 4096, "fc7": 4096, "fc8": 1000}
-    assert counts("neurons_in_all") == {"all": 659_272}
-    assert counts("parameters") == {"all": 60_965_224}
-    assert counts("parameters_of_one_gpu")["share"] == pytest.approx(59_798_312 / 60_965_224)
-    assert [round(share, 2) for share in counts("share_of_each_convolution").values()] == [0.06, 0.50, 1.45, 1.09, 0.73]
+    assert counts()["neurons"] == sizes | {"fc6": 4096, "fc7": 4096, "fc8": 1000}
+    assert counts()["neurons_in_all"] == {"all": 659_272}
+    assert counts()["parameters"] == {"all": 60_965_224}
+    assert counts()["parameters_of_one_gpu"]["share"] == pytest.approx(59_798_312 / 60_965_224)
+    assert [round(share, 2) for share in counts()["share_of_each_convolution"].values()] == [
+        0.06,
+        0.50,
+        1.45,
+        1.09,
+        0.73,
+    ]
     verdicts = {name: verdict(claim, findings(claim, [])) for name, claim in CLAIMS.items() if claim["kind"] == "count"}
     slips = {name for name, word in verdicts.items() if word != "reproduced"}
     assert slips == {"neurons", "share_of_each_convolution", "crops"}

@@ -10,11 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_repro.claims import read_claims
 from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import CONF, UserError, leaves
 from alexnet_repro.data import StoreData, TrainBatch, ValBatch
 from alexnet_repro.evaluate import claim_of
+from alexnet_repro.paper import read_claims
 from alexnet_repro.store import Store
 from alexnet_repro.train import check, new_classifier
 

@@ -16,11 +16,12 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from alexnet_repro import figures
-from alexnet_repro.claims import read_claims
 from alexnet_repro.cli import CONF, UserError
 from alexnet_repro.net import AlexNet
 from alexnet_repro.page import content, readme_block
+from alexnet_repro.paper import read_claims
 from alexnet_repro.report import report
+from alexnet_repro.results import read_results
 from alexnet_repro.train import train
 
 Run = Callable[..., tuple[int, str, str]]
@@ -92,9 +93,7 @@ def test_a_run_learns_how_well_it_retrieves(page: Path, trained: Path) -> None:
 
 
 def test_readme_has_the_block_of_the_committed_results() -> None:
-    from alexnet_repro.claims import read_results
-
-    assert readme_block(content(read_results(RESULTS), [])) in (Path(CONF).parent / "README.md").read_text(), (
+    assert readme_block(content(read_results(RESULTS))) in (Path(CONF).parent / "README.md").read_text(), (
         "call python -m alexnet_repro.report in the checkout"
     )
 

@@ -223,7 +223,7 @@ class StoreData(L.LightningDataModule):
             images,
             **order,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_already_a_batch,
+            collate_fn=already_a_batch,
             worker_init_fn=_leave_ctrl_c_to_the_main_process,
             pin_memory=on_gpu,
             persistent_workers=workers > 0,
@@ -235,5 +235,6 @@ def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _already_a_batch(batch: Any) -> Any:
+def already_a_batch(batch: Any) -> Any:
+    """What collates where the data set fetches whole batches."""
     return batch

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from alexnet_repro.claims import expected_errors, read_claims
 from alexnet_repro.classifier import Classifier, top_k_misses
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
+from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.runs import circumstances, load_checkpoint, write_json
 from alexnet_repro.store import Store
@@ -98,6 +98,18 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
     return model, trained
 
 
+def fitting_store(path: str, model: Classifier, run: Path) -> Store:
+    """The store at that path. Raises UserError if it isn't of the kind that the run's net was trained on."""
+    store = Store(path)
+    if store.classes != model.class_names:
+        raise UserError(
+            f"the store {store.path} has other classes than the net of {run} was trained on", "choose store=PATH"
+        )
+    if store.image_size != model.image_size:
+        raise UserError(f"the store {store.path} has images of another size than the net of {run} was trained on")
+    return store
+
+
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder."""
     if cfg.views not in VIEWS:
@@ -111,13 +123,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         launch("evaluate", processes // cfg.trainer.nodes)
         return {}
     model, trained = load_run(run, cfg.checkpoint)
-    store = Store(str(cfg.store or trained.data.store))
-    if store.classes != model.class_names:
-        raise UserError(
-            f"the store {store.path} has other classes than the net of {run} was trained on", "choose store=PATH"
-        )
-    if store.image_size != model.image_size:
-        raise UserError(f"the store {store.path} has images of another size than the net of {run} was trained on")
+    store = fitting_store(str(cfg.store or trained.data.store), model, run)
     trainer = make_trainer(cfg)
     data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
     measured = measure(trainer, model, data, cfg.views)

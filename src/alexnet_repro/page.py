@@ -9,9 +9,11 @@ import torch
 from matplotlib.figure import Figure
 
 from alexnet_repro import figures
-from alexnet_repro.claims import Claim, Finding, Result, expected_errors, findings, read_claims, verdict
+from alexnet_repro.claims import Finding, findings, verdict
 from alexnet_repro.cli import CONF
 from alexnet_repro.net import AlexNet
+from alexnet_repro.paper import Claim, expected_errors, read_claims
+from alexnet_repro.results import Result
 from alexnet_repro.runs import machine
 
 CLASS_OF = {  # of a verdict, for its colour
@@ -26,8 +28,8 @@ CLASS_OF = {  # of a verdict, for its colour
 }
 
 
-def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
-    """What the page says: its rows, proxies, sources and those figures that results alone make."""
+def content(results: list[Result]) -> dict[str, Any]:
+    """What the page says in words and numbers: its rows, proxies and sources."""
     claims = read_claims()
     found = {name: findings(claim, results) for name, claim in claims.items()}
     rows = [row(name, claim, found[name]) for name, claim in claims.items()]
@@ -37,6 +39,22 @@ def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
         for finding in of_claim
         if finding.is_proxy
     ]
+    return {
+        "rows": rows,
+        "proxies": proxies,
+        "verdicts": dict(Counter(row["verdict"] for row in rows).most_common()),
+        "sources": [source(result) for result in results],
+        "results": results,
+        "expected": expected_lines(claims),
+        "date": date.today().isoformat(),
+        "machine": machine(torch.device("cpu")),
+    }
+
+
+def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
+    """The figures that results alone make, with their captions; curves of these runs, or of all results if there are none."""
+    claims = {name: claim for name, claim in read_claims().items() if claim["kind"] in ("difference", "ratio")}
+    found = {name: findings(claim, results) for name, claim in claims.items()}
     drawn: dict[str, tuple[Figure, str]] = {}
     if changes := deltas(claims, found):
         drawn["ablations"] = (
@@ -66,17 +84,7 @@ def content(results: list[Result], runs: list[Path]) -> dict[str, Any]:
         figures.figure_2(AlexNet()),
         "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and where two devices talk.",
     )
-    return {
-        "rows": rows,
-        "proxies": proxies,
-        "verdicts": dict(Counter(row["verdict"] for row in rows).most_common()),
-        "figures": drawn,
-        "sources": [source(result) for result in results],
-        "results": results,
-        "expected": expected_lines(claims),
-        "date": date.today().isoformat(),
-        "machine": machine(torch.device("cpu")),
-    }
+    return drawn
 
 
 def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
@@ -123,7 +131,6 @@ def measured(claim: Claim, finding: Finding) -> dict[str, Any]:
         "here": numbers(claim, {key: finding.values[key] for key in keys if key in finding.values}),
         "interval": " to ".join(between),
         "where": ", ".join(where),
-        "data": facts.get("data", ""),
         "class": CLASS_OF.get(finding.verdict, "none"),
     }
 
@@ -200,14 +207,11 @@ def deltas(claims: dict[str, Claim], found: dict[str, list[Finding]]) -> list[di
 
 def expected_lines(claims: dict[str, Claim]) -> list[tuple[str, str, float, float]]:
     """Ablation, data, top-1 and top-5 error of ten crops: what the paper measured."""
-    experiments = {"table1_cnn": "none", "one_gpu": "one_gpu", "one_cnn": "none", "no_lrn": "no_lrn"}
-    experiments |= {"non_overlapping_pooling": "non_overlapping_pooling"}
     lines = []
-    for name, ablation in experiments.items():
-        pair = expected_errors(claims, name) or {}
-        lines.append(
-            (ablation, f"{claims[name]['data']} {claims[name]['split']}", pair["top1_error"], pair["top5_error"])
-        )
+    for name, claim in claims.items():
+        if "run" in claim and (pair := expected_errors(claims, name)):
+            where = f"{claim['data']} {claim['split']}"
+            lines.append((claim["run"]["ablation"], where, pair["top1_error"], pair["top5_error"]))
     return lines
 
 

@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from alexnet_repro import figures
-from alexnet_repro.claims import read_results
 from alexnet_repro.cli import CONF, UserError, command
-from alexnet_repro.evaluate import load_run
+from alexnet_repro.evaluate import fitting_store, load_run
 from alexnet_repro.net import AlexNet, colour_content
-from alexnet_repro.page import content, readme_block, summary
+from alexnet_repro.page import content, drawings, readme_block, summary
 from alexnet_repro.processes import world
+from alexnet_repro.results import Result, read_results
 from alexnet_repro.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.runs import write_json
-from alexnet_repro.store import Split, Store
+from alexnet_repro.store import Split
 from alexnet_repro.trainers import make_trainer
 
 CHECKOUT = Path(CONF).parent
@@ -44,20 +44,18 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
     if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
         raise UserError("report works on one device, and images= is a number above 0 or null")
-    folders = [*runs, *([published] if published.is_dir() else [])]
-    read_results(*folders)  # says what is damaged before the work begins
+    results = read_results(*runs, *([published] if published.is_dir() else []))
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
-    pictures = pictures_of(cfg, shown) if shown else {}
-    results = read_results(*folders)
-    page = content(results, runs)
-    page["figures"] |= pictures
+    own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), {})
+    pictures = pictures_of(cfg, shown, own) if shown else {}
+    page = content(results)
+    page["figures"] = drawings(results, runs) | pictures
     page["shown"] = str(shown) if shown else None
-    of_shown = (r for r in results if shown and Path(r["file"]).parent == shown)
-    page["retrieval"] = next(of_shown, {}).get("retrieval")
+    page["retrieval"] = own.get("retrieval")
     write(page, out)
     print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
     if published == CHECKOUT / "results" and published.is_dir():
-        refresh_readme(content(read_results(published), []))
+        refresh_readme(content(read_results(published)))
     if cfg.logger.wandb:
         from alexnet_repro.wandb_report import publish
 
@@ -80,8 +78,9 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
     return runs
 
 
-def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
-    """Figures 3 and 4 of a run, from its checkpoint and its store; its retrieval.json gets how well it retrieves."""
+def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[Figure, str]]:
+    """Figures 3 and 4 of a run, from its checkpoint and its store; how well it retrieves goes into its retrieval.json and
+    into ``result``, which is what was read of it."""
     model, trained = load_run(run)
     towers = trained.net.get("towers", 1)
     weight = model.net.get_submodule("conv1").weight
@@ -96,12 +95,9 @@ def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
     if not isinstance(model.net, AlexNet):
         return drawn
     try:
-        store = Store(str(trained.data.store))
+        store = fitting_store(str(trained.data.store), model, run)
     except UserError as error:
         print(f"no Figure 4: {error.problem}")
-        return drawn
-    if store.classes != model.class_names or store.image_size != model.image_size:
-        print(f"no Figure 4: the store {store.path} is not the one that {run} was trained on")
         return drawn
     asked, there = store.split(store.measured_split), store.split("train")
     trainer = make_trainer(cfg)
@@ -127,7 +123,8 @@ def pictures_of(cfg: DictConfig, run: Path) -> dict[str, tuple[Figure, str]]:
         f"Figure 4, right: {store.measured_split} images and the six of {len(images.labels):,} training images that are nearest "
         "by Euclidean distance in fc7; green: of the same class.",
     )
-    write_json(run / "retrieval.json", retrieval_quality(queries, images, trained.seed))
+    result["retrieval"] = retrieval_quality(queries, images, trained.seed)
+    write_json(run / "retrieval.json", result["retrieval"])
     return drawn
 
 

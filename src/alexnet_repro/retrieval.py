@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from alexnet_repro.augment import centre_crop
 from alexnet_repro.classifier import Classifier
-from alexnet_repro.data import ValBatch, ValImages
+from alexnet_repro.data import ValBatch, ValImages, already_a_batch
 from alexnet_repro.lrn import at_least_float32
 from alexnet_repro.store import Split
 
@@ -52,19 +52,10 @@ def look(trainer: L.Trainer, model: Classifier, images: Split, at_most: int | No
     """Show the net the central patches of a split's images, or of ``at_most`` of them, evenly spaced."""
     count = len(images) if at_most is None else min(at_most, len(images))
     indices = np.linspace(0, len(images) - 1, count).astype(np.int64)
-    loader = DataLoader(
-        _Fetched(ValImages(images), indices.tolist()), batch_size, collate_fn=lambda batch: batch, num_workers=0
-    )
+    loader = DataLoader(ValImages(images), batch_size, sampler=indices.tolist(), collate_fn=already_a_batch)
     columns: Any = zip(*trainer.predict(_Look(model.eval()), loader) or (), strict=True)
     fc7, softmax, pixels, labels = (torch.cat(column) for column in columns)
     return Seen(fc7, softmax, pixels, labels, indices)
-
-
-class _Fetched(Subset[ValBatch]):
-    """A subset that is fetched a batch at a time, as its data set is."""
-
-    def __getitems__(self, positions: list[int]) -> Any:
-        return self.dataset.__getitems__([self.indices[i] for i in positions])  # type: ignore[attr-defined]
 
 
 def nearest(queries: Tensor, images: Tensor, k: int = NEAREST) -> Tensor:
