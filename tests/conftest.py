@@ -13,6 +13,7 @@ from PIL import Image
 
 from alexnet_repro.cli import CONF, command
 from alexnet_repro.prepare import prepare
+from alexnet_repro.train import train
 
 os.environ.setdefault("WANDB_MODE", "offline")
 
@@ -57,6 +58,16 @@ def small_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     with initialize_config_dir(CONF, version_base="1.3"):
         prepare(compose("prepare", ["data=folder", f"source={source_folder}", f"data.store={path}"]))
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch of the whole net on the small store."""
+    run = tmp_path_factory.mktemp("runs") / "mine"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", f"run={run}"]
+        train(compose("train", options))
+    return run
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 
 from alexnet_repro.cli import CONF
-from alexnet_repro.train import train
 
 NOTEBOOKS = sorted((Path(CONF).parent / "notebooks").glob("*.ipynb"))
 
@@ -24,20 +22,9 @@ def execute(path: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "figures_3_and_4" in path.name:
-        with initialize_config_dir(CONF, version_base="1.3"):
-            options = [
-                "data=folder",
-                f"data.store={small_store}",
-                "epochs=1",
-                "batch_size=6",
-                "trainer=cpu",
-                f"run={tmp_path}/r",
-            ]
-            train(compose("train", options))
-        monkeypatch.setenv("RUN", f"{tmp_path}/r")
-        monkeypatch.setenv("STORE", str(small_store))
+def test_it_runs(path: Path, small_store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN", str(trained))
+    monkeypatch.setenv("STORE", str(small_store))
     execute(path, tmp_path)
 
 

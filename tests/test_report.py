@@ -22,21 +22,10 @@ from alexnet_repro.page import content, readme_block
 from alexnet_repro.paper import read_claims
 from alexnet_repro.report import report
 from alexnet_repro.results import read_results
-from alexnet_repro.train import train
 
 Run = Callable[..., tuple[int, str, str]]
 RESULTS = Path(CONF).parent / "results"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one epoch of the whole net on the small store."""
-    run = tmp_path_factory.mktemp("runs") / "mine"
-    with initialize_config_dir(CONF, version_base="1.3"):
-        options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", f"run={run}"]
-        train(compose("train", options))
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from alexnet_repro.placement import crossing_bytes
 
 INK, MUTED = "#111213", "#77787a"  # a page may put its own colours in their places
 COLOURS = ("#3b78c9", "#d9772b", "#2f9e67", "#b8479f", "#8a6d3b", "#c64545", "#4aa3b5", "#7a68c9")
-RIGHT, WRONG = "#2f9e67", "#c64545"
+RIGHT, WRONG = COLOURS[2], COLOURS[5]
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "alexnet_repro",  # the same picture gives the same file

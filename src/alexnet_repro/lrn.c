@@ -6,8 +6,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#define WIDEST 512 /* maps of a tower */
-#define REACH 16   /* maps on either side of a window */
+/* WIDEST: maps of a tower, at most. REACH: maps on either side of a window, at most. lrn_compiled.py defines them. */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE void load_bf16(const uint16_t *restrict from, float *restrict to, int count) {

@@ -19,9 +19,19 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "lrn.c"
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-shared", "-fPIC")
+WIDEST, REACH = 512, 16  # maps of a tower, and on either side of a window, at most
+FLAGS = (
+    f"-DWIDEST={WIDEST}",
+    f"-DREACH={REACH}",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-shared",
+    "-fPIC",
+)
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-WIDEST, REACH = 512, 16  # as in lrn.c
 
 
 def serves(a: Tensor, size: int, beta: float, groups: int) -> bool:
