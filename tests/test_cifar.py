@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 
 from alexnet_repro.cifar import FourLayer, LocalConv2d, LocallyConnected
 from alexnet_repro.cli import CONF, leaves
-from alexnet_repro.optim import parameter_groups
+from alexnet_repro.optim import ByHand, PaperSGD, parameter_groups
 from alexnet_repro.store import Store
 from alexnet_repro.train import new_classifier
 from tests.conftest import picture
@@ -114,6 +114,21 @@ def test_decay_and_rates_of_each_layer_are_those_of_2012() -> None:
     assert plain.optim.weight_decay == 0
     assert not plain.augment.random_crops
     assert not plain.augment.mirror
+
+
+@pytest.mark.parametrize(("epochs", "tenth", "hundredth"), [(520, 500, 510), (100, 80, 90), (40, 20, 30), (4, 2, 3)])
+def test_the_last_epochs_of_the_2012_cifar_protocol_are_not_scaled(epochs: int, tenth: int, hundredth: int) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["+experiment=cifar10_lrn"]).schedule.by_hand
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = PaperSGD([{"name": "weights", "params": [parameter], "lr": 0.001}])
+    schedule = ByHand(optimizer, epochs, cfg.of_epochs, cfg.changes)
+    seen = []
+    for _ in range(epochs):
+        seen.append(optimizer.param_groups[0]["lr"])
+        schedule.after_epoch(50.0)
+    parts = [0.001] * tenth + [0.0001] * (hundredth - tenth) + [0.00001] * (epochs - hundredth)
+    assert seen == pytest.approx(parts)
 
 
 def test_the_controlled_comparison_changes_the_norm_alone() -> None:

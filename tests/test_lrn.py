@@ -58,14 +58,26 @@ def test_gradient_equals_finite_differences(n: int, alpha: float, beta: float, k
     assert torch.autograd.gradcheck(LocalResponseNorm(n, 100 * alpha, beta, k, groups), (a,))
 
 
-def test_gradient_of_many_blocks_equals_that_of_the_plain_form() -> None:
-    a = (torch.randn(5, 96, 55, 55) * 60).requires_grad_()
-    grad = torch.randn(5, 96, 55, 55)
-    norm = LocalResponseNorm(5, 1e-4, 0.75, 2.0, groups=2)
-    norm(a).backward(grad)
+# Those of conv1 and conv2 (Sec. 3.3) and of the CIFAR-10 net: lrn.c has loops of their own for them.
+PAPERS_NETS = [
+    ((5, 96, 55, 55), (5, 1e-4, 0.75, 2.0, 2)),
+    ((5, 256, 27, 27), (5, 1e-4, 0.75, 2.0, 2)),
+    ((200, 64, 12, 12), (9, 0.001 / 9, 0.75, 1.0, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "constants"), PAPERS_NETS)
+def test_gradient_of_many_blocks_equals_that_of_the_plain_form(shape: tuple[int, ...], constants: tuple) -> None:
+    a = (torch.randn(shape) * 60).requires_grad_()
+    grad = torch.randn(shape)
+    norm = LocalResponseNorm(*constants)
+    out = norm(a)
+    out.backward(grad)
     fast, a.grad = a.grad, None
     exact = a.detach().double().requires_grad_()
-    plain_local_response_norm(exact, 5, 1e-4, 0.75, 2.0, groups=2).backward(grad.double())
+    expected = plain_local_response_norm(exact, *constants)
+    expected.backward(grad.double())
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
     assert fast is not None
     assert exact.grad is not None
     torch.testing.assert_close(fast.double(), exact.grad, rtol=1e-5, atol=1e-6)

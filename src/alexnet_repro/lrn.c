@@ -72,17 +72,19 @@ INLINE void window_sum(const float *restrict x, float *restrict sum, int maps, c
             store_##NAME(s, da, maps);                                                                             \
         }                                                                                                          \
     }                                                                                                              \
-    /* loops of known lengths, those of the paper's net, become vector instructions without remainders */          \
+    /* loops of known lengths, those of the paper's nets, become vector instructions without remainders */         \
     void forward_##NAME(const T *a, T *b, long rows, int maps, int n, float alpha, float k) {                      \
         if (n == 5 && maps == 48) forward_rows_##NAME(a, b, rows, 48, 5, alpha, k);                                \
         else if (n == 5 && maps == 128) forward_rows_##NAME(a, b, rows, 128, 5, alpha, k);                         \
         else if (n == 5) forward_rows_##NAME(a, b, rows, maps, 5, alpha, k);                                       \
+        else if (n == 9 && maps == 64) forward_rows_##NAME(a, b, rows, 64, 9, alpha, k);                           \
         else forward_rows_##NAME(a, b, rows, maps, n, alpha, k);                                                   \
     }                                                                                                              \
     void backward_##NAME(const T *a, const T *db, T *da, long rows, int maps, int n, float alpha, float k) {       \
         if (n == 5 && maps == 48) backward_rows_##NAME(a, db, da, rows, 48, 5, alpha, k);                          \
         else if (n == 5 && maps == 128) backward_rows_##NAME(a, db, da, rows, 128, 5, alpha, k);                   \
         else if (n == 5) backward_rows_##NAME(a, db, da, rows, maps, 5, alpha, k);                                 \
+        else if (n == 9 && maps == 64) backward_rows_##NAME(a, db, da, rows, 64, 9, alpha, k);                     \
         else backward_rows_##NAME(a, db, da, rows, maps, n, alpha, k);                                             \
     }
 

@@ -151,7 +151,9 @@ class ByHand:
 
     changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the first rate of the weights}; the change
     holds from when so many epochs are done. The epochs are those of a run of ``of_epochs``; for another number of epochs
-    they are scaled and rounded. A rate of 0 freezes the group. Raises ValueError for a group that there isn't.
+    they are scaled and rounded. A negative epoch counts back from the end and is as it is in a run of any length, unless more
+    than half of it would come after the first of them. A rate of 0 freezes the group. Raises ValueError for a group that
+    there isn't.
     """
 
     def __init__(
@@ -160,8 +162,15 @@ class ByHand:
         self.optimizer = optimizer  # and not its groups: loading its state replaces them
         if strangers := set(changes) - set(GROUPS):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(strangers))}")
+        tail = -min((epoch for at in changes.values() for epoch in at if epoch < 0), default=0)
+
+        def placed(epoch: int) -> int:
+            if epoch >= 0:
+                return scaled_epoch(epoch, epochs, of_epochs)
+            return max(1, epochs + round(epoch * min(1, epochs / (2 * tail))))
+
         self.changes = {
-            name: [(scaled_epoch(epoch, epochs, of_epochs), multiple) for epoch, multiple in sorted(at.items())]
+            name: sorted((placed(epoch), epoch, multiple) for epoch, multiple in at.items())
             for name, at in changes.items()
         }
         self.first_rate = next(group["lr"] for group in optimizer.param_groups if group["name"] == "weights")
@@ -171,7 +180,7 @@ class ByHand:
         """Set the rates of the next epoch; the error doesn't matter."""
         self.epochs_done += 1
         for group in self.optimizer.param_groups:
-            for epoch, multiple in self.changes.get(group["name"], []):
+            for epoch, _, multiple in self.changes.get(group["name"], []):
                 if epoch <= self.epochs_done:
                     group["lr"] = self.first_rate * multiple
 
