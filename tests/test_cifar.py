@@ -116,7 +116,7 @@ def test_decay_and_rates_of_each_layer_are_those_of_2012() -> None:
     assert not plain.augment.mirror
 
 
-@pytest.mark.parametrize(("epochs", "tenth", "hundredth"), [(520, 500, 510), (100, 80, 90), (40, 20, 30), (4, 2, 3)])
+@pytest.mark.parametrize(("epochs", "tenth", "hundredth"), [(520, 500, 510), (90, 70, 80), (40, 20, 30), (4, 2, 3)])
 def test_the_last_epochs_of_the_2012_cifar_protocol_are_not_scaled(epochs: int, tenth: int, hundredth: int) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["+experiment=cifar10_lrn"]).schedule.by_hand
