@@ -217,6 +217,24 @@ def test_figure_1_takes_the_fastest_rate_of_each_side() -> None:
     assert [f.values["epochs"] for f in findings(CLAIMS["figure_1"], results + other)] == pytest.approx([6, 2])
 
 
+def test_of_several_nets_the_worst_decides() -> None:
+    results = [race("none", seed, 0.003, 8) for seed in range(3)]
+    results += [race("tanh", seed, 0.01, 48 + seed) for seed in range(3)]
+    claim = CLAIMS["figure_1"]
+    assert verdict(claim, findings(claim, results)) == "reproduced"
+    local = [race("none", seed, 0.003, 8, "locally_connected") for seed in range(3)]
+    local += [race("tanh", seed, 0.01, 16 + seed, "locally_connected") for seed in range(3)]
+    for result in local:
+        result["experiment"] = "figure_1_local"
+    for both in (results + local, local + results):
+        found = findings(claim, both)
+        assert {f.alike["net"]: f.verdict for f in found} == {
+            "four_layer": "reproduced",
+            "locally_connected": "right way, other size",
+        }
+        assert verdict(claim, found) == "right way, other size"
+
+
 def test_measures_of_a_result() -> None:
     history = [
         {"epoch": 1, "train_error": 40.0, "val_error": 45.0},

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from alexnet_repro.paper import Claim
 from alexnet_repro.results import ALIKE, MEASURES, Measured, Result, counts
 
-WORST_FIRST = ("other way", "within noise", "right way, other size", "reproduced")
+WORST_FIRST = ("other way", "other value", "within noise", "right way, other size", "reproduced")
 PROXY = "proxy: "
 
 
@@ -164,15 +164,24 @@ def _size_is_right(claim: Claim, value: float) -> bool:
     return abs(value - paper) <= claim["within"]
 
 
+def deciding(claim: Claim, found: list[Finding]) -> Finding | None:
+    """The finding on the paper's own data that decides a claim; None if there is none.
+
+    Of each net and each ablation that it is claimed of, the largest group of results counts; of these the worst decides.
+    """
+    own = [finding for finding in found if not finding.is_proxy]
+    largest = {tuple(finding.alike.get(key) for key in ("net", "ablation")): finding for finding in reversed(own)}
+    variants = claim.get("run", {}).get("ablation")
+    if isinstance(variants, list) and {ablation for _, ablation in largest} != set(variants):
+        return None  # it is claimed of each of them
+    return min(largest.values(), key=lambda finding: WORST_FIRST.index(finding.verdict), default=None)
+
+
 def verdict(claim: Claim, found: list[Finding]) -> str:
-    """A claim's verdict: that of the largest group of results on the paper's own data."""
+    """A claim's verdict: that of the finding that decides it."""
     if claim["kind"] == "quoted":
         return "quoted"
     if claim["kind"] == "picture" and "measure" not in claim:
         return "to be looked at"
-    own = [finding for finding in found if not finding.is_proxy]
-    variants = claim.get("run", {}).get("ablation")
-    if isinstance(variants, list) and own:  # it is claimed of each of them
-        words = {finding.alike["ablation"]: finding.verdict for finding in reversed(own)}
-        return min(words.values(), key=WORST_FIRST.index) if set(words) == set(variants) else "not run"
-    return own[0].verdict if own else "not run"
+    finding = deciding(claim, found)
+    return finding.verdict if finding else "not run"

@@ -1,4 +1,4 @@
-"""What the page says, in words and numbers: a row for each claim, its proxies, and the figures that results alone make."""
+"""What the page says, in words and numbers: a row for each claim, other measurements, and the figures that results alone make."""
 
 from collections import Counter
 from datetime import date
@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from alexnet_repro import figures
-from alexnet_repro.claims import Finding, findings, verdict
+from alexnet_repro.claims import Finding, deciding, findings, verdict
 from alexnet_repro.cli import CONF
 from alexnet_repro.net import AlexNet
 from alexnet_repro.paper import Claim, expected_errors, read_claims
@@ -29,19 +29,19 @@ CLASS_OF = {  # of a verdict, for its colour
 
 
 def content(results: list[Result]) -> dict[str, Any]:
-    """What the page says in words and numbers: its rows, proxies and sources."""
+    """What the page says in words and numbers: a row for each claim, what else was measured, and sources."""
     claims = read_claims()
     found = {name: findings(claim, results) for name, claim in claims.items()}
     rows = [row(name, claim, found[name]) for name, claim in claims.items()]
-    proxies = [
+    others = [
         row(name, claims[name], []) | measured(claims[name], finding) | {"verdict": finding.verdict}
         for name, of_claim in found.items()
         for finding in of_claim
-        if finding.is_proxy
+        if finding is not deciding(claims[name], of_claim)
     ]
     return {
         "rows": rows,
-        "proxies": proxies,
+        "others": others,
         "verdicts": dict(Counter(row["verdict"] for row in rows).most_common()),
         "sources": [source(result) for result in results],
         "results": results,
@@ -61,7 +61,7 @@ def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure,
             figures.forest(changes, "change of the top-1 error, points"),
             "What each change does to the top-1 error. The paper's values are of its own data and whole protocols, and no measure for others.",
         )
-    raced = ("figure_1", "figure_1_rates")  # have a figure of their own
+    raced = claims["figure_1"]["run"]["experiment"]  # have a figure of their own
     chosen = [r for r in results if r.get("history")]
     chosen = [r for r in chosen if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in raced)]
     histories = {label(r): r["history"] for r in chosen}
@@ -89,7 +89,7 @@ def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure,
 
 def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
     """A line of the claims table."""
-    own = [finding for finding in found if not finding.is_proxy]
+    decides = deciding(claim, found)
     word = verdict(claim, found)
     about = {
         "measured on": ", ".join(str(claim[key]) for key in ("data", "split", "protocol") if key in claim),
@@ -106,7 +106,7 @@ def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
         "paper": said(claim),
         "of": " ".join(claim[key] for key in ("data", "split") if claim.get(key, "not said") != "not said"),
         "about": {key: text for key, text in about.items() if text},
-        **(measured(claim, own[0]) if own else {"here": "", "interval": "", "where": ""}),
+        **(measured(claim, decides) if decides else {"here": "", "interval": "", "where": ""}),
         "verdict": word,
         "class": CLASS_OF.get(word, "none"),
     }
@@ -246,19 +246,39 @@ def summary(page: dict[str, Any]) -> str:
     return f"{len(page['rows'])} claims: " + ", ".join(f"{count} {word}" for word, count in page["verdicts"].items())
 
 
+def claims_table(page: dict[str, Any]) -> str:
+    """All rows in Markdown."""
+    return _table(page["rows"], "says", "section", "paper", "here", "interval", "where", "verdict")
+
+
+def others_table(page: dict[str, Any]) -> str:
+    """What else was measured, in Markdown."""
+    return _table(page["others"], "says", "section", "where", "here", "interval", "verdict")
+
+
+def _table(lines: list[dict[str, Any]], *columns: str) -> str:
+    titles = {
+        "name": "claim",
+        "says": "claim",
+        "paper": "the paper",
+        "interval": "95% interval",
+        "where": "measured on",
+    }
+    head = ["| " + " | ".join(titles.get(column, column) for column in columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*head, *("| " + " | ".join(line[column] or "-" for column in columns) + " |" for line in lines)])
+
+
 def readme_block(page: dict[str, Any]) -> str:
     """The README's part about claims: what was measured on the paper's own data, what was counted, and what was not run."""
-    cells = ("name", "paper", "here", "interval", "where", "verdict")
-    lines = ["| claim | the paper | here | 95% interval | measured on | verdict |", "|---|---|---|---|---|---|"]
+    columns = ("name", "paper", "here", "interval", "where", "verdict")
+    lines = [_table([line for line in page["rows"] if line["here"] and line["kind"] != "count"], *columns)]
+    if several := [line for line in page["others"] if line["interval"]]:
+        lines += ["", "Of several seeds, too: other nets, and proxies (other data, a shorter protocol):", ""]
+        lines += [_table(several, *columns)]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":
             counted.setdefault(line["verdict"], []).append(line["name"])
-        elif line["here"]:
-            lines.append(f"| {' | '.join(line[key] or '-' for key in cells)} |")
-    if several := [line for line in page["proxies"] if line["interval"]]:
-        lines += ["", "Proxies, on other data or with a shorter protocol, of several seeds:", "", *lines[:2]]
-        lines += [f"| {' | '.join(line[key] or '-' for key in cells)} |" for line in several]
     told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing = ", ".join(line["name"] for line in page["rows"] if line["verdict"] == "not run")
     lines += ["", f"Counted on the net: {told}. Not run: {missing}.", ""]

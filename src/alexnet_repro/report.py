@@ -17,7 +17,7 @@ from alexnet_repro import figures
 from alexnet_repro.cli import CONF, UserError, command
 from alexnet_repro.evaluate import fitting_store, load_run
 from alexnet_repro.net import AlexNet, colour_content
-from alexnet_repro.page import content, drawings, readme_block, summary
+from alexnet_repro.page import claims_table, content, drawings, others_table, readme_block, summary
 from alexnet_repro.processes import world
 from alexnet_repro.results import Result, read_results
 from alexnet_repro.retrieval import look, nearest, retrieval_quality
@@ -149,6 +149,8 @@ def write(page: dict[str, Any], out: Path) -> None:
         "svgs": svgs,
         "captions": {name: caption for name, (_, caption) in page["figures"].items()},
         "summary": summary(page),
+        "claims_table": claims_table(page),
+        "others_table": others_table(page),
     }
     for template, file in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
         (out / file).write_text(environment.get_template(template).render(said))

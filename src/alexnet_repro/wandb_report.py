@@ -7,6 +7,7 @@ ten_crop/top1_error and centre/top1_error; a user's own panels can use the same 
 from typing import Any
 
 from alexnet_repro.cli import UserError
+from alexnet_repro.page import claims_table, others_table
 
 
 def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
@@ -85,6 +86,7 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
         wr.TableOfContents(),
         wr.H1("Claims"),
         wr.MarkdownBlock(claims_table(page)),
+        *([wr.H1("What else was measured"), wr.MarkdownBlock(others_table(page))] if page["others"] else []),
         wr.H1("Errors by ablation"),
         wr.PanelGrid(runsets=[runs], panels=[*bars, beside]),
         wr.H1("Top-1 error by epoch"),
@@ -94,17 +96,6 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
             runsets=[runs], panels=[wr.RunComparer(diff_only="split", layout=wr.Layout(x=0, y=0, w=24, h=12))]
         ),
     ]
-
-
-def claims_table(page: dict[str, Any]) -> str:
-    """The rows of the page as a Markdown table, proxies in one of their own."""
-    lines = ["| claim | section | the paper | here | verdict |", "|---|---|---|---|---|"]
-    for row in page["rows"]:
-        lines.append(f"| {row['says']} | {row['section']} | {row['paper']} | {row['here']} | {row['verdict']} |")
-    if page["proxies"]:
-        lines += ["", "Proxies, on other data:", "", "| claim | measured on | here | verdict |", "|---|---|---|---|"]
-        lines += [f"| {row['says']} | {row['where']} | {row['here']} | {row['verdict']} |" for row in page["proxies"]]
-    return "\n".join(lines)
 
 
 def paper_lines(page: dict[str, Any]) -> str:
