@@ -18,7 +18,7 @@ from PIL import Image
 from alexnet_repro import figures
 from alexnet_repro.cli import CONF, UserError
 from alexnet_repro.net import AlexNet
-from alexnet_repro.page import content, readme_block
+from alexnet_repro.page import content, readme_block, to_25
 from alexnet_repro.paper import read_claims
 from alexnet_repro.report import report
 from alexnet_repro.results import read_results
@@ -61,6 +61,15 @@ def test_a_row_for_each_claim_with_the_papers_numbers(page: Path) -> None:
     assert cells(text, "one_cnn")[2:] == ["", "not run"]
     assert cells(text, "parameters")[2:] == ["60,965,224", "reproduced"]
     assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "other value"]
+
+
+def test_figure_1_tells_epochs_and_updates_to_25_percent() -> None:
+    def race(activation: str, seed: int, *errors: float) -> dict[str, Any]:
+        history = [{"epoch": i + 1, "steps": 391 * (i + 1), "train_error": error} for i, error in enumerate(errors)]
+        return {"net": "four_layer", "activation": activation, "seed": seed, "history": history}
+
+    races = [race("tanh", 0, 60, 50, 40), race("relu", 1, 40, 30, 24.9), race("relu", 0, 40, 25)]
+    assert to_25(races) == "four_layer, relu 2, 3 (782, 1173); four_layer, tanh never (never)"
 
 
 def test_the_page_needs_nothing_else(page: Path) -> None:

@@ -78,13 +78,24 @@ def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure,
         drawn["figure-1"] = (
             figures.figure_1(races),
             "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), a line for each seed; "
-            f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}.",
+            f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
         )
     drawn["figure-2"] = (
         figures.figure_2(AlexNet()),
         "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and where two devices talk.",
     )
     return drawn
+
+
+def to_25(races: list[Result]) -> str:
+    """Epochs and updates that each of these runs took to 25% training error, by net and activation."""
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for race in sorted(races, key=lambda race: (race["net"], race["activation"], race["seed"])):
+        there = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
+        took = (str(there["epoch"]), str(there.get("steps", "?"))) if there else ("never", "never")
+        lines.setdefault(f"{race['net']}, {race['activation']}", []).append(took)
+    columns = {name: [", ".join(column) for column in zip(*took, strict=True)] for name, took in lines.items()}
+    return "; ".join(f"{name} {epochs} ({updates})" for name, (epochs, updates) in columns.items())
 
 
 def row(name: str, claim: Claim, found: list[Finding]) -> dict[str, Any]:
