@@ -217,6 +217,13 @@ def test_figure_1_takes_the_fastest_rate_of_each_side() -> None:
     assert [f.values["epochs"] for f in findings(CLAIMS["figure_1"], results + other)] == pytest.approx([6, 2])
 
 
+def test_of_rates_with_as_many_epochs_the_one_with_the_lower_error_is_the_fastest() -> None:
+    results = [race("tanh", 0, 0.01, 48), race("none", 0, 0.001, 8), race("none", 0, 0.003, 8)]
+    results[-1]["history"][-1]["train_error"] = 23.4
+    (finding,) = findings(CLAIMS["figure_1"], results)
+    assert {r["lr"] for r in finding.results} == {0.01, 0.003}
+
+
 def test_of_several_nets_the_worst_decides() -> None:
     results = [race("none", seed, 0.003, 8) for seed in range(3)]
     results += [race("tanh", seed, 0.01, 48 + seed) for seed in range(3)]

@@ -1,16 +1,24 @@
-"""Ten crops and one view, against the net run patch by patch."""
+"""Ten crops and one view, against the net run patch by patch; several nets, against the mean of what each says."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
 from alexnet_repro.augment import centre_crop
+from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import CONF
 from alexnet_repro.data import ValBatch
 from alexnet_repro.evaluate import errors, table
 from alexnet_repro.store import Store
-from alexnet_repro.train import new_classifier
+from alexnet_repro.train import new_classifier, train
+
+Run = Callable[..., tuple[int, str, str]]
+Pair = tuple[list[Path], torch.Tensor, torch.Tensor]
 
 
 def test_prediction_is_the_mean_softmax_of_ten_patches(small_store: Path) -> None:
@@ -52,3 +60,82 @@ def test_table_sets_the_paper_beside_and_says_what_the_data_is() -> None:
     assert "imagenette is not ImageNet" in text
     assert "not ImageNet" not in table({**result, "data": "ilsvrc2012"})
     assert "40.7" not in table({**result, "claim": None})
+
+
+@pytest.fixture(scope="module")
+def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two finished runs whose nets disagree, what each says of the training images (2, 12, classes), and their labels."""
+    runs = [tmp_path_factory.mktemp("pair") / name for name in ("seed-0", "seed-1")]
+    shutil.copytree(trained, runs[0])
+    with initialize_config_dir(CONF, version_base="1.3"):
+        options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", "seed=1"]
+        train(compose("train", [*options, f"run={runs[1]}"]))
+    store = Store(small_store)
+    split, mean = store.split("train"), torch.from_numpy(store.mean)
+    images = torch.stack(
+        [(torch.from_numpy(split[i].copy()).float() - mean)[16:240, 16:240] for i in range(len(split))]
+    )
+    nets, logits = [], []
+    for run in runs:
+        path = run / "checkpoints" / "last.ckpt"
+        model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+        nets.append((path, torch.load(path, weights_only=True)))
+        with torch.no_grad():
+            logits.append(model.net(images.permute(0, 3, 1, 2)))
+    # Barely trained nets say the same of every image. Make them tell their classes apart, the one surer than the other, so
+    # that the mean's errors are neither's.
+    labels = torch.tensor([int(label) for label in split.labels])
+    centred = [(each - each.median(0).values) / each.std(0).mean() for each in logits]
+    for sure in torch.logspace(-1, 1, 41).tolist():
+        said = torch.stack([centred[0].softmax(1), (sure * centred[1]).softmax(1)])
+        if len({wrong(softmax, labels) for softmax in (*said, said.mean(0))}) == 3:
+            break
+    for (path, checkpoint), each, factor in zip(nets, logits, (1, sure), strict=True):
+        checkpoint["state_dict"]["net.fc8.bias"] -= each.median(0).values
+        for name in ("weight", "bias"):
+            checkpoint["state_dict"][f"net.fc8.{name}"] *= factor / each.std(0).mean()
+        torch.save(checkpoint, path)
+    return runs, said, labels
+
+
+def wrong(softmax: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 error, percent."""
+    return round(100 * (softmax.argmax(1) != labels).double().mean().item(), 4)
+
+
+def test_several_nets_are_judged_by_the_mean_of_their_softmax(pair: Pair, cwd: Path, run_command: Run) -> None:
+    runs, said, labels = pair
+    assert len({wrong(softmax, labels) for softmax in (*said, said.mean(0))}) == 3  # else the test would show nothing
+    status, out, err = run_command(
+        "evaluate", f"runs=[{runs[0]},{runs[1]}]", "split=train", "trainer=cpu", "trainer.precision=32-true"
+    )
+    assert (status, err) == (0, "")
+    assert f"{runs[1]}: {wrong(said[1], labels):.1f} / " in out
+    assert "mean of 2 nets, one view" in out
+    (path,) = runs[0].parent.glob("ensemble-2-*-last-train-centre.json")
+    result = json.loads(path.read_text())
+    assert result["centre"]["top1_error"] == wrong(said.mean(0), labels)
+    assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say which run"),
+        (["run=a", "runs=[b,c]"], "say which run"),
+        (["runs=[a,a]"], "names a run twice"),
+        (["runs=[a,unfinished]"], "unfinished holds no finished run"),
+        (["runs=[a,nothing]"], "nothing is not the folder of a run"),
+        (["ensemble=five_cnns"], "runs/paper-ilsvrc2012/seed-0 is not the folder of a run"),
+    ],
+)
+def test_runs_that_make_no_ensemble_are_refused(
+    options: list[str], message: str, trained: Path, cwd: Path, run_command: Run
+) -> None:
+    for name in ("a", "unfinished"):
+        (cwd / name).mkdir()
+        shutil.copy(trained / "config.yaml", cwd / name)
+    shutil.copy(trained / "result.json", cwd / "a")
+    status, _, err = run_command("evaluate", *options)
+    assert status == 2
+    assert message in err

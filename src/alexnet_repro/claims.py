@@ -79,7 +79,7 @@ def _is_proxy(claim: Claim, common: dict[str, Any]) -> bool:
 
 
 def _is(result: Result, wanted: dict[str, Any]) -> bool:
-    return all(
+    return result.get("members") == wanted.get("members") and all(
         result.get(key) in value if isinstance(value, list) else result.get(key) == value
         for key, value in wanted.items()
     )
@@ -101,11 +101,13 @@ def _compare(claim: Claim, run: list[Result], against: list[Result], alike: dict
 
 
 def _fastest(side: list[Result]) -> dict[int, Result]:
-    """By seed, the results with the learning rate that was fastest for the first seed."""
+    """By seed, the results with the learning rate that was fastest for the first seed: of as many epochs, the lower error."""
     measure = MEASURES["epochs_to_25"]
     first = min((r["seed"] for r in side), default=None)
-    tried = [((measure(r) or {})["epochs"], r["lr"]) for r in side if r["seed"] == first]
-    best = min(tried)[1] if tried and min(tried)[0] < math.inf else None
+    tried = [
+        ((measure(r) or {})["epochs"], r["history"][-1]["train_error"], r["lr"]) for r in side if r["seed"] == first
+    ]
+    best = min(tried)[2] if tried and min(tried)[0] < math.inf else None
     return {r["seed"]: r for r in side if r["lr"] == best}
 
 

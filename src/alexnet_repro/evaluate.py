@@ -1,8 +1,11 @@
-"""Errors of a trained net, for one view and for ten crops (Section 4.1).
+"""Errors of a trained net, or of several whose predictions are averaged (Table 2), for one view and for ten crops (Section 4.1).
 
 python -m alexnet_repro.evaluate run=runs/paper/seed-0 views=ten_crop
+python -m alexnet_repro.evaluate runs=[runs/paper/seed-0,runs/paper/seed-1] views=ten_crop
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +40,30 @@ def errors(softmax: Tensor, labels: Tensor, trainer: L.Trainer | None = None) ->
     }
 
 
-def measure(
+def predict(
     trainer: L.Trainer, model: Classifier, data: StoreData, views: str = "ten_crop"
-) -> dict[str, dict[str, float]]:
-    """Errors on ``data.predict_split``: {"centre": {"top1_error", "top5_error"}}, percent; with views="ten_crop" both views.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of the images of ``data.predict_split``: labels (N,) and, by view, softmax (N, classes); with views="ten_crop" both views.
 
     One pass gives both, since the centre patch is the fifth of the ten.
     """
     model.predicts_ten_crops = views == "ten_crop"
     batches: Any = trainer.predict(model, datamodule=data)
     labels, *softmax = (torch.cat(column) for column in zip(*batches, strict=True))
-    return {view: errors(scores, labels, trainer) for view, scores in zip(VIEWS, softmax, strict=False)}
+    return labels, dict(zip(VIEWS, softmax, strict=False))
+
+
+def measure(trainer: L.Trainer, model: Classifier, data: StoreData) -> dict[str, dict[str, float]]:
+    """Errors on ``data.predict_split``: {"centre": {"top1_error", "top5_error"}, "ten_crop": ...}, percent."""
+    labels, softmax = predict(trainer, model, data)
+    return {view: errors(scores, labels, trainer) for view, scores in softmax.items()}
 
 
 def table(result: dict[str, Any]) -> str:
     """A few lines for the screen: this run's errors, beside the paper's if there is a claim, and what that is worth."""
     rows = [("error, %", "top-1", "top-5")]
-    names = {"centre": "this run, one view", "ten_crop": "this run, ten crops"}
+    who = f"mean of {result['members']} nets" if "members" in result else "this run"
+    names = {"centre": f"{who}, one view", "ten_crop": f"{who}, ten crops"}
     for view in VIEWS:
         if view in result:
             rows.append((names[view], f"{result[view]['top1_error']:.1f}", f"{result[view]['top5_error']:.1f}"))
@@ -111,37 +121,87 @@ def fitting_store(path: str, model: Classifier, run: Path) -> Store:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder."""
+    """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder.
+
+    Of several runs the softmax outputs are averaged, each net with the same weight, and ensemble-<their number>-... goes into
+    the folder that holds the first. Raises UserError for runs that can't be measured, or not together.
+    """
     if cfg.views not in VIEWS:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(VIEWS)}")
-    if OmegaConf.is_missing(cfg, "run"):
-        raise UserError("say which run: run=FOLDER", "for example run=runs/paper/seed-0")
-    run = Path(str(cfg.run))
-    refuse_placement(cfg, run_config(run).net)
+    runs = chosen_runs(cfg)
+    for run in runs:
+        refuse_placement(cfg, run_config(run).net)
+    facts = common_facts(runs) if len(runs) > 1 else {}
     processes = world(cfg)
     if processes > 1 and not launched():
         launch("evaluate", processes // cfg.trainer.nodes)
         return {}
-    model, trained = load_run(run, cfg.checkpoint)
-    store = fitting_store(str(cfg.store or trained.data.store), model, run)
     trainer = make_trainer(cfg)
-    data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
-    measured = measure(trainer, model, data, cfg.views)
+    sums: dict[str, Tensor] = {}
+    for run in runs:
+        model, trained = load_run(run, cfg.checkpoint)
+        store = fitting_store(str(cfg.store or run_config(runs[0]).data.store), model, run)
+        data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
+        labels, softmax = predict(trainer, model, data, cfg.views)
+        if len(runs) > 1:
+            alone = errors(softmax[cfg.views], labels, trainer)
+            print(f"{run}: {alone['top1_error']:.1f} / {alone['top5_error']:.1f}")
+        sums = {view: scores + sums.get(view, 0) for view, scores in softmax.items()}
     result = {
-        "run": str(run),
+        **({"run": str(runs[0])} if len(runs) == 1 else {"runs": [str(run) for run in runs]}),
         "checkpoint": cfg.checkpoint,
         "split": data.predict_split,
-        "claim": claim_of(trained),
+        "claim": claim_of(trained) if len(runs) == 1 else _claim_of_several(facts),
         "data": store.manifest.get("name", trained.data.name),
-        **measured,
+        **facts,
+        **{view: errors(total / len(runs), labels, trainer) for view, total in sums.items()},
         **circumstances(trainer),
     }
     print(table(result))
     if trainer.is_global_zero:
-        path = run / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
+        path = runs[0] / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
+        if len(runs) > 1:
+            which = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
+            path = runs[0].parent / f"ensemble-{len(runs)}-{which}-{path.name.removeprefix('evaluation-')}"
         write_json(path, result)
         print(f"written to {path}")
     return result
+
+
+def chosen_runs(cfg: DictConfig) -> list[Path]:
+    """The folders of run= or of runs=. Raises UserError if there are none, or one twice."""
+    chosen = cfg.runs if cfg.run is None else cfg.run
+    if chosen is None or (cfg.run is not None and cfg.runs is not None):
+        raise UserError(
+            "say which run: run=FOLDER, or which several: runs=[FOLDER,FOLDER]", "for example run=runs/paper/seed-0"
+        )
+    runs = [Path(str(run)) for run in ([chosen] if isinstance(chosen, str) else chosen)]
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError(f"runs={cfg.runs} names a run twice", "each net's predictions are to count once")
+    return runs
+
+
+def common_facts(runs: list[Path]) -> dict[str, Any]:
+    """What the results of these runs say of how they were made, where it differs joined by "and"; and how many they are.
+
+    Raises UserError for a run that isn't finished.
+    """
+    results = []
+    for run in runs:
+        if not (run / "result.json").is_file():
+            raise UserError(f"{run} holds no finished run", "let it end first: train with resume=true")
+        results.append(json.loads((run / "result.json").read_text()))
+    facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
+    for key in ("ablation", "recipe", "experiment", "source", "net", "batch_size", "lr"):
+        different = sorted({str(result.get(key)) for result in results})
+        facts[key] = results[0].get(key) if len(different) == 1 else " and ".join(different)
+    facts["options"] = sorted({option for result in results for option in result.get("options", ())})
+    return facts | {"seed": results[0]["seed"], "epochs": min(result["epochs"] for result in results)}
+
+
+def _claim_of_several(facts: dict[str, Any]) -> str | None:
+    similar = (facts["members"], facts["ablation"], facts["net"]) == (5, "none", "alexnet")
+    return "five_cnns" if similar else None
 
 
 def claim_of(cfg: DictConfig) -> str | None:

@@ -136,7 +136,9 @@ def measured(claim: Claim, finding: Finding) -> dict[str, Any]:
         where.append(finding.results[0].get("machine", ""))
     if facts.get("epochs"):
         where.append(f"{facts['epochs']} epochs")
-    if finding.seeds and facts.get("data"):
+    if members := (finding.results or [{}])[0].get("members"):
+        where.append(f"{members} nets")
+    elif finding.seeds and facts.get("data"):
         where.append(f"seed{'s' if len(finding.seeds) > 1 else ''} {', '.join(map(str, finding.seeds))}")
     return {
         "here": numbers(claim, {key: finding.values[key] for key in keys if key in finding.values}),
@@ -222,7 +224,8 @@ def expected_lines(claims: dict[str, Claim]) -> list[tuple[str, str, float, floa
     for name, claim in claims.items():
         if "run" in claim and (pair := expected_errors(claims, name)):
             where = f"{claim['data']} {claim['split']}"
-            lines.append((claim["run"]["ablation"], where, pair["top1_error"], pair["top5_error"]))
+            what = "five_cnns" if "members" in claim["run"] else claim["run"]["ablation"]
+            lines.append((what, where, pair["top1_error"], pair["top5_error"]))
     return lines
 
 
@@ -231,7 +234,8 @@ def label(result: Result) -> str:
     parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
     if result["net"] != "alexnet":
         parts.append(f"rate {result.get('lr')}")
-    return ", ".join(part for part in [*parts, f"seed {result['seed']}"] if part not in ("none", "alexnet"))
+    parts.append(f"mean of {result['members']} nets" if "members" in result else f"seed {result['seed']}")
+    return ", ".join(part for part in parts if part not in ("none", "alexnet"))
 
 
 def source(result: Result) -> dict[str, str]:
@@ -294,7 +298,7 @@ def readme_block(page: dict[str, Any]) -> str:
     missing = ", ".join(line["name"] for line in page["rows"] if line["verdict"] == "not run")
     lines += ["", f"Counted on the net: {told}. Not run: {missing}.", ""]
     for data in ("photos", "imagenette"):
-        of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet"]
+        of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
         errors = (
             f"{', '.join(w for w in (r['recipe'], r['ablation'], *r.get('options', ())) if w != 'none')}: "
             f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"

@@ -42,7 +42,9 @@ def read_results(*folders: Path) -> list[Result]:
                 content["experiment"] = named[1]  # of results that are older than this field
             if (beside := path.parent / "retrieval.json").is_file():
                 content["retrieval"] = _read(beside)
-            key = tuple(str(content.get(k)) for k in (*ALIKE, "ablation", "seed", "commit", "seconds", "machine"))
+            key = tuple(
+                str(content.get(k)) for k in (*ALIKE, "ablation", "seed", "members", "commit", "seconds", "machine")
+            )
             results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())
 
