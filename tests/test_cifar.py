@@ -23,7 +23,7 @@ from alexnet_repro.cli import CONF, leaves
 from alexnet_repro.optim import ByHand, PaperSGD, parameter_groups
 from alexnet_repro.store import Store
 from alexnet_repro.train import new_classifier
-from tests.conftest import picture
+from tests.conftest import image_folder, picture, save_picture
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -221,6 +221,28 @@ def test_official_batches_are_downloaded_trained_on_and_measured(
     status, out, err = run_command("prepare", "data=cifar10", "source=bad", "data.store=stores/third")
     assert status == 2
     assert "CIFAR-10 is damaged" in err
+
+
+def test_validation_images_choose_and_test_images_are_reported(cwd: Path, run_command: Run) -> None:
+    image_folder(cwd / "images", train=6, val=3)
+    for name, seed in (("cat", 50), ("dog", 60)):
+        for i in range(5):
+            save_picture(cwd / "images" / "test" / name / f"{i}.jpg", seed + i)
+    small = ("data=folder", "data.image_size=32")
+    assert run_command("prepare", *small, "source=images")[0] == 0
+    net = ("recipe=cuda_convnet", "net=locally_connected", "epochs=2", "batch_size=4", "trainer=cpu", "run=r")
+    status, out, err = run_command("train", *small, *net)
+    assert status == 0, err
+    assert "12 training, 6 val, 10 test images" in out
+    result = json.loads(Path("r/result.json").read_text())
+    assert result["split"] == "test"
+    assert {round(entry["val_error"] * 6 / 100, 3) % 1 for entry in result["history"]} == {0}
+    assert result["centre"]["top1_error"] * 10 / 100 % 1 == 0
+    assert Path("r/checkpoints/best.ckpt").exists()
+    status, out, err = run_command("evaluate", "run=r", "split=val")
+    assert status == 0, err
+    measured = json.loads(Path("r/evaluation-last-val-centre.json").read_text())["centre"]["top1_error"]
+    assert measured == pytest.approx(result["history"][-1]["val_error"], abs=1e-3)
 
 
 def test_a_schedule_does_not_look_at_test_images(served: None, cwd: Path, run_command: Run) -> None:

@@ -171,28 +171,36 @@ def test_small_stores_may_be_made_by_two_processes_at_once(cwd: Path) -> None:
     assert [path.name for path in Path("stores").iterdir()] == ["photos"]
 
 
-def ilsvrc(folder: Path) -> Path:
-    """ImageNet's own archives, small: a tar of class tars, a flat val tar, and the development kit that says what val shows."""
+def ilsvrc(folder: Path, year: int = 2012) -> Path:
+    """ImageNet's own archives, small: a tar of class tars, tars of val and test images, and the kit that says what they show.
+
+    2012: flat tars, and test labels that nobody has. 2010: tars of a folder, and test labels in a file of their own.
+    """
+    img, kit_name = ("img", "devkit_t12") if year == 2012 else ("images", "devkit-1.0")
     plain = image_folder(folder / "plain", train=3, val=0, classes=("n01440764", "n01443537"))
     folder.joinpath("source").mkdir()
-    with tarfile.open(folder / "source" / "ILSVRC2012_img_train.tar", "w") as outer:
+    with tarfile.open(folder / "source" / f"ILSVRC{year}_{img}_train.tar", "w") as outer:
         for wnid in ("n01440764", "n01443537"):
             with tarfile.open(folder / f"{wnid}.tar", "w") as inner:
                 for i, file in enumerate(sorted((plain / "train" / wnid).iterdir())):
                     inner.add(file, f"{wnid}_{i}.JPEG")
             outer.add(folder / f"{wnid}.tar", f"{wnid}.tar")
-    with tarfile.open(folder / "source" / "ILSVRC2012_img_val.tar", "w") as val:
-        for i, seed in enumerate((71, 72, 73)):
-            save_picture(folder / "val.jpg", seed)
-            val.add(folder / "val.jpg", f"ILSVRC2012_val_{i + 1:08d}.JPEG")
-    kit = folder / "ILSVRC2012_devkit_t12" / "data"
+    for split, seeds in (("val", (71, 72, 73)), ("test", (81, 82, 83, 84))):
+        with tarfile.open(folder / "source" / f"ILSVRC{year}_{img}_{split}.tar", "w") as tar:
+            for i, seed in enumerate(seeds):
+                save_picture(folder / "one.jpg", seed)
+                inside = f"{split}/" if year == 2010 else ""
+                tar.add(folder / "one.jpg", f"{inside}ILSVRC{year}_{split}_{i + 1:08d}.JPEG")
+    kit = folder / f"ILSVRC{year}_{kit_name}" / "data"
     kit.mkdir(parents=True)
     rows = [(2, "n01440764", "tench"), (1, "n01443537", "goldfish")]
-    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", float), ("WNID", object), ("words", object)])
+    synsets = np.array(rows, dtype=[(f"ILSVRC{year}_ID", float), ("WNID", object), ("words", object)])
     scipy.io.savemat(kit / "meta.mat", {"synsets": synsets})
-    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n1\n")
-    with tarfile.open(folder / "source" / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+    (kit / f"ILSVRC{year}_validation_ground_truth.txt").write_text("1\n2\n1\n")
+    with tarfile.open(folder / "source" / f"ILSVRC{year}_{kit_name}.tar.gz", "w:gz") as tar:
         tar.add(kit.parent, kit.parent.name)
+    if year == 2010:
+        (folder / "source" / "ILSVRC2010_test_ground_truth.txt").write_text("2\n2\n1\n2\n")
     return folder / "source"
 
 
@@ -205,8 +213,22 @@ def test_imagenets_own_archives(cwd: Path, run_command: Run) -> None:
     assert store.classes == ["n01440764", "n01443537"]
     assert store.split("val").labels.tolist() == [1, 0, 1]
     assert store.split("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert "4 test images (there is no test_ground_truth.txt)" in out
     first = cwd / "plain" / "train" / "n01440764" / "000.jpg"
     assert np.array_equal(store.split("train")[0], read_image(first.read_bytes, 256))
+
+
+def test_the_archives_of_2010_have_test_images_with_labels(cwd: Path, run_command: Run) -> None:
+    source = ilsvrc(cwd, 2010)
+    status, out, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
+    assert status == 0, err
+    assert "6 train, 3 val, 4 test images of 2 classes" in out
+    store = Store("stores/ilsvrc2010")
+    assert store.split("val").labels.tolist() == [1, 0, 1]
+    assert store.split("test").labels.tolist() == [0, 0, 1, 0]
+    assert (store.watched_split, store.measured_split) == ("val", "test")
+    save_picture(cwd / "third.jpg", 83)
+    assert np.array_equal(store.split("test")[2], read_image((cwd / "third.jpg").read_bytes, 256))
 
 
 def test_imagenets_validation_images_need_the_development_kit(cwd: Path, run_command: Run) -> None:

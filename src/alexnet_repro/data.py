@@ -200,8 +200,8 @@ class StoreData(L.LightningDataModule):
         return self._loader(images, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[ValBatch]:
-        """Whole images that the store has for measuring, in its order."""
-        return self._whole_images(self.store.measured_split)
+        """Whole images that are measured after every epoch, in the store's order."""
+        return self._whole_images(self.store.watched_split)
 
     def predict_dataloader(self) -> DataLoader[ValBatch]:
         """Whole images of ``predict_split``, in the store's order."""

@@ -26,6 +26,8 @@ from alexnet_repro.cli import UserError
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 UNPACKED = ".unpacked.tar"
 WNID = re.compile(r"n\d{8}(?=_)")
+NUMBERED = re.compile(r"ILSVRC\d{4}_(val|test)_(\d{8})\.JPEG")
+TRUTH = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     """Find the images of ``path`` and what class and split each belongs to.
 
     The class is the name of the folder (or of the tar inside the tar); without one, the WordNet number that the file's name
-    begins with; for ILSVRC's flat validation images, what the development kit beside them says. Splits are folders or tars
-    named train, val, test above the class folders; where there is no val, every ``hold_out_every``-th image of each class
-    becomes it (None: none does). A compressed tar is unpacked once, as one file, into ``unpack_into``.
+    begins with; for ILSVRC's flat validation and test images, what the development kit beside them says (that of 2010 needs
+    ILSVRC2010_test_ground_truth.txt, too; test images without labels are ignored). Splits are folders or tars named train,
+    val, test above the class folders; where there is no val, every ``hold_out_every``-th image of each class becomes it
+    (None: none does). A compressed tar is unpacked once, as one file, into ``unpack_into``.
 
     Raises UserError for a missing path, no images, a class folder without images, or classes that only val has.
     """
@@ -105,6 +108,11 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     _refuse_empty_classes(path, folders, files)
     found = _into_splits(files)
     found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
+    if _truth(path, "test") is None:
+        unknown = {file for file in found.files if (match := NUMBERED.fullmatch(file.name)) and match[1] == "test"}
+        if unknown:
+            found.ignored.append(f"{len(unknown)} test images (there is no {TRUTH['test']})")
+            found.files = [file for file in found.files if file not in unknown]
 
     labelled = [_class_of(file, path) for file in found.files]
     found.classes = sorted({name for file, name in labelled if file.split == "train"})
@@ -212,6 +220,11 @@ def _into_splits(files: list[File]) -> Found:
         raise UserError(f"there is no folder train/ beside {', '.join(sorted(split_of))}/")
     if len(set(split_of.values())) < 2 and set(split_of) != set(tops):
         split_of = {}  # a class may be called train
+    twice = {  # ILSVRC2010_images_val.tar holds a folder val
+        top: f"{top}/{split}/"
+        for top, split in split_of.items()
+        if all(file.name.startswith(f"{top}/{split}/") for file in files if file.name.startswith(f"{top}/"))
+    }
     found = Found([], [])
     for file in files:
         top = file.name.split("/", 1)[0]
@@ -220,7 +233,9 @@ def _into_splits(files: list[File]) -> Found:
         elif not split_of:
             found.files.append(replace(file, split="train"))
         elif top in split_of:
-            found.files.append(replace(file, split=split_of[top], name=file.name.removeprefix(f"{top}/")))
+            found.files.append(
+                replace(file, split=split_of[top], name=file.name.removeprefix(twice.get(top, f"{top}/")))
+            )
     if split_of:
         found.ignored += [f"{top}/ ({count} files)" for top, count in tops.items() if top not in split_of]
     return found
@@ -242,8 +257,8 @@ def _class_of(file: File, source: Path) -> tuple[File, str]:
     name = file.name
     if match := WNID.match(name):
         return file, match[0]
-    if number := re.fullmatch(r"ILSVRC\d{4}_val_(\d{8})\.JPEG", name):
-        return file, _ilsvrc_val_labels(source)[int(number[1]) - 1]
+    if match := NUMBERED.fullmatch(name):
+        return file, _ilsvrc_labels(source, match[1])[int(match[2]) - 1]
     raise UserError(
         f"{file.name} of {source} is in no class folder",
         "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
@@ -251,30 +266,44 @@ def _class_of(file: File, source: Path) -> tuple[File, str]:
 
 
 @cache
-def _ilsvrc_val_labels(source: Path) -> list[str]:
-    """WordNet numbers of ILSVRC's validation images in their order, from the development kit in the folder ``source``."""
-    kits = sorted(source.glob("*devkit*")) if source.is_dir() else []
-    if not kits:
+def _ilsvrc_labels(source: Path, split: str) -> list[str]:
+    """WordNet numbers of ILSVRC's val or test images in their order, from the development kit in the folder ``source``."""
+    kit, truth = _kit(source), _truth(source, split)
+    if kit is None or truth is None:
         raise UserError(
-            f"the validation images of {source} have no class folders",
+            f"the {split} images of {source} have no class folders",
             "put the development kit beside them (ILSVRC2012_devkit_t12.tar.gz): it says what they show",
         )
-    meta, truth = _from_kit(kits[0], "meta.mat"), _from_kit(kits[0], "validation_ground_truth.txt")
+    meta = _from_kit(kit, "meta.mat")
+    if meta is None:
+        raise UserError(f"the development kit {kit} holds no meta.mat")
     synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
     wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
     return [wnid_of[int(line)] for line in truth.split()]
 
 
-def _from_kit(kit: Path, ending: str) -> bytes:
+@cache
+def _truth(source: Path, split: str) -> bytes | None:
+    """A number for each image of ILSVRC's val or test split, from a file beside the archives or in the development kit."""
+    beside = sorted(source.glob(f"*{TRUTH[split]}")) if source.is_dir() else []
+    if beside:
+        return beside[0].read_bytes()
+    kit = _kit(source)
+    return _from_kit(kit, TRUTH[split]) if kit else None
+
+
+def _kit(source: Path) -> Path | None:
+    return next(iter(sorted(source.glob("*devkit*"))), None) if source.is_dir() else None
+
+
+def _from_kit(kit: Path, ending: str) -> bytes | None:
     if kit.is_dir():
-        for path in sorted(kit.rglob(f"*{ending}")):
-            return path.read_bytes()
-    else:
-        with tarfile.open(kit) as tar:
-            for member in tar:
-                if member.name.endswith(ending) and (file := tar.extractfile(member)):
-                    return file.read()
-    raise UserError(f"the development kit {kit} holds no {ending}")
+        return next((path.read_bytes() for path in sorted(kit.rglob(f"*{ending}"))), None)
+    with tarfile.open(kit) as tar:
+        for member in tar:
+            if member.name.endswith(ending) and (file := tar.extractfile(member)):
+                return file.read()
+    return None
 
 
 def _hold_out(found: Found, every: int) -> None:

@@ -69,9 +69,17 @@ class Store:
         return np.array(self.manifest["covariance"])
 
     @property
+    def watched_split(self) -> str:
+        """The split that is measured after every epoch: val; test where there is no val, as in CIFAR-10."""
+        return "val" if self._has("val") else "test"
+
+    @property
     def measured_split(self) -> str:
-        """The split that runs are measured on: val; test where there is no val, as in CIFAR-10."""
-        return "val" if self.manifest["splits"].get("val", {}).get("count") else "test"
+        """The split that trained nets are measured on: test; val where there is no test, as in ILSVRC-2012."""
+        return "test" if self._has("test") else "val"
+
+    def _has(self, split: str) -> bool:
+        return bool(self.manifest["splits"].get(split, {}).get("count"))
 
     def split(self, name: str) -> "Split":
         """The images of ``train``, ``val`` or ``test``. Raises UserError when the store has none of that name."""

@@ -74,7 +74,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         loggers.append(wandb_logger(cfg, run))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     callbacks: list[Callback] = [keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)]
-    if store.measured_split == "val":  # the test images choose nothing
+    if store.watched_split == "val":  # the test images choose nothing
         callbacks.append(
             ModelCheckpoint(
                 checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
@@ -97,9 +97,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
     data = StoreData(store, cfg.batch_size, cfg.seed, patches, cfg.trainer.workers)
     parameters = sum(p.numel() for p in model.net.parameters())
+    splits = {"train": "training", store.watched_split: store.watched_split, store.measured_split: store.measured_split}
+    images = ", ".join(f"{len(store.split(split)):,} {word}" for split, word in splits.items())
     print(
         f"recipe={cfg.recipe} ablation={'+'.join(cfg.ablation) or 'none'} data={cfg.data.name}: {parameters:,} parameters, "
-        f"{len(store.split('train')):,} training and {len(store.split(store.measured_split)):,} {store.measured_split} images, "
+        f"{images} images, "
         f"{processes} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
     if trainer.precision == "64-true":
@@ -139,7 +141,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "placement": cfg.placement.name,
         **circumstances(trainer),
         "history": [
-            {key.replace("val", data.predict_split): value for key, value in epoch.items()} for epoch in model.history
+            {key.replace("val", store.watched_split): value for key, value in epoch.items()} for epoch in model.history
         ],
     }
     if trainer.is_global_zero:
@@ -190,15 +192,16 @@ def open_store(cfg: DictConfig) -> Store:
             f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
             "name another store with data.store=PATH",
         )
-    store.split("train")
-    if store.measured_split != "val" and cfg.schedule.rule == "when_error_stalls":
+    for split in ("train", store.watched_split):
+        store.split(split)
+    if store.watched_split != "val" and cfg.schedule.rule == "when_error_stalls":
         raise UserError(
             f"{path} has test images but no validation images, and schedule.rule=when_error_stalls would look at those",
             "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
         )
-    for split in ("train", store.measured_split):
-        wanted, there = cfg.data.get(f"{split}_per_class"), len(store.split(split))
-        if wanted and there != wanted * len(store.classes):
+    for split in ("train", "val"):
+        wanted = cfg.data.get(f"{split}_per_class")
+        if wanted and (there := len(store.split(split))) != wanted * len(store.classes):
             raise UserError(
                 f"{path} has {there} {split} images, not {wanted} for each of {len(store.classes)} classes",
                 "make it anew with: python -m alexnet_repro.prepare overwrite=true, and the same options",
