@@ -100,7 +100,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     splits = {"train": "training", store.watched_split: store.watched_split, store.measured_split: store.measured_split}
     images = ", ".join(f"{len(store.split(split)):,} {word}" for split, word in splits.items())
     print(
-        f"recipe={cfg.recipe} ablation={'+'.join(cfg.ablation) or 'none'} data={cfg.data.name}: {parameters:,} parameters, "
+        f"recipe={cfg.recipe} ablation={ablation_of(cfg)} data={cfg.data.name}: {parameters:,} parameters, "
         f"{images} images, "
         f"{processes} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
@@ -120,7 +120,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         finish_wandb(loggers)
     result = {
         "claim": claim_of(cfg),
-        "ablation": "+".join(cfg.ablation) or "none",
+        "ablation": ablation_of(cfg),
         "recipe": cfg.recipe,
         **choices(task_overrides()),
         "data": cfg.data.name,
@@ -215,6 +215,11 @@ def default_run(cfg: DictConfig) -> Path:
     return Path("runs") / name / f"seed-{cfg.seed}"
 
 
+def ablation_of(cfg: DictConfig) -> str:
+    """The names of a run's ablations, as its result has them."""
+    return "+".join(cfg.ablation) or "none"
+
+
 def task_overrides() -> list[str]:
     """What the command line chose."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -260,7 +265,7 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
     if mode == "offline":
         print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["ablation"] = "+".join(cfg.ablation) or "none"
+    config["ablation"] = ablation_of(cfg)
     id_file = run / "wandb-id"  # so that a resumed run goes on in the same W&B run
     if not id_file.exists():
         id_file.write_text(uuid4().hex[:8])
