@@ -65,7 +65,8 @@ def test_table_sets_the_paper_beside_and_says_what_the_data_is() -> None:
 @pytest.fixture(scope="module")
 def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Two finished runs whose nets disagree, what each says of the training images (2, 12, classes), and their labels."""
-    runs = [tmp_path_factory.mktemp("pair") / name for name in ("seed-0", "seed-1")]
+    folder = tmp_path_factory.mktemp("pair")
+    runs = [folder / name for name in ("seed-0", "seed-1")]
     shutil.copytree(trained, runs[0])
     with initialize_config_dir(CONF, version_base="1.3"):
         options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", "seed=1"]
@@ -116,6 +117,21 @@ def test_several_nets_are_judged_by_the_mean_of_their_softmax(pair: Pair, cwd: P
     result = json.loads(path.read_text())
     assert result["centre"]["top1_error"] == wrong(said.mean(0), labels)
     assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
+
+
+def test_a_folder_of_runs_stands_for_all_of_them_and_names_may_hold_equals_signs(
+    pair: Pair, cwd: Path, run_command: Run
+) -> None:
+    (cwd / "runs").mkdir()
+    seeds = cwd / "runs" / "paper-epochs=1"
+    shutil.copytree(pair[0][0].parent, seeds)
+    for options in (["runs=runs/paper-epochs=1"], [f"runs=[{seeds}/seed-0, runs/paper-epochs=1/seed-1]"]):
+        status, out, err = run_command("evaluate", *options, "trainer=cpu")
+        assert (status, err) == (0, "")
+        assert "mean of 2 nets" in out
+    status, _, err = run_command("evaluate", "run=runs/paper-epochs=1/seed-0", "trainer=cpu")
+    assert (status, err) == (0, "")
+    assert (seeds / "seed-0" / "evaluation-last-val-centre.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,22 @@ def command(name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     if rank() > 0:  # of several processes the first one speaks
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
+
+
+def _quoted(argument: str) -> str:
+    """key=value with quotes where Hydra's grammar wants them for a further =, which the names of runs have; also in a list."""
+    key, _, value = argument.partition("=")
+    if argument.startswith("-") or "=" not in value or re.search(r"""['"({]""", value):
+        return argument
+    if value.startswith("[") and value.endswith("]"):
+        items = [f"'{item.strip()}'" if "=" in item else item for item in value[1:-1].split(",")]
+        return f"{key}=[{','.join(items)}]"
+    return f"{key}='{value}'"
 
 
 def _interrupted(message: str) -> None:

@@ -169,13 +169,20 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def chosen_runs(cfg: DictConfig) -> list[Path]:
-    """The folders of run= or of runs=. Raises UserError if there are none, or one twice."""
+    """The folder of run=, or those of runs=, where a folder of finished runs stands for all of them.
+
+    Raises UserError if there are none, or one twice.
+    """
     chosen = cfg.runs if cfg.run is None else cfg.run
     if chosen is None or (cfg.run is not None and cfg.runs is not None):
         raise UserError(
-            "say which run: run=FOLDER, or which several: runs=[FOLDER,FOLDER]", "for example run=runs/paper/seed-0"
+            "say which run: run=FOLDER, or which several: runs=[FOLDER,FOLDER]",
+            "for example run=runs/paper/seed-0, or runs=runs/paper for all its seeds",
         )
-    runs = [Path(str(run)) for run in ([chosen] if isinstance(chosen, str) else chosen)]
+    runs = []
+    for folder in map(Path, [chosen] if isinstance(chosen, str) else map(str, chosen)):
+        seeds = [] if (folder / "config.yaml").exists() else sorted(folder.glob("*/result.json"))
+        runs += [result.parent for result in seeds] if seeds and cfg.run is None else [folder]
     if len({run.resolve() for run in runs}) < len(runs):
         raise UserError(f"runs={cfg.runs} names a run twice", "each net's predictions are to count once")
     return runs
