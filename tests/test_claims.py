@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from alexnet_repro.claims import findings, verdict
 from alexnet_repro.cli import UserError
+from alexnet_repro.page import content
 from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.results import MEASURES, counts, read_results
 
@@ -188,6 +189,15 @@ def test_a_number_is_judged_by_its_tolerance() -> None:
         assert verdict(CLAIMS["one_cnn"], findings(CLAIMS["one_cnn"], [result(error)])) == word
     (view,) = findings(CLAIMS["ten_crops"], [result(37.5, data="ilsvrc2010")])
     assert view.values == {"top1_error": 2.0, "top5_error": 2.0}
+
+
+def test_a_mean_of_five_nets_is_that_of_table_2_and_no_single_net() -> None:
+    five = result(38.3, members=5, seeds=[0, 1, 2, 3, 4])
+    assert verdict(CLAIMS["five_cnns"], findings(CLAIMS["five_cnns"], [five])) == "reproduced"
+    assert findings(CLAIMS["one_cnn"], [five]) == []
+    assert findings(CLAIMS["five_cnns"], [result(40.7), result(38.3, members=2)]) == []
+    (row,) = (row for row in content([five])["rows"] if row["name"] == "five_cnns")
+    assert (row["here"], row["where"]) == ("38.3 / 18.0", "ilsvrc2012, alexnet, as_run, 90 epochs, 5 nets")
 
 
 def race(ablation: str, seed: int, lr: float, epochs: int, net: str = "four_layer") -> dict[str, Any]:
