@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from alexnet_repro.claims import findings, verdict
 from alexnet_repro.cli import UserError
-from alexnet_repro.page import content
+from alexnet_repro.page import content, others_table
 from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.results import MEASURES, counts, read_results
 
@@ -191,8 +191,13 @@ def test_a_number_is_judged_by_its_tolerance() -> None:
     assert view.values == {"top1_error": 2.0, "top5_error": 2.0}
 
 
-def test_a_mean_of_five_nets_is_that_of_table_2_and_no_single_net() -> None:
+def test_a_mean_of_five_nets_is_that_of_table_2_and_no_single_net(tmp_path: Path) -> None:
     five = result(38.3, members=5, seeds=[0, 1, 2, 3, 4])
+    for kind in ("centre", "ten_crop"):  # both are read, whichever comes first
+        views = {key: five[key] for key in five if key != "ten_crop" or kind == "ten_crop"}
+        (tmp_path / f"ensemble-5-abcdef-last-val-{kind}.json").write_text(json.dumps(views))
+    assert len(read_results(tmp_path)) == 2
+    assert len(read_results(*tmp_path.iterdir())) == 2
     assert verdict(CLAIMS["five_cnns"], findings(CLAIMS["five_cnns"], [five])) == "reproduced"
     assert findings(CLAIMS["one_cnn"], [five]) == []
     assert findings(CLAIMS["five_cnns"], [result(40.7), result(38.3, members=2)]) == []
@@ -250,6 +255,49 @@ def test_of_several_nets_the_worst_decides() -> None:
             "locally_connected": "right way, other size",
         }
         assert verdict(claim, found) == "right way, other size"
+        page = content(both)
+        (row,) = (row for row in page["rows"] if row["name"] == "figure_1")
+        assert "locally_connected" in row["where"]
+        (other,) = (row for row in page["others"] if row["name"] == "figure_1")
+        assert "four_layer" in other["where"]
+        assert other["verdict"] == "reproduced"
+        assert other["where"] in others_table(page)
+    one_seed = [r for r in local if r["seed"] == 0]
+    assert verdict(claim, findings(claim, results + one_seed)) == "reproduced"  # shown, but it decides nothing
+    assert "within noise" in others_table(content(results + one_seed))
+    with_norm = [r | {"experiment": "figure_1"} for r in local if r["ablation"] == "tanh"]
+    assert (
+        findings(claim, [*with_norm, *(r for r in local if r["ablation"] == "none")]) == []
+    )  # not the same experiment
+
+
+def never(run: dict[str, Any]) -> dict[str, Any]:
+    """The same run without reaching 25%."""
+    return run | {"history": [epoch | {"train_error": 60.0} for epoch in run["history"]]}
+
+
+def test_a_side_that_never_got_there_is_told() -> None:
+    claim = CLAIMS["figure_1"]
+    relu, tanh = ([race(name, seed, 0.01, 9) for seed in range(3)] for name in ("none", "tanh"))
+    for results, word in (
+        ([*map(never, relu), *tanh], "other way"),
+        ([*relu, *map(never, tanh)], "within noise"),
+        ([*map(never, relu), *map(never, tanh)], "within noise"),
+        ([*relu[:2], never(relu[2]), *tanh], "other way"),
+    ):
+        (finding,) = findings(claim, results)
+        assert finding.verdict == word
+        (row,) = (row for row in content(results)["rows"] if row["name"] == "figure_1")
+        assert (row["here"], row["interval"]) == ("never", "")
+
+
+def test_of_two_recipes_the_worse_decides() -> None:
+    good = [result(40.7, seed) for seed in range(2)]
+    bad = [result(43.0, seed, recipe="paper") for seed in range(2)]
+    for both in (good + bad, bad + good):
+        assert verdict(CLAIMS["one_cnn"], findings(CLAIMS["one_cnn"], both)) == "other value"
+    longer = [result(43.0, 9, epochs=93)]
+    assert verdict(CLAIMS["one_cnn"], findings(CLAIMS["one_cnn"], longer + good)) == "reproduced"
 
 
 def test_measures_of_a_result() -> None:

@@ -13,7 +13,7 @@ from alexnet_repro.augment import centre_crop
 from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import CONF
 from alexnet_repro.data import ValBatch
-from alexnet_repro.evaluate import errors, table
+from alexnet_repro.evaluate import claim_of, errors, table
 from alexnet_repro.store import Store
 from alexnet_repro.train import new_classifier, train
 
@@ -59,6 +59,13 @@ def test_table_sets_the_paper_beside_and_says_what_the_data_is() -> None:
     assert "Section 3.3" in text
     assert "imagenette is not ImageNet" in text
     assert "not ImageNet" not in table({**result, "data": "ilsvrc2012"})
+    assert "no measure of the paper's" not in table({**result, "data": "ilsvrc2012"})
+    assert "no measure of the paper's" in table({**result, "data": "ilsvrc2010"})
+    with initialize_config_dir(CONF, version_base="1.3"):
+        claims = {
+            data: claim_of(compose("train", [f"data={data}"])) for data in ("ilsvrc2010", "ilsvrc2012", "imagenette")
+        }
+    assert claims == {"ilsvrc2010": "table1_cnn", "ilsvrc2012": "one_cnn", "imagenette": "one_cnn"}
     assert "40.7" not in table({**result, "claim": None})
 
 
@@ -138,9 +145,12 @@ def test_a_folder_of_runs_stands_for_all_of_them_and_names_may_hold_equals_signs
     ("options", "message"),
     [
         ([], "say which run"),
+        (["runs=[]"], "say which run"),
+        (["run=2012"], "2012 is not the folder of a run"),
         (["run=a", "runs=[b,c]"], "say which run"),
         (["runs=[a,a]"], "names a run twice"),
         (["runs=[a,unfinished]"], "unfinished holds no finished run"),
+        (["runs=[a,damaged]"], "damaged/result.json is damaged"),
         (["runs=[a,nothing]"], "nothing is not the folder of a run"),
         (["ensemble=five_cnns"], "runs/paper-ilsvrc2012/seed-0 is not the folder of a run"),
     ],
@@ -152,6 +162,8 @@ def test_runs_that_make_no_ensemble_are_refused(
         (cwd / name).mkdir()
         shutil.copy(trained / "config.yaml", cwd / name)
     shutil.copy(trained / "result.json", cwd / "a")
+    shutil.copytree(cwd / "a", cwd / "damaged")
+    (cwd / "damaged" / "result.json").write_text("{")
     status, _, err = run_command("evaluate", *options)
     assert status == 2
     assert message in err

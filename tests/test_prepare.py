@@ -239,6 +239,27 @@ def test_imagenets_validation_images_need_the_development_kit(cwd: Path, run_com
     assert "development kit" in err
 
 
+def test_the_labels_of_imagenets_own_archives_may_be_damaged(cwd: Path, run_command: Run) -> None:
+    source = ilsvrc(cwd, 2010)
+    kit, truth = source / "ILSVRC2010_devkit-1.0.tar.gz", source / "ILSVRC2010_test_ground_truth.txt"
+    for text, message in (("2\n1\n", "end before"), ("<html>\n", "doesn't hold numbers of classes")):
+        truth.write_text(text)
+        status, _, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
+        assert (status, message in err) == (2, True), err
+        source = source.rename(cwd / f"source{len(text)}")  # labels are read once for each source
+        truth = source / truth.name
+    (source / kit.name).write_bytes(b"no tar")
+    status, _, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
+    assert (status, "development kit" in err) == (2, True), err
+    source = source.rename(cwd / "without")
+    (source / kit.name).unlink()
+    status, _, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
+    assert (status, "ILSVRC2010_devkit" in err) == (2, True), err
+    image_folder(cwd / "plain2", train=2, val=1)
+    (cwd / "plain2" / "devkit_readme.txt").write_text("a text")
+    assert run_command("prepare", "data=folder", "source=plain2")[0] == 0
+
+
 def test_without_val_images_are_held_out_and_it_is_said(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "s", train=10, val=0)
     shutil.move(cwd / "s" / "train", cwd / "flat")

@@ -33,8 +33,11 @@ def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """index.html of the committed results and of that run."""
     out = tmp_path_factory.mktemp("report")
     shutil.copytree(RESULTS, out / "results")  # of the checkout's own it would refresh the README
+    run = shutil.copytree(trained, out / "runs" / "seed-0")
+    mean_of_two = json.loads((run / "result.json").read_text()) | {"members": 2, "seeds": [0, 1], "history": []}
+    (run.parent / "ensemble-2-abcdef-last-val-ten_crop.json").write_text(json.dumps(mean_of_two))
     with initialize_config_dir(CONF, version_base="1.3"):
-        report(compose("report", [f"runs=[{trained}]", f"results={out}/results", f"out={out}", "trainer=cpu"]))
+        report(compose("report", [f"runs=[{run}]", f"results={out}/results", f"out={out}", "trainer=cpu"]))
     return out / "index.html"
 
 
@@ -61,6 +64,13 @@ def test_a_row_for_each_claim_with_the_papers_numbers(page: Path) -> None:
     assert cells(text, "one_cnn")[2:] == ["", "not run"]
     assert cells(text, "parameters")[2:] == ["60,965,224", "reproduced"]
     assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "other value"]
+
+
+def test_the_list_of_results_has_runs_and_ensembles(page: Path) -> None:
+    sources = re.search(r'<section id="sources">(.*?)</section>', page.read_text(), re.DOTALL)
+    assert sources
+    assert "paper, folder, seed 0" in sources[1]
+    assert "paper, folder, mean of 2 nets" in sources[1]
 
 
 def test_figure_1_tells_epochs_and_updates_to_25_percent() -> None:

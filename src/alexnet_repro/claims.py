@@ -46,12 +46,13 @@ def findings(claim: Claim, results: Iterable[Result]) -> list[Finding]:
         return []
     measure = MEASURES[claim.get("measure")]
     sides = (claim.get("run", {}), claim.get("against"))
-    free = {*(sides[0] | (sides[1] or {})), *(("lr", "epochs") if "fastest" in claim else ())} - {"net"}
+    free = {*(sides[0] | (sides[1] or {})), *(("lr", "epochs") if "fastest" in claim else ())} - {"net", "experiment"}
     groups: dict[tuple[Any, ...], tuple[list[Result], list[Result]]] = defaultdict(lambda: ([], []))
     for result in results:
         if measure(result) is None:
             continue
-        facts = result | {"options": " ".join(result.get("options", ()))}
+        experiment = (result.get("experiment") or "").removesuffix("_rates")
+        facts = result | {"options": " ".join(result.get("options", ())), "experiment": experiment}
         alike = tuple((key, facts.get(key)) for key in ALIKE if key not in free)
         for side, wanted in enumerate(sides):
             if wanted is not None and _is(result, wanted):
@@ -65,8 +66,9 @@ def findings(claim: Claim, results: Iterable[Result]) -> list[Finding]:
             found += _compare(claim, run, against, common)
         elif run and not (claim["kind"] == "number" and _is_proxy(claim, common)):
             # a number on other data can't be set beside the paper's
-            found.append(_summarise(claim, {r.get("seed", 0): measure(r) or {} for r in run}, common, run))
-    return sorted(found, key=lambda f: (f.is_proxy, -(f.alike.get("epochs") or 0), -len(f.seeds)))
+            by_seed = {tuple(r["seeds"]) if "seeds" in r else r.get("seed", 0): measure(r) or {} for r in run}
+            found.append(_summarise(claim, by_seed, common, run))
+    return sorted(found, key=lambda f: (f.is_proxy, -len(f.seeds), -(f.alike.get("epochs") or 0)))
 
 
 def _is_proxy(claim: Claim, common: dict[str, Any]) -> bool:
@@ -107,15 +109,15 @@ def _fastest(side: list[Result]) -> dict[int, Result]:
     tried = [
         ((measure(r) or {})["epochs"], r["history"][-1]["train_error"], r["lr"]) for r in side if r["seed"] == first
     ]
-    best = min(tried)[2] if tried and min(tried)[0] < math.inf else None
+    best = min(tried)[2] if tried else None
     return {r["seed"]: r for r in side if r["lr"] == best}
 
 
-def _summarise(claim: Claim, by_seed: dict[int, Measured], alike: dict[str, Any], results: list[Result]) -> Finding:
-    """Mean over seeds and its 95% interval; of ratios the geometric mean."""
+def _summarise(claim: Claim, by_seed: dict[Any, Measured], alike: dict[str, Any], results: list[Result]) -> Finding:
+    """Mean over seeds and its 95% interval; of ratios the geometric mean, 0 or infinite where one side never got there."""
     measured = list(by_seed.values())
     values, intervals = {}, {}
-    there, back = (math.log, math.exp) if claim["kind"] == "ratio" else (float, float)
+    there, back = (_log, math.exp) if claim["kind"] == "ratio" else (float, float)
     for key in measured[0]:
         numbers = [there(of[key]) for of in measured]
         mean = statistics.fmean(numbers)
@@ -125,6 +127,10 @@ def _summarise(claim: Claim, by_seed: dict[int, Measured], alike: dict[str, Any]
             intervals[key] = (back(mean - half), back(mean + half))
     word = _verdict(claim, values, intervals, _is_proxy(claim, alike))
     return Finding(word, values, intervals, sorted(by_seed), alike, results)
+
+
+def _log(ratio: float) -> float:
+    return math.log(ratio) if ratio else -math.inf
 
 
 def _verdict(claim: Claim, values: Measured, intervals: dict[str, tuple[float, float]], proxy: bool) -> str:
@@ -143,7 +149,9 @@ def _verdict(claim: Claim, values: Measured, intervals: dict[str, tuple[float, f
         return "reproduced" if abs(value - paper[first]) <= claim["within"] else "other value"
     neutral = 1.0 if claim["kind"] == "ratio" else claim.get("threshold", 0.0)
     more = claim["direction"] == "more" if "direction" in claim else paper[first] > neutral
-    if first not in intervals and claim.get("measure") != "loading":  # a speed is a median of repeats already
+    if claim["kind"] == "ratio" and value in (0, math.inf):  # one side never got there
+        outcome = "other way" if (value > neutral) != more else "within noise"
+    elif first not in intervals and claim.get("measure") != "loading":  # a speed is a median of repeats already
         outcome = "within noise"
     else:
         low, high = intervals.get(first, (value, value))
@@ -169,13 +177,17 @@ def _size_is_right(claim: Claim, value: float) -> bool:
 def deciding(claim: Claim, found: list[Finding]) -> Finding | None:
     """The finding on the paper's own data that decides a claim; None if there is none.
 
-    Of each net and each ablation that it is claimed of, the largest group of results counts; of these the worst decides.
+    Of each net, each recipe and each ablation that it is claimed of, the largest group of results counts; of these the worst
+    decides, but groups of one seed only where no group has more.
     """
     own = [finding for finding in found if not finding.is_proxy]
-    largest = {tuple(finding.alike.get(key) for key in ("net", "ablation")): finding for finding in reversed(own)}
     variants = claim.get("run", {}).get("ablation")
-    if isinstance(variants, list) and {ablation for _, ablation in largest} != set(variants):
+    if isinstance(variants, list) and {finding.alike["ablation"] for finding in own} != set(variants):
         return None  # it is claimed of each of them
+    sure = {finding.alike.get("ablation") for finding in own if len(finding.seeds) > 1}
+    own = [finding for finding in own if len(finding.seeds) > 1 or finding.alike.get("ablation") not in sure]
+    alike = ("net", "recipe", "ablation")
+    largest = {tuple(finding.alike.get(key) for key in alike): finding for finding in reversed(own)}
     return min(largest.values(), key=lambda finding: WORST_FIRST.index(finding.verdict), default=None)
 
 

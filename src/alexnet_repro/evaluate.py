@@ -5,7 +5,6 @@ python -m alexnet_repro.evaluate runs=[runs/paper/seed-0,runs/paper/seed-1] view
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
 from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.processes import launch, launched, refuse_placement, world
+from alexnet_repro.results import read_result
 from alexnet_repro.runs import circumstances, load_checkpoint, write_json
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
@@ -74,6 +74,10 @@ def table(result: dict[str, Any]) -> str:
         if expected := expected_errors(claims, claim):
             rows.append(("the paper, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}"))
         lines.append(f"The paper, {paper['section']}, {paper['data']} {paper['split']}: {paper['says']}")
+        if {paper["data"], result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
+            lines.append(
+                f"These are errors on {result['data']}, of other classes and images: no measure of the paper's."
+            )
     if result["data"] == "photos":
         lines.append(
             "The demonstration data is not ImageNet (ten classes, each one photograph): "
@@ -174,13 +178,14 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
     Raises UserError if there are none, or one twice.
     """
     chosen = cfg.runs if cfg.run is None else cfg.run
-    if chosen is None or (cfg.run is not None and cfg.runs is not None):
+    listed = chosen if OmegaConf.is_list(chosen) else [chosen] if chosen is not None else []
+    if not listed or (cfg.run is not None and cfg.runs is not None):
         raise UserError(
             "say which run: run=FOLDER, or which several: runs=[FOLDER,FOLDER]",
             "for example run=runs/paper/seed-0, or runs=runs/paper for all its seeds",
         )
     runs = []
-    for folder in map(Path, [chosen] if isinstance(chosen, str) else map(str, chosen)):
+    for folder in (Path(str(name)) for name in listed):
         seeds = [] if (folder / "config.yaml").exists() else sorted(folder.glob("*/result.json"))
         runs += [result.parent for result in seeds] if seeds and cfg.run is None else [folder]
     if len({run.resolve() for run in runs}) < len(runs):
@@ -197,7 +202,7 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
     for run in runs:
         if not (run / "result.json").is_file():
             raise UserError(f"{run} holds no finished run", "let it end first: train with resume=true")
-        results.append(json.loads((run / "result.json").read_text()))
+        results.append(read_result(run / "result.json"))
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
     for key in ("ablation", "recipe", "experiment", "source", "net", "batch_size", "lr"):
         different = sorted({str(result.get(key)) for result in results})

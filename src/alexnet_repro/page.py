@@ -1,5 +1,6 @@
 """What the page says, in words and numbers: a row for each claim, other measurements, and the figures that results alone make."""
 
+import math
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -163,7 +164,7 @@ def numbers(claim: Claim, values: dict[str, float]) -> str:
     if measure == "loading":
         return f"{100 * values['share']:.1f}% of the time"
     if kind == "ratio":
-        return " / ".join(f"{value:.3g} times" for value in values.values())
+        return " / ".join(f"{value:.3g} times" if 0 < value < math.inf else "never" for value in values.values())
     if kind == "difference" or measure in ("fc7_minus_pixels", "codes_minus_pixels"):
         return " / ".join(f"{value:+.1f}" for value in values.values())
     if kind == "count":
@@ -288,7 +289,11 @@ def readme_block(page: dict[str, Any]) -> str:
     columns = ("name", "paper", "here", "interval", "where", "verdict")
     lines = [_table([line for line in page["rows"] if line["here"] and line["kind"] != "count"], *columns)]
     if several := [line for line in page["others"] if line["interval"]]:
-        lines += ["", "Of several seeds, too: other nets, and proxies (other data, a shorter protocol):", ""]
+        lines += [
+            "",
+            "Of several seeds, too: another net, recipe or protocol, and proxies (other data, a shorter protocol):",
+            "",
+        ]
         lines += [_table(several, *columns)]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:

@@ -44,7 +44,8 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
     if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
         raise UserError("report works on one device, and images= is a number above 0 or null")
-    results = read_results(*runs, *([published] if published.is_dir() else []))
+    ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
+    results = read_results(*runs, *ensembles, *([published] if published.is_dir() else []))
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
     own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), {})
     pictures = pictures_of(cfg, shown, own) if shown else {}

@@ -22,38 +22,40 @@ NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # in
 
 
 def read_results(*folders: Path) -> list[Result]:
-    """All results below these folders, as result.json holds them, each with its "file", and with "retrieval" if report measured it.
+    """All results in these files and below these folders, each with its "file", and with "retrieval" if report measured it.
 
     A run that is in several of them is taken once, from the first. Raises UserError for a damaged result.
     """
     results: dict[Any, Result] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*.json")):
+        for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
             if path.name == "retrieval.json" or path.name.startswith(("evaluation-", "job-")):
                 continue
-            content = _read(path)
+            content = read_result(path)
             if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
                 continue
-            missing = [key for key in NEEDED if key not in content] if "centre" in content else []
-            history = content.get("history") or []
-            if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
-                raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "mend or remove it")
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
                 content["experiment"] = named[1]  # of results that are older than this field
             if (beside := path.parent / "retrieval.json").is_file():
-                content["retrieval"] = _read(beside)
-            key = tuple(
-                str(content.get(k)) for k in (*ALIKE, "ablation", "seed", "members", "commit", "seconds", "machine")
-            )
+                content["retrieval"] = read_result(beside)
+            told = (*ALIKE, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
+            key = (*(str(content.get(k)) for k in told), "ten_crop" in content)
             results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())
 
 
-def _read(path: Path) -> Any:
+def read_result(path: Path) -> Any:
+    """What such a file holds. Raises UserError if it is damaged, or if a run's result lacks what every one has."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
+    if isinstance(content, dict) and "centre" in content:
+        missing = [key for key in NEEDED if key not in content]
+        history = content.get("history") or []
+        if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
+            raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "mend or remove it")
+    return content
 
 
 def _epochs_to_25(result: Result) -> Measured | None:

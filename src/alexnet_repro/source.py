@@ -27,6 +27,7 @@ SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing
 UNPACKED = ".unpacked.tar"
 WNID = re.compile(r"n\d{8}(?=_)")
 NUMBERED = re.compile(r"ILSVRC\d{4}_(val|test)_(\d{8})\.JPEG")
+KITS = {"2010": "ILSVRC2010_devkit-1.0.tar.gz", "2012": "ILSVRC2012_devkit_t12.tar.gz"}
 TRUTH = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
@@ -108,11 +109,10 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     _refuse_empty_classes(path, folders, files)
     found = _into_splits(files)
     found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
-    if _truth(path, "test") is None:
-        unknown = {file for file in found.files if (match := NUMBERED.fullmatch(file.name)) and match[1] == "test"}
-        if unknown:
-            found.ignored.append(f"{len(unknown)} test images (there is no {TRUTH['test']})")
-            found.files = [file for file in found.files if file not in unknown]
+    numbered = {file for file in found.files if (match := NUMBERED.fullmatch(file.name)) and match[1] == "test"}
+    if numbered and _truth(path, "test") is None:
+        found.ignored.append(f"{len(numbered)} test images (there is no {TRUTH['test']})")
+        found.files = [file for file in found.files if file not in numbered]
 
     labelled = [_class_of(file, path) for file in found.files]
     found.classes = sorted({name for file, name in labelled if file.split == "train"})
@@ -258,7 +258,10 @@ def _class_of(file: File, source: Path) -> tuple[File, str]:
     if match := WNID.match(name):
         return file, match[0]
     if match := NUMBERED.fullmatch(name):
-        return file, _ilsvrc_labels(source, match[1])[int(match[2]) - 1]
+        labels = _ilsvrc_labels(source, match[1], name[6:10])
+        if int(match[2]) > len(labels):
+            raise UserError(f"the labels of {source} end before {name}", f"get {TRUTH[match[1]]} anew")
+        return file, labels[int(match[2]) - 1]
     raise UserError(
         f"{file.name} of {source} is in no class folder",
         "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
@@ -266,20 +269,23 @@ def _class_of(file: File, source: Path) -> tuple[File, str]:
 
 
 @cache
-def _ilsvrc_labels(source: Path, split: str) -> list[str]:
+def _ilsvrc_labels(source: Path, split: str, year: str) -> list[str]:
     """WordNet numbers of ILSVRC's val or test images in their order, from the development kit in the folder ``source``."""
     kit, truth = _kit(source), _truth(source, split)
     if kit is None or truth is None:
         raise UserError(
             f"the {split} images of {source} have no class folders",
-            "put the development kit beside them (ILSVRC2012_devkit_t12.tar.gz): it says what they show",
+            f"put the development kit beside them ({KITS.get(year, 'its archive')}): it says what they show",
         )
     meta = _from_kit(kit, "meta.mat")
     if meta is None:
         raise UserError(f"the development kit {kit} holds no meta.mat")
     synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
     wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
-    return [wnid_of[int(line)] for line in truth.split()]
+    try:
+        return [wnid_of[int(line)] for line in truth.split()]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{TRUTH[split]} of {source} doesn't hold numbers of classes: {error}", "get it anew") from None
 
 
 @cache
@@ -299,10 +305,13 @@ def _kit(source: Path) -> Path | None:
 def _from_kit(kit: Path, ending: str) -> bytes | None:
     if kit.is_dir():
         return next((path.read_bytes() for path in sorted(kit.rglob(f"*{ending}"))), None)
-    with tarfile.open(kit) as tar:
-        for member in tar:
-            if member.name.endswith(ending) and (file := tar.extractfile(member)):
-                return file.read()
+    try:
+        with tarfile.open(kit) as tar:
+            for member in tar:
+                if member.name.endswith(ending) and (file := tar.extractfile(member)):
+                    return file.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"the development kit {kit} can't be read: {error}", "get it anew, or remove it") from None
     return None
 
 
