@@ -84,6 +84,7 @@ def forest(rows: Sequence[dict[str, Any]], unit: str) -> Figure:
 def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
     """Training error by epoch of nets with ReLUs (solid) and tanh (dashed), a line for each seed; one panel for each net."""
     nets = sorted({result["net"] for result in results})
+    last = max(result["history"][-1]["epoch"] for result in results)
     with _figure(7, 3.4) as figure:
         for number, net in enumerate(nets):
             axes = figure.add_subplot(1, len(nets), number + 1, xlabel="epoch", title=f"net={net}")
@@ -104,7 +105,7 @@ def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
                 named.add(name)
             axes.axhline(25, color=MUTED, lw=0.8)
             axes.set_ylim(0, 75)
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.02 * last)
             axes.legend(fontsize=8)
     return figure
 
