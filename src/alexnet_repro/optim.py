@@ -151,9 +151,9 @@ class ByHand:
 
     changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the first rate of the weights}; the change
     holds from when so many epochs are done. The epochs are those of a run of ``of_epochs``; for another number of epochs
-    they are scaled and rounded. A negative epoch counts back from the end and isn't scaled, except in a run so short that more
-    than half of it would come after the first of them: then they share its second half. A rate of 0 freezes the group. Raises ValueError for a group that
-    there isn't.
+    they are scaled and rounded. A negative epoch counts back from the end and isn't scaled, except in a run so short that
+    more than half of it would come after the first of them: then they share its second half. A rate of 0 freezes the
+    group. Raises ValueError for a group that there isn't.
     """
 
     def __init__(
