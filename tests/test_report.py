@@ -110,6 +110,7 @@ def test_readme_has_the_block_of_the_committed_results() -> None:
     ("options", "problem"),
     [
         (["runs=[nowhere]"], "nowhere holds no finished run"),
+        (["runs=2012"], "2012 holds no finished run"),
         (["results=nowhere"], "there is no folder nowhere"),
         (["out=taken"], "taken is not a folder"),
         (["images=0"], "a number above 0"),

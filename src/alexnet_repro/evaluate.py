@@ -19,7 +19,7 @@ from alexnet_repro.data import StoreData
 from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.results import read_result
-from alexnet_repro.runs import circumstances, load_checkpoint, write_json
+from alexnet_repro.runs import circumstances, load_checkpoint, named, write_json
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
 
@@ -141,10 +141,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         launch("evaluate", processes // cfg.trainer.nodes)
         return {}
     trainer = make_trainer(cfg)
+    store_path = str(cfg.store or run_config(runs[0]).data.store)
     sums: dict[str, Tensor] = {}
     for run in runs:
         model, trained = load_run(run, cfg.checkpoint)
-        store = fitting_store(str(cfg.store or run_config(runs[0]).data.store), model, run)
+        store = fitting_store(store_path, model, run)
         data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
         labels, softmax = predict(trainer, model, data, cfg.views)
         if len(runs) > 1:
@@ -178,14 +179,14 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
     Raises UserError if there are none, or one twice.
     """
     chosen = cfg.runs if cfg.run is None else cfg.run
-    listed = chosen if OmegaConf.is_list(chosen) else [chosen] if chosen is not None else []
-    if not listed or (cfg.run is not None and cfg.runs is not None):
+    folders = named(chosen)
+    if not folders or (cfg.run is not None and cfg.runs is not None):
         raise UserError(
             "say which run: run=FOLDER, or which several: runs=[FOLDER,FOLDER]",
             "for example run=runs/paper/seed-0, or runs=runs/paper for all its seeds",
         )
     runs = []
-    for folder in (Path(str(name)) for name in listed):
+    for folder in folders:
         seeds = [] if (folder / "config.yaml").exists() else sorted(folder.glob("*/result.json"))
         runs += [result.parent for result in seeds] if seeds and cfg.run is None else [folder]
     if len({run.resolve() for run in runs}) < len(runs):

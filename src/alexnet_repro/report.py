@@ -21,7 +21,7 @@ from alexnet_repro.page import claims_table, content, drawings, others_table, re
 from alexnet_repro.processes import world
 from alexnet_repro.results import Result, read_results
 from alexnet_repro.retrieval import look, nearest, retrieval_quality
-from alexnet_repro.runs import write_json
+from alexnet_repro.runs import named, write_json
 from alexnet_repro.store import Split
 from alexnet_repro.trainers import make_trainer
 
@@ -69,7 +69,7 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
     if cfg.runs is None:
         found = [path.parent for path in Path("runs").rglob("result.json")]
         return sorted(found, key=lambda run: -(run / "result.json").stat().st_mtime)
-    runs = [Path(str(run)) for run in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
+    runs = named(cfg.runs)
     for run in runs:
         if not (run / "result.json").is_file():
             raise UserError(

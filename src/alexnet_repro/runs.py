@@ -57,6 +57,13 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
     return {"experiment": given.get("experiment"), "options": sorted(others)}
 
 
+def named(folders: Any) -> list[Path]:
+    """The folders that an option names: one, several, or none."""
+    if folders is None:
+        return []
+    return [Path(str(folder)) for folder in (folders if OmegaConf.is_list(folders) else [folders])]
+
+
 def open_run(run: Path, cfg: DictConfig) -> Path | None:
     """Take the folder for this run; return the checkpoint to go on from, or None to begin.
 

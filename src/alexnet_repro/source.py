@@ -11,24 +11,19 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10
 
+from alexnet_repro import devkit
 from alexnet_repro.cli import UserError
 
 # train, val, test, and the names of ImageNet's own archives and of other data sets' folders
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 UNPACKED = ".unpacked.tar"
 WNID = re.compile(r"n\d{8}(?=_)")
-NUMBERED = re.compile(r"ILSVRC\d{4}_(val|test)_(\d{8})\.JPEG")
-KITS = {"2010": "ILSVRC2010_devkit-1.0.tar.gz", "2012": "ILSVRC2012_devkit_t12.tar.gz"}
-TRUTH = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
 @dataclass(frozen=True)
@@ -109,9 +104,9 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     _refuse_empty_classes(path, folders, files)
     found = _into_splits(files)
     found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
-    numbered = {file for file in found.files if (match := NUMBERED.fullmatch(file.name)) and match[1] == "test"}
-    if numbered and _truth(path, "test") is None:
-        found.ignored.append(f"{len(numbered)} test images (there is no {TRUTH['test']})")
+    numbered = {file for file in found.files if (match := devkit.NUMBERED.fullmatch(file.name)) and match[2] == "test"}
+    if numbered and devkit.truth(path, "test") is None:
+        found.ignored.append(f"{len(numbered)} test images (there is no {devkit.TRUTH['test']})")
         found.files = [file for file in found.files if file not in numbered]
 
     labelled = [_class_of(file, path) for file in found.files]
@@ -257,62 +252,12 @@ def _class_of(file: File, source: Path) -> tuple[File, str]:
     name = file.name
     if match := WNID.match(name):
         return file, match[0]
-    if match := NUMBERED.fullmatch(name):
-        labels = _ilsvrc_labels(source, match[1], name[6:10])
-        if int(match[2]) > len(labels):
-            raise UserError(f"the labels of {source} end before {name}", f"get {TRUTH[match[1]]} anew")
-        return file, labels[int(match[2]) - 1]
+    if devkit.NUMBERED.fullmatch(name):
+        return file, devkit.class_of(name, source)
     raise UserError(
         f"{file.name} of {source} is in no class folder",
         "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
     )
-
-
-@cache
-def _ilsvrc_labels(source: Path, split: str, year: str) -> list[str]:
-    """WordNet numbers of ILSVRC's val or test images in their order, from the development kit in the folder ``source``."""
-    kit, truth = _kit(source), _truth(source, split)
-    if kit is None or truth is None:
-        raise UserError(
-            f"the {split} images of {source} have no class folders",
-            f"put the development kit beside them ({KITS.get(year, 'its archive')}): it says what they show",
-        )
-    meta = _from_kit(kit, "meta.mat")
-    if meta is None:
-        raise UserError(f"the development kit {kit} holds no meta.mat")
-    synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
-    wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
-    try:
-        return [wnid_of[int(line)] for line in truth.split()]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{TRUTH[split]} of {source} doesn't hold numbers of classes: {error}", "get it anew") from None
-
-
-@cache
-def _truth(source: Path, split: str) -> bytes | None:
-    """A number for each image of ILSVRC's val or test split, from a file beside the archives or in the development kit."""
-    beside = sorted(source.glob(f"*{TRUTH[split]}")) if source.is_dir() else []
-    if beside:
-        return beside[0].read_bytes()
-    kit = _kit(source)
-    return _from_kit(kit, TRUTH[split]) if kit else None
-
-
-def _kit(source: Path) -> Path | None:
-    return next(iter(sorted(source.glob("*devkit*"))), None) if source.is_dir() else None
-
-
-def _from_kit(kit: Path, ending: str) -> bytes | None:
-    if kit.is_dir():
-        return next((path.read_bytes() for path in sorted(kit.rglob(f"*{ending}"))), None)
-    try:
-        with tarfile.open(kit) as tar:
-            for member in tar:
-                if member.name.endswith(ending) and (file := tar.extractfile(member)):
-                    return file.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"the development kit {kit} can't be read: {error}", "get it anew, or remove it") from None
-    return None
 
 
 def _hold_out(found: Found, every: int) -> None:
