@@ -111,6 +111,18 @@ def ten_crop(images: Tensor, size: int = 224) -> Tensor:
     return crops.permute(0, 1, 4, 2, 3)
 
 
+def nine_crop(images: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) -> (N, 9, 3, size, size): a grid of three by three places, unmirrored.
+
+    How the authors' CIFAR-10 programs tested until March 2012; from then on with five places and their mirrors (ten_crop).
+    """
+    room = images.shape[-2] - size, images.shape[-1] - size
+    pixels = images.permute(0, 2, 3, 1)
+    places = [(row * room[0] // 2, column * room[1] // 2) for row in range(3) for column in range(3)]
+    crops = [pixels[:, top : top + size, left : left + size] for top, left in places]
+    return torch.stack(crops, 1).permute(0, 1, 4, 2, 3)
+
+
 def centre_crop(images: Tensor, size: int = 224) -> Tensor:
     """(N, 3, 256, 256) -> (N, 3, 224, 224), offset 16: the single view of the footnote to Table 1."""
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2

@@ -14,6 +14,7 @@ from alexnet_repro.classifier import Classifier
 from alexnet_repro.data import TrainBatch, ValBatch
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import PaperSGD, parameter_groups
+from alexnet_repro.scores import VIEWS
 from alexnet_repro.trainers import fast_bfloat16
 
 AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
@@ -126,7 +127,7 @@ def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> floa
     drawn = torch.randn(batch, 3)
     patches = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
     columns = (patches, torch.zeros(batch).long(), tops, lefts, mirror.bool(), drawn, drawn)
-    one = TrainBatch._make([*(column.to(device) for column in columns), 0, batch])
+    one = TrainBatch._make([*(column.to(device) for column in columns), 0, batch, 0])
 
     def augmentation() -> None:
         model.training_images(one)
@@ -147,7 +148,7 @@ def bench_eval(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
 
     def predict(of: ValBatch, ten: bool) -> Callable[[], None]:
         def prediction() -> None:
-            model.predicts_ten_crops = ten
+            model.predicted_views = VIEWS[:2] if ten else VIEWS[:1]
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16()):
                 model.predict_step(of, 0)
             if device.type == "cuda":

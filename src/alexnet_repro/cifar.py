@@ -1,16 +1,16 @@
 """The small nets for CIFAR-10 of Sections 3.1 and 3.3.
 
-The paper prints neither. Section 3.3's two are public as layer files of the authors' cuda-convnet (conv-local-13pct and
-conv-local-11pct); its "four-layer CNN" counts their two convolutional and two locally connected layers. Figure 1's
-"four-layer convolutional neural network" may be the same net without normalisation, or the plainer one of that time with
-three convolutional and one fully connected layer (layers-18pct without its normalisation): here are both.
+The paper prints neither net. Section 3.3's two are public as layer files of the authors' cuda-convnet: conv-local-13pct, and
+conv-local-11pct in two versions. The "four-layer CNN" of the text counts their two convolutional and two locally connected
+layers. Figure 1's "four-layer convolutional neural network" may be the same net without normalisation, or the plainer one of
+that time with three convolutional layers and one fully connected layer (layers-18pct): here are both.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.lrn import LocalResponseNorm
+from alexnet_repro.lrn import LocalResponseNorm, SameMapNorm
 from alexnet_repro.net import ACTIVATIONS, one_of
 
 
@@ -34,17 +34,23 @@ class _SmallNet(nn.Module):
 
 
 class FourLayer(_SmallNet):
-    """Three convolutional layers of 32, 32 and 64 maps, each with a 3x3 pooling 2 apart, and one fully connected layer.
+    """Three convolutional layers of 32, 32 and 64 maps, each followed by 3x3 pooling with stride 2, and one fully connected layer.
 
-    cuda-convnet's layers-18pct without its normalisation: 5x5 kernels padded by 2; the first pooling takes the maximum,
-    the other two the mean. image_size: s, pixels, a multiple of 8. activation: as AlexNet's. Raises ValueError for others.
+    cuda-convnet's layers-18pct, with or without its normalisation: 5x5 kernels padded by 2; the first pooling takes the
+    maximum, the other two the mean.
+
+    image_size: s, pixels, a multiple of 8. activation: as AlexNet's. same_map_norm: normalise over 3x3 positions of each map
+    after the first and the second pooling, with s = 0.00005 / 9, power 0.75 and constant 1. Raises ValueError for others.
     """
 
-    def __init__(self, classes: int = 10, *, image_size: int = 32, activation: str = "relu") -> None:
+    def __init__(
+        self, classes: int = 10, *, image_size: int = 32, activation: str = "relu", same_map_norm: bool = False
+    ) -> None:
         super().__init__()
         one_of("activation", activation, ACTIVATIONS)
         side = pooled(image_size, 3)
         self.activation = ACTIVATIONS[activation]
+        self.norm: nn.Module = SameMapNorm(3, 0.00005 / 9, 0.75, 1.0) if same_map_norm else nn.Identity()
         self.conv1 = nn.Conv2d(3, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
         self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
@@ -55,18 +61,24 @@ class FourLayer(_SmallNet):
         """(N, 3, s, s) -> the neurons' outputs by layer, before pooling."""
         seen = {}
         seen["conv1"] = self.activation(self.conv1(images))
-        seen["conv2"] = self.activation(self.conv2(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True)))
-        seen["conv3"] = self.activation(self.conv3(F.avg_pool2d(seen["conv2"], 3, 2, ceil_mode=True)))
+        seen["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))))
+        seen["conv3"] = self.activation(self.conv3(self.norm(F.avg_pool2d(seen["conv2"], 3, 2, ceil_mode=True))))
         seen["fc10"] = self.fc10(F.avg_pool2d(seen["conv3"], 3, 2, ceil_mode=True).flatten(1))
         return seen
+
+
+NORMS = {"n9": (9, 0.001 / 9), "n5_before_pools": (5, 0.001 / 5)}  # maps in a window, alpha
 
 
 class LocallyConnected(_SmallNet):
     """Section 3.3's net for CIFAR-10: two convolutional layers of 64 maps, two locally connected ones, one fully connected.
 
-    conv1 5x5, max-pooling, norm, conv2 5x5, norm, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
-    image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 64 in the net of 11%, 32 in that of 13%.
-    lrn: normalisation over 9 maps with s = 0.001 / 9 and constant 1. Raises ValueError for other values.
+    conv1 5x5, max-pooling, conv2 5x5, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
+
+    image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 32 in conv-local-13pct and in the first
+    conv-local-11pct, 64 in the published one. lrn: whether there is normalisation across maps, power 0.75 and constant 1.
+    norm: where and how wide. "n9", the published file: 9 maps, s = 0.001 / 9, after the first and before the second
+    pooling. "n5_before_pools", the first file: 5 maps, s = 0.001 / 5, before both. Raises ValueError for other values.
     """
 
     def __init__(
@@ -76,13 +88,16 @@ class LocallyConnected(_SmallNet):
         image_size: int = 24,
         activation: str = "relu",
         lrn: bool = True,
+        norm: str = "n9",
         local3_maps: int = 64,
     ) -> None:
         super().__init__()
         one_of("activation", activation, ACTIVATIONS)
+        one_of("norm", norm, NORMS)
         side = pooled(image_size, 2)
-        self.activation = ACTIVATIONS[activation]
-        self.norm: nn.Module = LocalResponseNorm(9, 0.001 / 9, 0.75, 1.0) if lrn else nn.Identity()
+        self.activation, self.norm_first = ACTIVATIONS[activation], norm == "n5_before_pools"
+        size, alpha = NORMS[norm]
+        self.norm: nn.Module = LocalResponseNorm(size, alpha, 0.75, 1.0) if lrn else nn.Identity()
         self.conv1 = nn.Conv2d(3, 64, 5, padding=2)
         self.conv2 = nn.Conv2d(64, 64, 5, padding=2)
         self.local3 = LocalConv2d(64, local3_maps, side)
@@ -94,7 +109,11 @@ class LocallyConnected(_SmallNet):
         """(N, 3, s, s) -> the neurons' outputs by layer, before pooling and normalisation."""
         seen = {}
         seen["conv1"] = self.activation(self.conv1(images))
-        seen["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))))
+        if self.norm_first:
+            x = F.max_pool2d(self.norm(seen["conv1"]), 3, 2, ceil_mode=True)
+        else:
+            x = self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))
+        seen["conv2"] = self.activation(self.conv2(x))
         seen["local3"] = self.activation(self.local3(F.max_pool2d(self.norm(seen["conv2"]), 3, 2, ceil_mode=True)))
         seen["local4"] = self.activation(self.local4(seen["local3"]))
         seen["fc10"] = self.fc10(seen["local4"].flatten(1))

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from alexnet_repro.augment import (
     COLOUR_UNITS,
@@ -19,6 +19,7 @@ from alexnet_repro.augment import (
     centre_crop,
     colour_noise_directions,
     jitter,
+    nine_crop,
     subtract_mean,
     ten_crop,
 )
@@ -27,6 +28,7 @@ from alexnet_repro.data import TrainBatch, ValBatch
 from alexnet_repro.lrn import at_least_float32
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
+from alexnet_repro.scores import MEASURED, VIEWS, score, top_k_misses
 
 MEANS = ("patch", "centre")
 RULES = ("when_error_stalls", "by_hand", "constant")
@@ -44,14 +46,31 @@ def build(name: str, **options: Any) -> Net:
     return NETS[name](**options)
 
 
-def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """(N, classes), (N,) -> (N,): 1 where the label isn't among the k highest scores, else 0.
+class TrainingMeans(Metric):
+    """Training error and loss of the current epoch, of images as they were met, for each stored batch file.
 
-    A label tied for the last of the k places counts fractionally, as in the 2012 code. A NaN score is a miss.
+    compute() -> (files, 2): error in percent, loss in nats.
     """
-    own = scores.gather(1, labels[:, None])
-    higher, equal = (scores > own).sum(1), (scores == own).sum(1)
-    return 1 - ((k - higher) / equal.clamp(min=1)).clamp(0, 1) * own.isfinite().squeeze(1)
+
+    full_state_update = False
+    sums: Tensor  # (files, 3): misses, nats, images
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(1, 3), dist_reduce_fx="sum")
+
+    def update(self, file: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add a batch: the number of its file, logits (N, classes), labels (N,) and losses (N,)."""
+        if file >= len(self.sums):
+            self.sums = F.pad(self.sums, (0, 0, 0, file + 1 - len(self.sums)))
+        self.sums[file] += torch.stack(
+            [top_k_misses(logits, labels, 1).sum(), losses.sum(), losses.new_tensor(len(losses))]
+        )
+
+    def compute(self) -> Tensor:
+        """Means of each file and, last, of all: (files + 1, 2)."""
+        sums = torch.cat([self.sums, self.sums.sum(0, keepdim=True)])
+        return sums[:, :2] / sums[:, 2:] * sums.new_tensor([100.0, 1.0])
 
 
 class Classifier(L.LightningModule):
@@ -84,7 +103,7 @@ class Classifier(L.LightningModule):
         self.classes = net["classes"]
         self.augment, self.crop, self.epochs, self.seed = augment, augment["crop"], epochs, seed
         self.image_size, self.class_names = image_size, class_names
-        self.predicts_ten_crops = True  # of predict_step; else the centre patch alone
+        self.predicted_views = VIEWS[:2]  # what predict_step returns, in this order
         if not 0 < self.crop <= image_size:
             raise ValueError(f"augment.crop={self.crop}: the images are {image_size}x{image_size}")
         for key, allowed in {"mean": MEANS, "colour_unit": COLOUR_UNITS}.items():
@@ -97,9 +116,11 @@ class Classifier(L.LightningModule):
         known = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
         self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
-        self.history: list[dict[str, float]] = []  # of each epoch: its number from 1, updates so far, errors in percent
-        self.errors = nn.ModuleDict({"top1_error": MeanMetric(), "top5_error": MeanMetric()})
-        self.train_error = MeanMetric(nan_strategy="disable")
+        self.history: list[
+            dict[str, Any]
+        ] = []  # of each epoch: number from 1, updates so far, errors (%), losses (nats)
+        self.errors = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURED})
+        self.training_means = TrainingMeans()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 224, 224), 0-255 and mean-subtracted -> logits (N, classes)."""
@@ -139,8 +160,9 @@ class Classifier(L.LightningModule):
         """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5); of a part of it, its part."""
         self.draw_dropout(batch)
         logits = at_least_float32(self.net(self.training_images(batch)))
-        self.train_error.update(100 * top_k_misses(logits.detach(), batch.labels, 1))
-        return F.cross_entropy(logits, batch.labels, reduction="sum") / batch.of
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        self.training_means.update(batch.file, logits.detach(), batch.labels, losses.detach())
+        return losses.sum() / batch.of
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One update's loss, and its rate."""
@@ -160,42 +182,58 @@ class Classifier(L.LightningModule):
         return cut(batch.images.permute(0, 3, 1, 2), self.crop) - self.mean_centre().permute(2, 0, 1)
 
     def validation_step(self, batch: ValBatch, batch_idx: int) -> None:
-        """Top-1 and top-5 error of the centre patch."""
-        logits = at_least_float32(self.net(self.views(batch, centre_crop)))
-        for k, metric in zip((1, 5), self.errors.values(), strict=True):
-            metric.update(100 * top_k_misses(logits, batch.labels, k))  # type: ignore[operator]
+        """Measure the centre patch: top-1 and top-5 error and log-loss."""
+        softmax = at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
+        for name, values in zip(MEASURED, score(softmax, batch.labels).T, strict=True):
+            self.errors[name].update(100 * values if name.endswith("error") else values)  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/top1_error and val/top5_error (percent); at the end of an epoch of training also train/top1_error, of its
-        images as they were met, before the update that they gave; and tell the schedule."""
+        """Log val/top1_error, val/top5_error (percent) and val/log_loss (nats). After an epoch of training, also log
+        train/top1_error and train/log_loss of its images as they were met, before each update, and step the schedule."""
         errors = {f"val/{name}": metric.compute() for name, metric in self.errors.items()}  # type: ignore[operator]
         for metric in self.errors.values():
             metric.reset()  # type: ignore[operator]
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            errors["train/top1_error"] = self.train_error.compute()
-            self.train_error.reset()
-            val_error = float(errors["val/top1_error"])
-            self.history.append(
-                {
-                    "epoch": self.current_epoch + 1,
-                    "steps": self.global_step,
-                    "train_error": round(float(errors["train/top1_error"]), 4),
-                    "val_error": round(val_error, 4),
-                }
-            )
+            means = self.training_means.compute()
+            self.training_means.reset()
+            errors |= {"train/top1_error": means[-1, 0], "train/log_loss": means[-1, 1]}
+            val_error, watched = float(errors["val/top1_error"]), self._watched_split()
+            entry = {
+                "epoch": self.current_epoch + 1,
+                "steps": self.global_step,
+                "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+                "train_error": round(float(means[-1, 0]), 4),
+                "train_loss": round(float(means[-1, 1]), 5),
+                f"{watched}_error": round(val_error, 4),
+                f"{watched}_top5_error": round(float(errors["val/top5_error"]), 4),
+                f"{watched}_loss": round(float(errors["val/log_loss"]), 5),
+            }
+            if len(means) > 2:  # of each stored batch file, as the 2012 program printed them
+                entry["files"] = [[round(error, 4), round(loss, 5)] for error, loss in means[:-1].tolist()]
+            self.history.append(entry)
             self.schedule.after_epoch(val_error)
         self.log_dict(errors, prog_bar=True)
 
+    def _watched_split(self) -> str:
+        return getattr(self.trainer.datamodule, "watched_split", "val")  # type: ignore[attr-defined]
+
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
-        """Labels (N,), softmax of the centre patch (N, classes) and, if asked for, mean softmax of the ten patches."""
-        if not self.predicts_ten_crops:
+        """Return labels (N,) and, for each of ``predicted_views``, the mean softmax of its patches (N, classes)."""
+        if self.predicted_views == ("centre",):
             return batch.labels, at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
         parts = []
         for images in batch.images.split(16):  # so that ten patches of each image need little memory
-            crops = self.views(ValBatch(images, batch.labels), ten_crop)
-            parts.append(at_least_float32(self.net(crops.flatten(0, 1))).softmax(1).unflatten(0, crops.shape[:2]))
-        softmax = torch.cat(parts)
-        return batch.labels, softmax[:, 4], softmax.mean(1)
+            part = ValBatch(images, batch.labels)
+            softmax = self._softmax_of(self.views(part, ten_crop))
+            views = {"centre": softmax[:, 4], "ten_crop": softmax.mean(1)}
+            if "nine_crop" in self.predicted_views:
+                views["nine_crop"] = self._softmax_of(self.views(part, nine_crop)).mean(1)
+            parts.append([views[view] for view in self.predicted_views])
+        return batch.labels, *(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _softmax_of(self, crops: Tensor) -> Tensor:
+        """(N, crops, 3, s, s) -> (N, crops, classes)."""
+        return at_least_float32(self.net(crops.flatten(0, 1))).softmax(1).unflatten(0, crops.shape[:2])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """PaperSGD. The schedule is stepped here and not by Lightning, which would do it after the epoch's checkpoint."""
@@ -209,7 +247,12 @@ class Classifier(L.LightningModule):
             chance = 100 * (1 - 1 / self.classes)
             self.schedule = DivideWhenErrorStalls(optimizer, chance, **schedule["when_error_stalls"])
         else:
-            self.schedule = ByHand(optimizer, self.epochs, **schedule["by_hand"])
+            self.schedule = ByHand(
+                optimizer,
+                self.epochs,
+                of_epochs=schedule["by_hand"]["of_epochs"],
+                changes=schedule["by_hand"]["changes"],
+            )
         if self._schedule_state:
             self.schedule.load_state_dict(self._schedule_state)
         return optimizer
@@ -219,17 +262,17 @@ class Classifier(L.LightningModule):
         checkpoint["history"] = self.history
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
-        with self.train_error.sync_context():  # over all processes; both towers of a replica count its images
-            so_far = torch.stack([self.train_error.mean_value, self.train_error.weight]).clone()
-        towers = getattr(self._trainer and self._trainer.strategy, "towers", 1)
-        checkpoint["train_error"] = so_far / towers
+        with self.training_means.sync_context():  # over all processes; both towers of a replica count its images
+            so_far = self.training_means.sums.clone()
+        checkpoint["training_means"] = so_far / getattr(self._trainer and self._trainer.strategy, "towers", 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the schedule's state for configure_optimizers, which comes after this."""
         self.history = list(checkpoint["history"])
         self._schedule_state = checkpoint.get("schedule")
         if self._trainer is None or getattr(self._trainer.strategy, "replica", (0, 1))[0] == 0:
-            for state, value in zip(
-                (self.train_error.mean_value, self.train_error.weight), checkpoint["train_error"], strict=True
-            ):
-                state.copy_(value)
+            if "training_means" in checkpoint:
+                self.training_means.sums = checkpoint["training_means"].to(self.training_means.sums)
+            else:  # a checkpoint of version 0.1: mean error and number of images, without the loss
+                error, count = checkpoint["train_error"].float().tolist()
+                self.training_means.sums = torch.tensor([[error / 100 * count, torch.nan, count]])

@@ -20,10 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alexnet_repro.log_runs import register
 from alexnet_repro.sweep import leave_outcome, sweeping
 
 _packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
 CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
+register(CONF)
 
 
 class UserError(Exception):

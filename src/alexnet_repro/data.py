@@ -6,6 +6,7 @@ an epoch goes on with the same images, crops and colours as one that was never s
 
 import signal
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alexnet_repro.augment import crop_and_mirror
-from alexnet_repro.store import Split, Store
+from alexnet_repro.store import JoinedSplits, Split, Store
 
 
 class TrainBatch(NamedTuple):
@@ -29,8 +30,9 @@ class TrainBatch(NamedTuple):
     mirror: Tensor  # (N,) bool
     colour: Tensor  # (N, 3) float32 from N(0, 1)
     jitter: Tensor  # (N, 3) float32, uniform from -1 to 1
-    first: int  # which of the batch's images the first of these is, where a batch is shared by several processes
-    of: int  # images in the whole batch
+    first: int  # position in the global batch of the first of these images, where replicas share a batch
+    of: int  # images in the global batch
+    file: int  # number of the stored batch file that the images are from, with order=stored; else 0
 
 
 class ValBatch(NamedTuple):
@@ -59,14 +61,18 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return stream(seed, epoch, ORDER).permutation(count)
 
 
+ORDERS = ("reshuffled", "fixed", "stored")
+
+
 class Part(NamedTuple):
     """Images of one batch: all of them, or a replica's."""
 
     epoch: int
     images: NDArray[np.int64]  # indices into the split
     positions: NDArray[np.int64]  # in the epoch's order
-    first: int  # which of the batch's images the first of these is
-    of: int  # images in the batch
+    first: int  # position in the global batch of the first of these images
+    of: int  # images in the global batch
+    file: int = 0  # number of the stored batch file, with order=stored
 
 
 class Drawn(NamedTuple):
@@ -78,28 +84,61 @@ class Drawn(NamedTuple):
 
 
 class EpochSampler(Sampler[Part]):
-    """Batches. Where it begins follows from the number of steps done, so a resumed run needs no other state.
+    """Batches of indices. The position follows from the number of updates done, so a resumed run needs no other state.
 
-    replica, of: this process takes that part of every batch, of so many nearly equal ones.
+    count: images in the split. steps_done: returns the number of updates done so far. replica, of: this process takes part
+    ``replica`` of every batch, which is divided into ``of`` nearly equal parts.
+    order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012 program,
+    which read its stored batches in the same order every time; "stored", the order of the store itself.
+    images_per_file: with order="stored" no batch crosses from one file of so many images to the next, as in the 2012
+    program; the last batch of each file is smaller. first_epoch, steps_before: the epoch that this sampler begins with, and
+    the updates before it, where earlier epochs had another number of images.
+
+    Raises ValueError for an unknown order.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, steps_done: Callable[[], int], replica: int = 0, of: int = 1
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        steps_done: Callable[[], int],
+        replica: int = 0,
+        of: int = 1,
+        *,
+        order: str = "reshuffled",
+        images_per_file: int | None = None,
+        first_epoch: int = 0,
+        steps_before: int = 0,
     ) -> None:
+        if order not in ORDERS:
+            raise ValueError(f"order={order}: this must be one of {', '.join(ORDERS)}")
         self.count, self.batch_size, self.seed, self.steps_done = count, batch_size, seed, steps_done
-        self.replica, self.of = replica, of
+        self.replica, self.of, self.order = replica, of, order
+        self.first_epoch, self.steps_before = first_epoch, steps_before
+        self.images_per_file = images_per_file if order == "stored" and images_per_file else count
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        files, rest = divmod(self.count, self.images_per_file)
+        return files * -(-self.images_per_file // self.batch_size) - (-rest // self.batch_size)
 
     def __iter__(self) -> Iterator[Part]:
-        epoch, first_batch = divmod(self.steps_done(), len(self))
-        order = epoch_order(self.seed, epoch, self.count)
-        for start in range(first_batch * self.batch_size, self.count, self.batch_size):
-            size = min(self.batch_size, self.count - start)
+        epoch, first_batch = divmod(self.steps_done() - self.steps_before, len(self))
+        epoch += self.first_epoch
+        if self.order == "stored":
+            order = np.arange(self.count)
+        else:
+            order = epoch_order(self.seed, epoch if self.order == "reshuffled" else 0, self.count)
+        batches = (
+            (start, min(start + self.batch_size, file_start + self.images_per_file, self.count))
+            for file_start in range(0, self.count, self.images_per_file)
+            for start in range(file_start, min(file_start + self.images_per_file, self.count), self.batch_size)
+        )
+        for start, stop in islice(batches, first_batch, None):
+            size = stop - start
             first, end = (size * edge // self.of for edge in (self.replica, self.replica + 1))
             positions = np.arange(start + first, start + end)
-            yield Part(epoch, order[positions], positions, first, size)
+            yield Part(epoch, order[positions], positions, first, size, start // self.images_per_file)
 
 
 class TrainImages(Dataset[TrainBatch]):
@@ -148,6 +187,7 @@ class TrainImages(Dataset[TrainBatch]):
             torch.from_numpy(drawn.jitter[images]),
             part.first,
             part.of,
+            part.file,
         )
 
 
@@ -169,7 +209,10 @@ class StoreData(L.LightningDataModule):
     """Train and validation batches of a store.
 
     patches: crop, random_crops, mirror and share, as TrainImages takes them. workers: loader processes; None is none on a
-    CPU, where they would take the cores that train, and up to eight on a GPU.
+    CPU, where they would take the cores that train, and up to eight on a GPU. order, images_per_file: as EpochSampler
+    takes them. val_joins_after: the epoch after which the validation images are trained on, too (0: from the start; None:
+    never); from then on the test images are measured after each epoch instead. sample: predict at most so many images,
+    evenly spaced (None: all).
     """
 
     def __init__(
@@ -180,37 +223,68 @@ class StoreData(L.LightningDataModule):
         patches: dict[str, Any],
         workers: int | None = None,
         predict_split: str | None = None,
+        *,
+        order: str = "reshuffled",
+        images_per_file: int | None = None,
+        val_joins_after: int | None = None,
+        sample: int | None = None,
     ) -> None:
         super().__init__()
         self.predict_split = predict_split or store.measured_split
         self.store, self.batch_size, self.seed, self.patches, self.workers = store, batch_size, seed, patches, workers
+        self.order, self.images_per_file, self.val_joins_after = order, images_per_file, val_joins_after
+        self.sample = sample
+
+    def val_has_joined(self) -> bool:
+        """Whether the net is trained on the validation images in the current epoch."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self.val_joins_after is not None and epoch >= self.val_joins_after and self.store.has("val")
+
+    @property
+    def watched_split(self) -> str:
+        """The split that is measured after the current epoch."""
+        return "test" if self.val_has_joined() and self.store.has("test") else self.store.watched_split
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Random patches, in a new order each epoch."""
-        images = TrainImages(self.store.split("train"), self.seed, **self.patches)
-        replica, of = self._replica()
-        sampler = EpochSampler(
-            len(images.split),
+        """Random patches of the training images and, once they have joined, of the validation images."""
+        split: Split = self.store.split("train")
+        sampler = self._sampler(len(split), 0, 0)
+        if self.val_has_joined():
+            assert self.val_joins_after is not None
+            steps_before = self.val_joins_after * len(sampler)
+            split = JoinedSplits([split, self.store.split("val")])
+            sampler = self._sampler(len(split), self.val_joins_after, steps_before)
+        return self._loader(TrainImages(split, self.seed, **self.patches), batch_sampler=sampler)
+
+    def _sampler(self, count: int, first_epoch: int, steps_before: int) -> EpochSampler:
+        return EpochSampler(
+            count,
             self.batch_size,
             self.seed,
-            lambda: self.trainer.global_step if self.trainer else 0,
-            replica,
-            of,
+            lambda: self.trainer.global_step if self.trainer else steps_before,
+            *self._replica(),
+            order=self.order,
+            images_per_file=self.images_per_file,
+            first_epoch=first_epoch,
+            steps_before=steps_before,
         )
-        return self._loader(images, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[ValBatch]:
         """Whole images that are measured after every epoch, in the store's order."""
-        return self._whole_images(self.store.watched_split)
+        return self._whole_images(self.watched_split)
 
     def predict_dataloader(self) -> DataLoader[ValBatch]:
         """Whole images of ``predict_split``, in the store's order."""
-        return self._whole_images(self.predict_split)
+        return self._whole_images(self.predict_split, self.sample)
 
-    def _whole_images(self, split: str) -> DataLoader[ValBatch]:
+    def _whole_images(self, split: str, sample: int | None = None) -> DataLoader[ValBatch]:
         images = ValImages(self.store.split(split))
         replica, of = self._replica()
-        return self._loader(images, batch_size=self.batch_size, sampler=range(replica, len(images), of))
+        count = len(images)
+        chosen = (
+            range(count) if sample is None else np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int))
+        )
+        return self._loader(images, batch_size=self.batch_size, sampler=[int(i) for i in chosen[replica::of]])
 
     def _replica(self) -> tuple[int, int]:
         """Which replica of the net this process works for, and how many there are."""

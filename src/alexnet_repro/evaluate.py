@@ -13,66 +13,57 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from alexnet_repro.classifier import Classifier, top_k_misses
+from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
 from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.results import read_result
 from alexnet_repro.runs import circumstances, load_checkpoint, named, write_json
+from alexnet_repro.scores import VIEWS, errors, gathered, save_scores, score
 from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
 
-VIEWS = ("centre", "ten_crop")
-
-
-def errors(softmax: Tensor, labels: Tensor, trainer: L.Trainer | None = None) -> dict[str, float]:
-    """(N, classes), (N,) -> {"top1_error", "top5_error"} in percent; over all the processes of ``trainer``, if there are more."""
-    sums = torch.stack(
-        [*(top_k_misses(softmax, labels, k).double().sum() for k in (1, 5)), torch.tensor(len(labels)).double()]
-    )
-    if (
-        trainer is not None and trainer.world_size > 1
-    ):  # both towers of a replica count its images, which the quotient doesn't show
-        sums = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
-    return {
-        f"top{k}_error": round(100 * float(misses / sums[2]), 4) for k, misses in zip((1, 5), sums[:2], strict=True)
-    }
+# Of each choice of views=, what is measured in one pass over the images.
+MEASURED_WITH = {"centre": VIEWS[:1], "ten_crop": VIEWS[:2], "nine_crop": VIEWS}
+SAMPLE = 10_000  # training images at most, evenly spaced, that a trained net is measured on as it is on test images
 
 
 def predict(
-    trainer: L.Trainer, model: Classifier, data: StoreData, views: str = "ten_crop"
+    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...] = VIEWS[:2]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of the images of ``data.predict_split``: labels (N,) and, by view, softmax (N, classes); with views="ten_crop" both views.
+    """Predict the images of ``data.predict_split``: labels (N,) and, by view, softmax (N, classes).
 
-    One pass gives both, since the centre patch is the fifth of the ten.
+    One pass gives the centre patch and the ten crops, since the centre patch is the fifth of the ten.
     """
-    model.predicts_ten_crops = views == "ten_crop"
+    model.predicted_views = views
     batches: Any = trainer.predict(model, datamodule=data)
     labels, *softmax = (torch.cat(column) for column in zip(*batches, strict=True))
-    return labels, dict(zip(VIEWS, softmax, strict=False))
+    return labels, dict(zip(views, softmax, strict=True))
 
 
-def measure(trainer: L.Trainer, model: Classifier, data: StoreData) -> dict[str, dict[str, float]]:
-    """Errors on ``data.predict_split``: {"centre": {"top1_error", "top5_error"}, "ten_crop": ...}, percent."""
-    labels, softmax = predict(trainer, model, data)
-    return {view: errors(scores, labels, trainer) for view, scores in softmax.items()}
+def measure(
+    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...] = VIEWS[:2]
+) -> dict[str, Tensor]:
+    """Score every image of ``data.predict_split``, over all processes: by view, (N, 3) as scores.score gives them."""
+    labels, softmax = predict(trainer, model, data, views)
+    return {view: gathered(score(p, labels), trainer.strategy) for view, p in softmax.items()}
 
 
 def table(result: dict[str, Any]) -> str:
     """A few lines for the screen: this run's errors, beside the paper's if there is a claim, and what that is worth."""
-    rows = [("error, %", "top-1", "top-5")]
+    rows = [("error, %", "top-1", "top-5", "log-loss")]
     who = f"mean of {result['members']} nets" if "members" in result else "this run"
-    names = {"centre": f"{who}, one view", "ten_crop": f"{who}, ten crops"}
-    for view in VIEWS:
-        if view in result:
-            rows.append((names[view], f"{result[view]['top1_error']:.1f}", f"{result[view]['top5_error']:.1f}"))
+    names = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
+    for view, pair in ((view, result[view]) for view in VIEWS if view in result):
+        nats = f"{pair['log_loss']:.3f}" if "log_loss" in pair else ""
+        rows.append((f"{who}, {names[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
     lines = []
     if claim := result["claim"]:
         claims = read_claims()
         paper = claims[claim]
         if expected := expected_errors(claims, claim):
-            rows.append(("the paper, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}"))
+            rows.append(("the paper, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}", ""))
         lines.append(f"The paper, {paper['section']}, {paper['data']} {paper['split']}: {paper['says']}")
         if {paper["data"], result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
             lines.append(
@@ -86,7 +77,9 @@ def table(result: dict[str, Any]) -> str:
     elif result["data"] not in ("ilsvrc2010", "ilsvrc2012"):
         lines.append(f"{result['data']} is not ImageNet: its errors can't be set beside the paper's.")
     width = max(len(row[0]) for row in rows)
-    return "\n".join(["", *(f"  {name:<{width}}  {one:>6}  {five:>6}" for name, one, five in rows), *lines])
+    return "\n".join(
+        ["", *(f"  {name:<{width}}  {one:>6}  {five:>6}  {nats:>8}".rstrip() for name, one, five, nats in rows), *lines]
+    )
 
 
 def run_config(run: Path) -> DictConfig:
@@ -130,8 +123,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Of several runs the softmax outputs are averaged, each net with the same weight, and ensemble-<their number>-... goes into
     the folder that holds the first. Raises UserError for runs that can't be measured, or not together.
     """
-    if cfg.views not in VIEWS:
-        raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(VIEWS)}")
+    if cfg.views not in MEASURED_WITH:
+        raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
     runs = chosen_runs(cfg)
     for run in runs:
         refuse_placement(cfg, run_config(run).net)
@@ -147,11 +140,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         model, trained = load_run(run, cfg.checkpoint)
         store = fitting_store(store_path, model, run)
         data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
-        labels, softmax = predict(trainer, model, data, cfg.views)
+        labels, softmax = predict(trainer, model, data, MEASURED_WITH[cfg.views])
         if len(runs) > 1:
-            alone = errors(softmax[cfg.views], labels, trainer)
+            alone = errors(gathered(score(softmax[cfg.views], labels), trainer.strategy))
             print(f"{run}: {alone['top1_error']:.1f} / {alone['top5_error']:.1f}")
         sums = {view: scores + sums.get(view, 0) for view, scores in softmax.items()}
+    scores = {view: gathered(score(total / len(runs), labels), trainer.strategy) for view, total in sums.items()}
     result = {
         **({"run": str(runs[0])} if len(runs) == 1 else {"runs": [str(run) for run in runs]}),
         "checkpoint": cfg.checkpoint,
@@ -159,7 +153,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "claim": claim_of(trained) if len(runs) == 1 else _claim_of_several(facts),
         "data": store.manifest.get("name", trained.data.name),
         **facts,
-        **{view: errors(total / len(runs), labels, trainer) for view, total in sums.items()},
+        "images": len(scores["centre"]),
+        **{view: errors(of_view) for view, of_view in scores.items()},
         **circumstances(trainer),
     }
     print(table(result))
@@ -169,6 +164,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             which = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
             path = runs[0].parent / f"ensemble-{len(runs)}-{which}-{path.name.removeprefix('evaluation-')}"
         write_json(path, result)
+        save_scores(path.with_suffix(".npz"), scores)
         print(f"written to {path}")
     return result
 

@@ -45,9 +45,10 @@ class AlexNet(nn.Module):
     towers: 2, or 1 for the net of half as many kernels that "one GPU" could hold (Section 3.2); its last convolutional
         and its fully connected layers keep their width: 59,798,312 parameters.
     communication: whether towers ever read each other. Without, they are those of run 150 of the 2012 log: conv2 with 160
-        maps per tower, fc6 and fc7 with 4096 neurons per tower, joined in fc8; 81,591,720 parameters.
+        maps per tower, fc6 with 4096 and fc7 with 2048 neurons per tower, joined in fc8; 60,714,408 parameters.
     conv3, conv4, conv5: whether the net has that layer (Section 7). The others keep their width and groups.
     init: standard deviation of the weights; "paper", 0.01 (Section 5); "as_run", 0.03 in conv3 to conv5 (2012 code).
+    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7; 1 (Section 5). Those of the other layers are 0.
     activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
     lrn: local response normalisation in layers 1 and 2 (Section 3.3), and with it ``same_map_norm``.
     lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants; alpha multiplies the plain sum, as printed.
@@ -71,6 +72,7 @@ class AlexNet(nn.Module):
         conv4: bool = True,
         conv5: bool = True,
         init: str = "paper",
+        bias_init: float = 1.0,
         activation: str = "relu",
         lrn: bool = True,
         lrn_n: int = 5,
@@ -104,11 +106,11 @@ class AlexNet(nn.Module):
             self.conv4 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=towers)
         if conv5:
             self.conv5 = nn.Conv2d(maps, maps := 256, 3, padding=pad5, groups=towers)
-        hidden = 4096 if communication else 4096 * towers
+        fc6_neurons = 4096 if communication else 4096 * towers
         side = 7 if pooling == "non_overlapping" and not conv5 else 6
-        self.fc6 = GroupedLinear(maps * side**2, hidden, apart)
-        self.fc7 = GroupedLinear(hidden, hidden, apart)
-        self.fc8 = GroupedLinear(hidden, classes, 1)
+        self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, apart)
+        self.fc7 = GroupedLinear(fc6_neurons, 4096, apart)
+        self.fc8 = GroupedLinear(4096, classes, 1)
         self.deep = [name for name, there in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if there]
         self.norm: nn.Module = (
             LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
@@ -118,16 +120,16 @@ class AlexNet(nn.Module):
             SameMapNorm(5, 0.001 / 25, 0.75, 1.0) if lrn and same_map_norm else nn.Identity()
         )
         self.dropout = Dropout(dropout, masks=towers)
-        self.initialise(WEIGHT_STD[init])
+        self.initialise(WEIGHT_STD[init], bias_init)
 
     @torch.no_grad()
-    def initialise(self, std: dict[str, float]) -> None:
+    def initialise(self, std: dict[str, float], bias: float = 1.0) -> None:
         """Draw each layer's weights from a Gaussian of mean 0 and that standard deviation, and set the biases (Section 5)."""
         for name, layer in self.named_children():
             if isinstance(layer, nn.Conv2d | GroupedLinear):
                 assert layer.bias is not None
                 layer.weight.normal_(0, std[name])
-                layer.bias.fill_(1 if name in BIAS_ONE else 0)
+                layer.bias.fill_(bias if name in BIAS_ONE else 0)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 224, 224) -> logits (N, classes)."""

@@ -5,8 +5,10 @@ python -m alexnet_repro.prepare data=imagenette source=imagenette.tar
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from alexnet_repro import photos, source
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.store import Store
 from alexnet_repro.store_writer import RGB, Example, refuse_taken, write_store
+
+
+FIRST_OF_BATCH_5 = 40_000  # of CIFAR-10's training images; the authors chose on that batch
 
 
 def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
@@ -70,6 +75,8 @@ def prepare(cfg: DictConfig) -> Store:
             f"the store {store} would be inside its source, or the other way round", "choose another data.store=PATH"
         )
     found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
+    if cfg.data.source == "cifar10":
+        found.files = in_official_order(found.files)
     size = cfg.data.image_size
     examples = [
         Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size)) for f in found.files
@@ -93,6 +100,20 @@ def prepare(cfg: DictConfig) -> Store:
         found.temporary.unlink(missing_ok=True)
     _describe(made)
     return made
+
+
+def in_official_order(files: list[source.File]) -> list[source.File]:
+    """Sort CIFAR-10's images by their number if all are named by it, and make the last 10,000 of 50,000 val: batch 5."""
+    numbers = [re.fullmatch(r"\d+", Path(file.name).stem) for file in files]
+    if not all(numbers):
+        return files
+    files = sorted(files, key=lambda file: (file.split, int(Path(file.name).stem)))
+    if any(file.split == "val" for file in files):
+        return files
+    return [
+        replace(file, split="val") if file.split == "train" and int(Path(file.name).stem) >= FIRST_OF_BATCH_5 else file
+        for file in files
+    ]
 
 
 def prepare_photos(cfg: DictConfig) -> Store:

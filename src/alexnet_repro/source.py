@@ -50,7 +50,9 @@ class File:
 def cifar10_batches(
     folder: Path, download: bool = False
 ) -> tuple[list[tuple[str, int, str, NDArray[np.uint8]]], list[str]]:
-    """CIFAR-10's official batches: (split, label, name, (32, 32, 3) image) of each image, and the class names.
+    """CIFAR-10's official batches: (split, label, name, (32, 32, 3) image) of each image in their order, and the class names.
+
+    The last of the training batches, data_batch_5, is the val split: the authors chose on it.
 
     folder holds, or with ``download`` will hold, cifar-10-batches-py. Raises UserError if it can't be had or is damaged.
     """
@@ -63,8 +65,10 @@ def cifar10_batches(
                 f"CIFAR-10 {'could not be downloaded' if download else 'is damaged'}: {str(error).splitlines()[0]}",
                 "give your copy with source=PATH: the folder that holds cifar-10-batches-py, or train/ and test/ of class folders",
             ) from None
+        first_of_val = len(batches.data) - len(batches.data) // len(CIFAR10.train_list) if split == "train" else None
         for i, (image, label) in enumerate(zip(batches.data, batches.targets, strict=True)):
-            examples.append((split, label, f"{split}/{i:05d}", image))
+            part = "val" if first_of_val is not None and i >= first_of_val else split
+            examples.append((part, label, f"{part}/{i:05d}", image))
     return examples, batches.classes
 
 

@@ -70,16 +70,22 @@ class Store:
 
     @property
     def watched_split(self) -> str:
-        """The split that is measured after every epoch: val; test where there is no val, as in CIFAR-10."""
-        return "val" if self._has("val") else "test"
+        """The split that is measured after every epoch: val, or test where the store has no val."""
+        return "val" if self.has("val") else "test"
 
     @property
     def measured_split(self) -> str:
-        """The split that trained nets are measured on: test; val where there is no test, as in ILSVRC-2012."""
-        return "test" if self._has("test") else "val"
+        """The split that trained nets are measured on: test, or val where the store has no test, as in ILSVRC-2012."""
+        return "test" if self.has("test") else "val"
 
-    def _has(self, split: str) -> bool:
+    def has(self, split: str) -> bool:
+        """Whether the store has images in that split."""
         return bool(self.manifest["splits"].get(split, {}).get("count"))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the manifest, which holds the checksums of all other files: identifies the content of the store."""
+        return sha256(self.path / "manifest.json")
 
     def split(self, name: str) -> "Split":
         """The images of ``train``, ``val`` or ``test``. Raises UserError when the store has none of that name."""
@@ -124,6 +130,24 @@ class Split:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # a worker process opens its own maps
+
+
+class JoinedSplits(Split):
+    """Several splits as one, one after the other: what a net is trained on once the validation images have joined."""
+
+    def __init__(self, splits: list[Split]) -> None:
+        self.splits, self.image_size = splits, splits[0].image_size
+        self._ends = list(accumulate(len(split) for split in splits))
+        self.labels = np.concatenate([split.labels for split in splits])
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return self.splits[number][index - self._ends[number] + len(self.splits[number])]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:

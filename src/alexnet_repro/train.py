@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import CONF, UserError, command, leaves, rank
 from alexnet_repro.data import StoreData
-from alexnet_repro.evaluate import claim_of, measure, table
+from alexnet_repro.evaluate import SAMPLE, claim_of, measure, table
 from alexnet_repro.net import colour_content
+from alexnet_repro.optim import scaled_epoch
 from alexnet_repro.prepare import prepare_photos
 from alexnet_repro.processes import launch, launched, refuse_placement, world
 from alexnet_repro.runs import (
@@ -35,6 +36,7 @@ from alexnet_repro.runs import (
     run_name,
     write_json,
 )
+from alexnet_repro.scores import VIEWS, errors, save_scores
 from alexnet_repro.store import Store
 from alexnet_repro.sweep import sweeping
 from alexnet_repro.trainers import make_trainer
@@ -74,7 +76,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         loggers.append(wandb_logger(cfg, run))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     callbacks: list[Callback] = [keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)]
-    if store.watched_split == "val":  # the test images choose nothing
+    if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images choose nothing
         callbacks.append(
             ModelCheckpoint(
                 checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
@@ -93,9 +95,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         callbacks=callbacks,
         enable_checkpointing=True,
         log_every_n_steps=10,
+        reload_dataloaders_every_n_epochs=1 if joining_epoch(cfg) else 0,  # the images change when val joins
     )
     patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
-    data = StoreData(store, cfg.batch_size, cfg.seed, patches, cfg.trainer.workers)
+    data = StoreData(
+        store,
+        cfg.batch_size,
+        cfg.seed,
+        patches,
+        cfg.trainer.workers,
+        order=cfg.order,
+        images_per_file=cfg.data.get("images_per_file"),
+        val_joins_after=joining_epoch(cfg),
+    )
     parameters = sum(p.numel() for p in model.net.parameters())
     splits = {"train": "training", store.watched_split: store.watched_split, store.measured_split: store.measured_split}
     images = ", ".join(f"{len(store.split(split)):,} {word}" for split, word in splits.items())
@@ -108,8 +120,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         model.double()  # else Lightning would load a checkpoint into it first, and round
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
-        measured = measure(measuring, model, data)
-        final = {f"{view}/{name}": error for view, pair in measured.items() for name, error in pair.items()}
+        scores = measure(measuring, model, data, VIEWS if cfg.recipe == "cuda_convnet" else VIEWS[:2])
+        measured = {view: errors(of_view) for view, of_view in scores.items()}
+        train_sample = measure_training_sample(measuring, model, data)
+        final = {f"{view}/{name}": error for view, of_view in measured.items() for name, error in of_view.items()}
         colour = colour_content(
             load_checkpoint(keep_last.path)["state_dict"]["net.conv1.weight"], cfg.net.get("towers", 1)
         )
@@ -133,18 +147,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "batch_size": cfg.batch_size,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "of_epochs": cfg.schedule.by_hand.of_epochs if cfg.schedule.rule == "by_hand" else None,
         "split": data.predict_split,
+        "images": len(scores["centre"]),
+        "held_out": store.manifest.get("held_out") or None,
+        "store_sha256": store.checksum,
         **measured,
+        "train_sample": train_sample,
         "parameters": parameters,
         "colour_content": [round(share, 4) for share in colour],  # of the first kernels, by tower (Figure 3)
         "seconds": round(keep_last.seconds, 1),
         "placement": cfg.placement.name,
         **circumstances(trainer),
         "history": [
-            {key.replace("val", store.watched_split): value for key, value in epoch.items()} for epoch in model.history
+            {key if store.has("val") else key.replace("val", "test"): value for key, value in epoch.items()}
+            for epoch in model.history
         ],
     }
     if trainer.is_global_zero:
+        save_scores(run / "predictions.npz", scores)
         write_json(run / "result.json", result)
     print(table(result))
     print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
@@ -194,6 +215,11 @@ def open_store(cfg: DictConfig) -> Store:
         )
     for split in ("train", store.watched_split):
         store.split(split)
+    if joining_epoch(cfg) and not store.has("val"):
+        raise UserError(
+            f"{path} has no validation images, which this protocol trains on after {joining_epoch(cfg)} epochs",
+            "prepare the store again with overwrite=true: CIFAR-10's batch 5 is its val split; or schedule.by_hand.val_joins_after=null",
+        )
     if store.watched_split != "val" and cfg.schedule.rule == "when_error_stalls":
         raise UserError(
             f"{path} has test images but no validation images, and schedule.rule=when_error_stalls would look at those",
@@ -207,6 +233,24 @@ def open_store(cfg: DictConfig) -> Store:
                 "make it anew with: python -m alexnet_repro.prepare overwrite=true, and the same options",
             )
     return store
+
+
+def joining_epoch(cfg: DictConfig) -> int | None:
+    """Return the epoch after which validation images are trained on, too, scaled as the schedule is; None for never."""
+    by_hand = cfg.schedule.by_hand
+    joins = by_hand.val_joins_after
+    if cfg.schedule.rule == "when_error_stalls" or joins is None:
+        return None
+    return scaled_epoch(joins, cfg.epochs, by_hand.of_epochs) if joins else 0
+
+
+def measure_training_sample(trainer: L.Trainer, model: Classifier, data: StoreData) -> dict[str, Any]:
+    """Measure the centre patch of at most SAMPLE training images without dropout: errors (%), log-loss and their number."""
+    sample = StoreData(
+        data.store, data.batch_size, data.seed, {"crop": model.crop}, data.workers, "train", sample=SAMPLE
+    )
+    (scores,) = measure(trainer, model, sample, ("centre",)).values()
+    return {**errors(scores), "images": len(scores)}
 
 
 def default_run(cfg: DictConfig) -> Path:
