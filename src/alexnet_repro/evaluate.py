@@ -13,12 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from alexnet_repro.claims.paper import expected_errors, read_claims
+from alexnet_repro.claims.results import read_result
 from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import UserError, command
 from alexnet_repro.data import StoreData
-from alexnet_repro.paper import expected_errors, read_claims
 from alexnet_repro.processes import launch, launched, refuse_placement, world
-from alexnet_repro.results import read_result
 from alexnet_repro.runs import circumstances, load_checkpoint, named, write_json
 from alexnet_repro.scores import VIEWS, errors, gathered, save_scores, score
 from alexnet_repro.store import Store
@@ -60,12 +60,11 @@ def table(result: dict[str, Any]) -> str:
         rows.append((f"{who}, {names[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
     lines = []
     if claim := result["claim"]:
-        claims = read_claims()
-        paper = claims[claim]
-        if expected := expected_errors(claims, claim):
+        paper = read_claims()[claim]
+        if expected := expected_errors(claim):
             rows.append(("the paper, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}", ""))
-        lines.append(f"The paper, {paper['section']}, {paper['data']} {paper['split']}: {paper['says']}")
-        if {paper["data"], result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
+        lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
+        if {paper.data, result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
             lines.append(
                 f"These are errors on {result['data']}, of other classes and images: no measure of the paper's."
             )

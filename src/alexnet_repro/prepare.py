@@ -21,7 +21,6 @@ from alexnet_repro.cli import UserError, command
 from alexnet_repro.store import Store
 from alexnet_repro.store_writer import RGB, Example, refuse_taken, write_store
 
-
 FIRST_OF_BATCH_5 = 40_000  # of CIFAR-10's training images; the authors chose on that batch
 
 

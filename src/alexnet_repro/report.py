@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from alexnet_repro import figures
+from alexnet_repro.claims.results import Result, read_results
 from alexnet_repro.cli import CONF, UserError, command
 from alexnet_repro.evaluate import fitting_store, load_run
 from alexnet_repro.net import AlexNet, colour_content
 from alexnet_repro.page import claims_table, content, drawings, others_table, readme_block, summary
 from alexnet_repro.processes import world
-from alexnet_repro.results import Result, read_results
 from alexnet_repro.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.runs import named, write_json
 from alexnet_repro.store import Split
@@ -31,7 +31,7 @@ QUERIES = 1000  # at most, to judge retrieval with
 
 
 def report(cfg: DictConfig) -> dict[str, Any]:
-    """Write index.html, report.md and figures/ into ``cfg.out``, refresh the README's block, and return the page's content.
+    """Write index.html, report.md and figures/ into ``cfg.out`` and return the page's content; refresh the README if asked to.
 
     Raises UserError for folders that aren't finished runs and for damaged results.
     """
@@ -42,6 +42,8 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     out = Path(str(cfg.out))
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
+    if cfg.readme and not (CHECKOUT / "README.md").is_file():
+        raise UserError("readme=true refreshes the README of a checkout, and this package is installed without one")
     if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
         raise UserError("report works on one device, and images= is a number above 0 or null")
     ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
@@ -55,7 +57,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     page["retrieval"] = own.get("retrieval")
     write(page, out)
     print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
-    if published == CHECKOUT / "results" and published.is_dir():
+    if cfg.readme:
         refresh_readme(content(read_results(published)))
     if cfg.logger.wandb:
         from alexnet_repro.wandb_report import publish

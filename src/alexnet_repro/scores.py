@@ -47,7 +47,7 @@ def gathered(scores: Tensor, strategy: Strategy) -> Tensor:
 
     scores: (n, 3) of images r, r + R, r + 2R, ... for replica r of R. Every process must call this.
     """
-    replica, replicas = getattr(strategy, "replica", (0, 1))
+    _, replicas = getattr(strategy, "replica", (0, 1))
     if replicas == 1:
         return scores
     towers = strategy.world_size // replicas  # type: ignore[attr-defined]

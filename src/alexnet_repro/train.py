@@ -75,7 +75,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.logger.wandb:
         loggers.append(wandb_logger(cfg, run))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
-    callbacks: list[Callback] = [keep_last, Watchman(cfg.watch.plateau_steps, cfg.watch.every)]
+    watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
+    callbacks: list[Callback] = [keep_last, watchman]
     if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images choose nothing
         callbacks.append(
             ModelCheckpoint(
@@ -147,6 +148,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "batch_size": cfg.batch_size,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "left_plateau": watchman.left_plateau,
         "of_epochs": cfg.schedule.by_hand.of_epochs if cfg.schedule.rule == "by_hand" else None,
         "split": data.predict_split,
         "images": len(scores["centre"]),

@@ -13,6 +13,7 @@ from alexnet_repro.cli import UserError
 from alexnet_repro.data import TrainBatch
 
 RECENT = 50  # updates over which the loss is averaged
+LEFT_PLATEAU = 0.95  # share of ln(classes), the loss of guessing: a mean loss below it has left the starting plateau
 
 
 class Watchman(L.Callback):
@@ -29,6 +30,32 @@ class Watchman(L.Callback):
         self.plateau_steps, self.every = plateau_steps, every
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._judged = False
+        self.left_plateau: int | None = None  # updates after which the mean loss of the last 50 was below that share
+
+        self._pending: list[torch.Tensor] = []  # losses that are still on the device
+        self._updates = 0  # after which the last of them was computed
+        self._threshold = 0.0  # nats
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to reach the same answer."""
+        self._record()
+        return {"recent": list(self._recent), "left_plateau": self.left_plateau}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from what ``state_dict`` returned."""
+        self._recent.extend(state_dict["recent"])
+        self.left_plateau = state_dict["left_plateau"]
+
+    def _record(self) -> list[float]:
+        """Take the pending losses from the device and see whether the net has left its plateau."""
+        losses = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending = []
+        for updates, loss in enumerate(losses, self._updates - len(losses) + 1):
+            self._recent.append(loss)
+            mean = sum(self._recent) / len(self._recent)
+            if self.left_plateau is None and len(self._recent) == RECENT and mean < self._threshold:
+                self.left_plateau = updates
+        return losses
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TrainBatch, *_: Any
@@ -56,20 +83,22 @@ class Watchman(L.Callback):
     ) -> None:
         """Look at the loss."""
         assert isinstance(pl_module, Classifier)
-        loss = outputs["loss"]
-        if loss.device.type == "cpu" or batch_idx % 10 == 0 or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._look_at(float(loss), trainer, pl_module)
+        loss = outputs["loss"].detach()
+        self._pending.append(loss)
+        self._updates, self._threshold = trainer.global_step, LEFT_PLATEAU * math.log(pl_module.classes)
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if loss.device.type == "cpu" or batch_idx % 10 == 0 or is_last:  # a GPU is not made to wait after each update
+            self._look_at(self._record(), trainer, pl_module)
         step = trainer.global_step - 1  # the one that was just done
         if self._is_due(step):
             self._log(trainer, step, "update", update_sizes(pl_module.net, trainer.optimizers[0]))
 
-    def _look_at(self, loss: float, trainer: L.Trainer, model: Classifier) -> None:
-        if not math.isfinite(loss):
+    def _look_at(self, losses: list[float], trainer: L.Trainer, model: Classifier) -> None:
+        if bad := [loss for loss in losses if not math.isfinite(loss)]:
             raise UserError(
-                f"the loss is {loss} after {trainer.global_step} updates",
+                f"the loss is {bad[0]} after {trainer.global_step} updates",
                 f"the learning rate is probably too high: begin anew with less than optim.lr={model.hparams['optim']['lr']}",
             )
-        self._recent.append(loss)
         plateau = math.log(model.classes)
         mean = sum(self._recent) / len(self._recent)
         if (

@@ -1,0 +1,1 @@
+"""What the paper claims (paper.yaml), what was measured (results), and what follows from both (verdict)."""

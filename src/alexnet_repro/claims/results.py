@@ -1,0 +1,263 @@
+"""Read results, and compute from them the measures that a claim may name."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from alexnet_repro.claims.paper import Values
+from alexnet_repro.cli import CONF, UserError
+from alexnet_repro.net import AlexNet
+from alexnet_repro.scores import VIEWS, read_scores
+
+Result = dict[str, Any]
+
+# What results must share to be compared seed by seed, besides what a claim compares.
+SHARED_KEYS = (
+    "data",
+    "split",
+    "images",
+    "held_out",
+    "source",
+    "store_sha256",
+    "net",
+    "experiment",
+    "recipe",
+    "epochs",
+    "batch_size",
+    "lr",
+    "precision",
+    "options",
+)
+NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # in a run's result
+
+
+def read_results(*folders: Path) -> list[Result]:
+    """Read all results in these files and below these folders, each with its "file".
+
+    A result has "retrieval" if report measured it. A run that is in several folders is taken once, from the first. Raises
+    UserError for a damaged result.
+    """
+    results: dict[Any, Result] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
+            if path.name == "retrieval.json" or path.name.startswith(("evaluation-", "job-")):
+                continue
+            content = read_result(path)
+            if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
+                continue
+            if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
+                content["experiment"] = named[1]  # of results that are older than this field
+            if (beside := path.parent / "retrieval.json").is_file():
+                content["retrieval"] = read_result(beside)
+            told = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
+            key = (*(str(content.get(k)) for k in told), "ten_crop" in content)
+            results.setdefault(key, {**content, "file": str(path)})
+    return list(results.values())
+
+
+def read_result(path: Path) -> Any:
+    """Read one such file. Raises UserError if it is damaged, or if a run's result lacks what every one has."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
+    if isinstance(content, dict) and "centre" in content:
+        missing = [key for key in NEEDED if key not in content]
+        history = content.get("history") or []
+        if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
+            raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "mend or remove it")
+    return content
+
+
+def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
+    """Return the scores of each test image, (N, 3) as scores.read_scores gives them, or None if they were not kept.
+
+    They lie beside a result: predictions.npz beside result.json, NAME.npz beside NAME.json.
+    """
+    if not result.get("file"):
+        return None
+    file = Path(result["file"])
+    path = file.with_name("predictions.npz") if file.name == "result.json" else file.with_suffix(".npz")
+    if not path.is_file():
+        return None
+    try:
+        return read_scores(path).get(view)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
+
+
+def crossing(history: Iterable[dict[str, float]], x: str, y: str, level: float, start: float | None = None) -> float:
+    """Return where ``y`` first falls to ``level``, in units of ``x``, interpolated linearly between epochs.
+
+    start: y at x = 0, if known. Infinite if it never falls so far.
+    """
+    before: tuple[float, float] | None = None if start is None else (0.0, start)
+    for epoch in history:
+        here = float(epoch[x]), float(epoch[y])
+        if here[1] <= level:
+            if before is None:
+                return here[0]
+            share = (before[1] - level) / (before[1] - here[1]) if before[1] > here[1] else 1.0
+            return before[0] + share * (here[0] - before[0])
+        before = here
+    return math.inf
+
+
+def _epochs_to_25(result: Result) -> Values | None:
+    if not result.get("history"):
+        return None
+    return {"epochs": crossing(result["history"], "epoch", "train_error", 25, start=90.0)}  # CIFAR-10's chance
+
+
+def _training_error(result: Result) -> Values | None:
+    sample = result.get("train_sample")
+    return {"train_error": sample["top1_error"]} if sample else None
+
+
+def _overfitting(result: Result) -> Values | None:
+    sample = result.get("train_sample")
+    return {"gap": result["centre"]["top1_error"] - sample["top1_error"]} if sample else None
+
+
+def _view_gain(result: Result) -> Values | None:
+    if "ten_crop" not in result:
+        return None
+    return {key: result["centre"][key] - result["ten_crop"][key] for key in ("top1_error", "top5_error")}
+
+
+def _updates_to_converge(result: Result) -> Values | None:
+    """Updates until the training loss is within 10% of its lowest value before the first drop of the learning rate."""
+    history = result.get("history") or []
+    if not history or not all("lr" in epoch and "train_loss" in epoch for epoch in history):
+        return None
+    before = [epoch for epoch in history if epoch["lr"] == history[0]["lr"]]
+    lowest = min(epoch["train_loss"] for epoch in before)
+    return {"updates": crossing(before, "steps", "train_loss", 1.1 * lowest)}
+
+
+def _left_plateau(result: Result) -> Values | None:
+    if "left_plateau" not in result:
+        return None
+    return {"updates": math.inf if result["left_plateau"] is None else result["left_plateau"]}
+
+
+def _seconds_per_update(result: Result) -> Values | None:
+    on_cpu = "threads of" in str(result.get("hardware", "threads of"))
+    return None if on_cpu or not result.get("steps") else {"seconds": result["seconds"] / result["steps"]}
+
+
+def _validation_minus_test(result: Result) -> Values | None:
+    last = (result.get("history") or [{}])[-1]
+    if result.get("split") != "test" or "val_top5_error" not in last:
+        return None
+    return {"top5_error": last["val_top5_error"] - result["centre"]["top5_error"]}
+
+
+def _training_at_100(result: Result) -> Values | None:
+    epoch = next((e for e in result.get("history") or [] if e["epoch"] == 100 and "train_loss" in e), None)
+    return {"train_error": epoch["train_error"], "train_loss": epoch["train_loss"]} if epoch else None
+
+
+RANDOM_COLOUR = 2 / 3  # share of the energy of random RGB weights that is colour
+
+
+def _specialised(result: Result) -> Values | None:
+    """1 if one tower's kernels have at most half the colour of random weights and the other's have more than random ones."""
+    shares = result.get("colour_content", ())
+    if len(shares) != 2:
+        return None
+    return {"specialised": float(min(shares) <= RANDOM_COLOUR / 2 and max(shares) >= RANDOM_COLOUR)}
+
+
+def _loading(result: Result) -> Values | None:
+    speeds = result.get("images_per_s", {})
+    loaded, trained = speeds.get("loader, one core: ours"), speeds.get("step bf16: paper")
+    return {"share": trained / loaded} if loaded and trained else None
+
+
+def _retrieval_gain(better: str, worse: str) -> Callable[[Result], Values | None]:
+    def gain(result: Result) -> Values | None:
+        shares = result.get("retrieval", {}).get("same_class", {})
+        return {"points": shares[better] - shares[worse]} if {better, worse} <= shares.keys() else None
+
+    return gain
+
+
+def _view(name: str) -> Callable[[Result], Values | None]:
+    return lambda result: result.get(name)
+
+
+MEASURES: dict[str, Callable[[Result], Values | None]] = {
+    **{view: _view(view) for view in VIEWS},
+    "centre_minus_ten_crop": _view_gain,
+    "epochs_to_25": _epochs_to_25,
+    "training_error": _training_error,
+    "training_at_100": _training_at_100,
+    "overfitting": _overfitting,
+    "updates_to_converge": _updates_to_converge,
+    "left_plateau": _left_plateau,
+    "seconds_per_update": _seconds_per_update,
+    "validation_minus_test": _validation_minus_test,
+    "specialised": _specialised,
+    "loading": _loading,
+    "fc7_minus_pixels": _retrieval_gain("fc7", "pixels"),
+    "codes_minus_pixels": _retrieval_gain("codes of fc7", "codes of pixels"),
+}
+
+
+def val_error_at_equal_training_error(run: Result, against: Result) -> Values | None:
+    """Return by how many points the validation error of ``run`` is higher when both have the same training error.
+
+    That is the higher of the lowest training errors (as met) that the two reach; validation errors are interpolated there.
+    """
+    histories = [result.get("history") or [] for result in (run, against)]
+    if not all(histories) or not all("val_error" in epoch for history in histories for epoch in history):
+        return None
+    level = max(min(epoch["train_error"] for epoch in history) for history in histories)
+
+    def val_error(history: list[dict[str, float]]) -> float:
+        at = crossing(history, "epoch", "train_error", level)
+        return float(np.interp(at, [e["epoch"] for e in history], [e["val_error"] for e in history]))
+
+    return {"gap": val_error(histories[0]) - val_error(histories[1])}
+
+
+PAIR_MEASURES: dict[str, Callable[[Result, Result], Values | None]] = {
+    "val_error_at_equal_training_error": val_error_at_equal_training_error,
+}
+
+
+@cache
+def counts() -> dict[str, Values]:
+    """Count properties of the net on the net itself (on the meta device, with no memory for its weights)."""
+    recipe, data = (OmegaConf.load(Path(CONF) / file) for file in ("recipe/paper.yaml", "data/ilsvrc2012.yaml"))
+    crop, size = recipe.augment.crop, data.data.image_size
+    with torch.device("meta"):
+        net, one_gpu = AlexNet(lrn=False), AlexNet(towers=1)  # normalisation has no parameters and no neurons
+        image = torch.empty(1, 3, crop, crop)
+        neurons = {name: float(maps[0].numel()) for name, maps in net.activations(image).items()}
+    neurons.pop("pool5")  # a pool's outputs are not counted as neurons in Section 3.5
+    parameters = sum(p.numel() for p in net.parameters())
+    shares = {
+        name: 100 * sum(p.numel() for p in net.get_submodule(name).parameters()) / parameters
+        for name in ("conv1", "conv2", "conv3", "conv4", "conv5")
+    }
+    places = torch.empty(size, size, device="meta").unfold(0, crop, 1).unfold(1, crop, 1)
+    return {
+        "neurons": neurons,
+        "neurons_in_all": {"all": sum(neurons.values())},
+        "input_size": {"numbers": float(image.numel())},
+        "parameters": {"all": parameters},
+        "parameters_of_one_gpu": {"share": sum(p.numel() for p in one_gpu.parameters()) / parameters},
+        "share_of_each_convolution": shares,
+        "crops": {"images": 2.0 * places.shape[0] * places.shape[1]},
+    }

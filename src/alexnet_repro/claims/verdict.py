@@ -1,0 +1,433 @@
+"""The verdict that follows from what the paper claims and from what was measured. No verdict is written by hand.
+
+A claim is decided by the results that its ``run`` and ``against`` pick, in groups that are alike in everything else, for each
+recipe and each net separately. The verdicts, where the 95% interval is Student's t over at least three seeds:
+
+reproduced           the interval lies inside the claim's tolerance around the paper's value; for a claim of direction, beyond
+                     the smallest effect that the paper's words ask for
+direction confirmed  the interval excludes no effect, on the paper's side, and is not inside the tolerance
+contradicted         the interval excludes no effect on the other side; for a plain number, the whole tolerance
+undecided            anything else
+one seed, inside / one seed, outside
+                     a single seed decides nothing, however large its effect
+counted              a property of the net, found by arithmetic: equal to the paper's number or not
+quoted, not run      others' work; no experiment yet
+
+A proxy (other data, another protocol) is never set beside the paper's value: it agrees, disagrees or is undecided.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from alexnet_repro.claims.paper import Claim, Values, read_claims
+from alexnet_repro.claims.results import MEASURES, PAIR_MEASURES, SHARED_KEYS, Result, counts, scores_of
+
+PROXY = "proxy: "
+DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
+SEEDS_NEEDED = 3
+LEVEL = 0.05  # of significance; intervals are of 95%
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over seeds. For ratios, low, high and value are of the ratio itself."""
+
+    value: float
+    low: float | None = None  # of the 95% interval, which needs two seeds
+    high: float | None = None
+    p: float | None = None  # two-sided, of no effect; corrected for the family of claims by Holm's method
+    images: bool = False  # whether the interval includes the sampling error of the test images
+
+    def inside(self, low: float, high: float) -> bool:
+        """Whether the interval lies inside these bounds."""
+        return self.low is not None and self.high is not None and low <= self.low and self.high <= high
+
+    def outside(self, low: float, high: float) -> bool:
+        """Whether the interval lies wholly outside these bounds."""
+        return self.low is not None and self.high is not None and (self.high < low or high < self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one group of results says of a claim."""
+
+    claim: Claim
+    estimates: dict[str, Estimate]  # by measure
+    verdict: str = ""
+    seeds: list[Any] = field(default_factory=list)
+    shared: dict[str, Any] = field(default_factory=dict)  # what its results have in common
+    results: list[Result] = field(default_factory=list)
+    proxy: str | None = None  # why it is a proxy
+    caveat: str | None = None  # why it can't decide, whatever its numbers
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Findings of one recipe, net and ablation answer the same question."""
+        return tuple(self.shared.get(key) for key in ("recipe", "net", "ablation"))
+
+
+def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
+    """Return the findings of every claim, by its name; those that decide come first, then proxies.
+
+    Differences of one family of claims are corrected for their number (Holm), for each recipe, net and data set.
+    """
+    results = list(results)
+    found = {name: _measure(claim, results) for name, claim in read_claims().items()}
+    families: dict[tuple[Any, ...], list[tuple[str, int]]] = defaultdict(list)
+    for name, findings in found.items():
+        for number, finding in enumerate(findings):
+            if finding.claim.family and len(finding.seeds) >= SEEDS_NEEDED:
+                shared = (finding.shared.get(key) for key in ("recipe", "net", "data", "split", "epochs"))
+                families[(finding.claim.family, *shared)].append((name, number))
+    for members in families.values():
+        _correct([found[name][number] for name, number in members], found, members)
+    return {
+        name: sorted(
+            (replace(finding, verdict=_verdict(finding)) for finding in findings),
+            key=lambda f: (
+                f.proxy is not None,
+                -len(f.seeds),
+                f.shared.get("precision") != "32-true",
+                -_number(f.shared.get("epochs")),
+            ),
+        )
+        for name, findings in found.items()
+    }
+
+
+def deciding(findings: list[Finding]) -> list[Finding]:
+    """Return the findings that answer a claim on the paper's own data and protocol: for each recipe, net and ablation the
+    group of most seeds. Where several have as many, float32 goes before bfloat16."""
+    first: dict[tuple[Any, ...], Finding] = {}
+    for finding in findings:
+        if finding.proxy is None:
+            first.setdefault(finding.group, finding)
+    return list(first.values())
+
+
+def status(claim: Claim, findings: list[Finding]) -> str:
+    """Return one word for a claim that has no finding on the paper's own data, or whose kind needs none."""
+    if claim.kind in ("quoted", "picture"):
+        return "quoted" if claim.kind == "quoted" else "to be looked at"
+    if claim.kind == "count":
+        return "counted"
+    return "not run" if not deciding(findings) else ""
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Correct p values for their number (Holm 1979)."""
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def _correct(findings: list[Finding], found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> None:
+    keys = {key for finding in findings for key in finding.estimates}
+    for key in keys:
+        tested = [i for i, finding in enumerate(findings) if (e := finding.estimates.get(key)) and e.p is not None]
+        for i, p in zip(tested, holm([findings[i].estimates[key].p or 0.0 for i in tested]), strict=True):
+            name, number = places[i]
+            old = found[name][number]
+            found[name][number] = replace(old, estimates=old.estimates | {key: replace(old.estimates[key], p=p)})
+
+
+def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
+    """One finding, without its verdict, for each group of results that are alike."""
+    if claim.kind == "count":
+        values = counts()[claim.measure]
+        return [Finding(claim=claim, estimates={key: Estimate(value=value) for key, value in values.items()})]
+    if not claim.is_tested:
+        return []
+    groups: dict[tuple[Any, ...], tuple[list[Result], list[Result]]] = defaultdict(lambda: ([], []))
+    for result in results:
+        if claim.measure in MEASURES and MEASURES[claim.measure](result) is None:
+            continue
+        for number, side in enumerate((claim.run or [{}], claim.against)):
+            if any(_matches(result, wanted) for wanted in side):
+                groups[_shared_key(claim, result)][number].append(result)
+    bases = {key[1:]: against for key, (_, against) in groups.items() if against}
+    found = []
+    for key, (run, against) in groups.items():
+        shared = dict(zip(("ablation", *_keys(claim)), key, strict=True))
+        if claim.against:
+            finding = _compared(claim, run, against or bases.get(key[1:], []), shared)
+        elif run and not (claim.kind == "number" and _proxy(claim, shared)):  # errors on other data can't stand beside
+            by_seed = {tuple(r["seeds"]) if "seeds" in r else r.get("seed", 0): r for r in run}
+            measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in by_seed.items()}
+            finding = _finding(claim, measured, shared, list(by_seed.values()), {})
+        else:
+            finding = None
+        if finding:
+            found.append(finding)
+    return found
+
+
+def _keys(claim: Claim) -> tuple[str, ...]:
+    """What results must share, besides what the claim compares or leaves open."""
+    free = {key for side in (claim.run, claim.against) for wanted in side for key in wanted} - {"net"}
+    free |= {"lr", "epochs"} if claim.fastest else set()
+    return tuple(key for key in SHARED_KEYS if key not in free or (key == "experiment" and claim.fastest))
+
+
+def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
+    facts = dict(result)
+    facts["options"] = " ".join(result.get("options", ()))
+    facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
+    if result.get("of_epochs") and result["epochs"] == result["of_epochs"]:
+        facts["epochs"] = "all"  # of the run of the log, which are not as many in each
+    variants = [wanted["ablation"] for wanted in claim.run if isinstance(wanted.get("ablation"), list)]
+    ablation = result["ablation"] if any(result.get("ablation") in names for names in variants) else None
+    return (ablation, *(facts.get(key) for key in _keys(claim)))
+
+
+def _matches(result: Result, wanted: dict[str, Any]) -> bool:
+    return all(
+        result.get(key) in value if isinstance(value, list) else result.get(key) == value
+        for key, value in ({"members": None} | wanted).items()  # a single net, unless an ensemble is wanted
+    )
+
+
+def _number(epochs: Any) -> float:
+    return math.inf if epochs == "all" else float(epochs or 0)
+
+
+def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
+    """Why such results are not the claim's own experiment, or None if they are."""
+    data, split, images = (shared.get(key) for key in ("data", "split", "images"))
+    own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
+    if data not in own:
+        return "other data"
+    if claim.split in ("val", "test") and split not in (None, claim.split):
+        return f"measured on {split}"
+    if claim.split == "val" and shared.get("held_out"):
+        return "validation images held out from the training images"
+    if claim.images and images not in (None, claim.images):
+        return f"measured on {images} images"
+    if _number(shared.get("epochs", math.inf)) < 0.9 * claim.epochs:
+        return f"{shared['epochs']} epochs"
+    for key, value in claim.settings.items():
+        if key in shared and shared[key] != value:
+            return f"{key}={shared[key]}"
+    return f"options: {shared['options']}" if shared.get("options") else None
+
+
+def _compared(claim: Claim, run: list[Result], against: list[Result], shared: dict[str, Any]) -> Finding | None:
+    """The finding of two sides, seed by seed; None if no seed has both."""
+    caveat = None
+    if claim.fastest:
+        (one, caveat_of_one), (other, caveat_of_other) = _fastest(run), _fastest(against)
+        caveat = caveat_of_one or caveat_of_other
+    else:
+        one, other = ({r["seed"]: r for r in side} for side in (run, against))
+    changes: dict[Any, Values] = {}
+    for seed in sorted(set(one) & set(other)):
+        if claim.measure in PAIR_MEASURES:
+            change = PAIR_MEASURES[claim.measure](one[seed], other[seed])
+        else:
+            measured = [MEASURES[claim.measure](side[seed]) or {} for side in (one, other)]
+            change = {key: _change(claim, measured[0][key], measured[1][key]) for key in measured[0]}
+        if change is not None:
+            changes[seed] = change
+    if not changes:
+        return None
+    images = _differences_by_image(claim, [(one[seed], other[seed]) for seed in changes])
+    results = [side[seed] for seed in changes for side in (one, other)]
+    return _finding(claim, changes, shared, results, images, caveat)
+
+
+def _change(claim: Claim, run: float, against: float) -> float:
+    if claim.kind != "ratio":
+        return run - against
+    if math.isinf(run) and math.isinf(against):
+        return math.nan
+    return run / against if against else math.inf
+
+
+def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> dict[str, NDArray[np.float64]]:
+    """For each error, (seeds, images): its difference between two sides in points; empty where they were not kept."""
+    if claim.kind != "difference" or claim.measure not in ("centre", "ten_crop"):
+        return {}
+    scores = [tuple(scores_of(result, claim.measure) for result in pair) for pair in pairs]
+    if any(one is None or other is None or one.shape != other.shape for one, other in scores):
+        return {}
+    differences = np.stack([one - other for one, other in scores])  # type: ignore[operator]
+    return {"top1_error": 100 * differences[:, :, 0], "top5_error": 100 * differences[:, :, 1]}
+
+
+def _fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
+    """By seed, the results with the learning rate that was fastest for the first seed; and why that is not established.
+
+    A rate is the fastest if one below and one above it were tried and were slower: they reached 25% later, or ran at least as
+    long without reaching it.
+    """
+    first = min((r["seed"] for r in side), default=None)
+    took: dict[float, tuple[float, float, float]] = {}
+    for r in side:
+        if r["seed"] == first:
+            at, history = (MEASURES["epochs_to_25"](r) or {})["epochs"], r["history"]
+            took[r["lr"]] = (at, history[-1]["train_error"], float(history[-1]["epoch"]))
+    if not took:
+        return {}, None
+    best = min(took, key=lambda lr: (took[lr][:2], lr))
+    chosen = {r["seed"]: r for r in side if r["lr"] == best}
+    activation = side[0].get("activation", "")
+    for word, others in (("below", [lr for lr in took if lr < best]), ("above", [lr for lr in took if lr > best])):
+        nearest = (max if word == "below" else min)(others, default=None)
+        if nearest is None:
+            return chosen, f"no learning rate {word} {best:g} was tried for {activation}"
+        at, _, length = took[nearest]
+        if math.isinf(at) and length < min(took[best][0], took[best][2]):
+            return chosen, f"the run with {activation} at a learning rate of {nearest:g} was stopped too early"
+    return chosen, None
+
+
+def _finding(
+    claim: Claim,
+    by_seed: dict[Any, Values],
+    shared: dict[str, Any],
+    results: list[Result],
+    images: dict[str, NDArray[np.float64]],
+    caveat: str | None = None,
+) -> Finding:
+    measured = list(by_seed.values())
+    estimates = {key: _estimate(claim, [of[key] for of in measured], images.get(key)) for key in measured[0]}
+    return Finding(
+        claim=claim,
+        estimates=estimates,
+        seeds=sorted(by_seed),
+        shared=shared,
+        results=results,
+        proxy=_proxy(claim, shared),
+        caveat=caveat,
+    )
+
+
+def _estimate(claim: Claim, numbers: list[float], images: NDArray[np.float64] | None) -> Estimate:
+    """The mean over seeds with its 95% interval; of ratios the geometric mean."""
+    ratio = claim.kind == "ratio"
+    if any(not math.isfinite(n) or (ratio and n <= 0) for n in numbers):  # one side never got there
+        all_alike = len(set(numbers)) == 1
+        return Estimate(value=numbers[0] if all_alike else math.nan)
+    values = [math.log(n) for n in numbers] if ratio else numbers
+    back = math.exp if ratio else float
+    mean, seeds = statistics.fmean(values), len(values)
+    if seeds < 2 or claim.kind == "every":
+        return Estimate(value=back(mean))
+    error, freedom = statistics.stdev(values) / math.sqrt(seeds), float(seeds - 1)
+    if images is not None:
+        error, freedom = standard_error(images)
+    half = float(student.ppf(1 - LEVEL / 2, freedom)) * error
+    away = abs(mean - (math.log(claim.neutral) if ratio else claim.neutral))
+    p = 2 * float(student.sf(away / error, freedom)) if error else float(away == 0)
+    return Estimate(value=back(mean), low=back(mean - half), high=back(mean + half), p=p, images=images is not None)
+
+
+def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the standard error of the mean of (seeds, images) over seeds and images, both drawn at random, and its degrees
+    of freedom.
+
+    All seeds are measured on the same images. With the mean squares of a two-way table (seeds, images, residual), the
+    variance of the mean is (MS_seeds + max(MS_images - MS_residual, 0)) / (seeds x images); the degrees of freedom are
+    those of Hillis (2007) for such a design.
+    """
+    seeds, images = differences.shape
+    mean, of_seed, of_image = differences.mean(), differences.mean(1), differences.mean(0)
+    ms_seeds = images * float(of_seed.var(ddof=1))
+    ms_images = seeds * float(of_image.var(ddof=1))
+    residual = differences - of_seed[:, None] - of_image[None] + mean
+    ms_residual = float((residual**2).sum()) / ((seeds - 1) * (images - 1))
+    total = ms_seeds + max(ms_images - ms_residual, 0.0)
+    freedom = total**2 / (ms_seeds**2 / (seeds - 1)) if ms_seeds else math.inf
+    return math.sqrt(total / (seeds * images)), freedom
+
+
+def _verdict(finding: Finding) -> str:
+    """By the claim's rule. Where the paper gives several numbers, such as top-1 and top-5 errors, all of them count."""
+    claim = finding.claim
+    if claim.kind == "count":
+        return "counted: equal" if _count_agrees(finding) else "counted: differs"
+    keys = list(claim.value) or list(finding.estimates)[:1]
+    estimates = [finding.estimates[key] for key in keys]
+    if len(finding.seeds) == 1:
+        word = f"one seed, {'inside' if _fits(claim, keys, estimates) else 'outside'}"
+        return PROXY + "one seed" if finding.proxy else word
+    if len(finding.seeds) < SEEDS_NEEDED or finding.caveat:
+        word = "undecided"
+    elif claim.kind == "every":
+        word = "reproduced" if all(e.value == 1 for e in estimates) else "contradicted"
+    elif claim.kind == "number":
+        bounds = [_bounds(claim, key) for key in keys]
+        inside = all(e.inside(*b) for e, b in zip(estimates, bounds, strict=True))
+        outside = any(e.outside(*b) for e, b in zip(estimates, bounds, strict=True))
+        word = "reproduced" if inside else "contradicted" if outside else "undecided"
+    else:
+        word = _effect(claim, keys, estimates)
+    if finding.proxy:
+        words = {"reproduced": "agrees", "direction confirmed": "agrees", "contradicted": "disagrees"}
+        return PROXY + words.get(word, word)
+    return word
+
+
+def _effect(claim: Claim, keys: list[str], estimates: list[Estimate]) -> str:
+    sides = [_side(claim, estimate) for estimate in estimates]
+    if "other" in sides:
+        return "contradicted"
+    if any(side != "paper" for side in sides):
+        return "undecided"
+    if claim.tolerance:
+        sized = all(e.inside(*_bounds(claim, key)) for key, e in zip(keys, estimates, strict=True))
+    else:
+        sized = all(_beyond(claim, e.low if claim.more else e.high) for e in estimates)
+    return "reproduced" if sized else "direction confirmed"
+
+
+def _side(claim: Claim, estimate: Estimate) -> str:
+    """Which side of no effect an estimate is on: "paper", "other" or, if it can't be told, "neither"."""
+    if math.isnan(estimate.value):
+        return "neither"
+    if estimate.low is None and not (math.isinf(estimate.value) or estimate.value == 0):
+        return "neither"
+    if estimate.p is not None and estimate.p >= LEVEL:
+        return "neither"
+    return "paper" if (estimate.value > claim.neutral) == claim.more else "other"
+
+
+def _beyond(claim: Claim, end: float | None) -> bool:
+    """Whether this end of the interval is at or beyond the smallest effect that the paper's words ask for."""
+    if claim.at_least is None or end is None:
+        return claim.at_least is None
+    return end >= claim.at_least if claim.more else end <= claim.at_least
+
+
+def _bounds(claim: Claim, key: str) -> tuple[float, float]:
+    return claim.value[key] - claim.tolerance[key], claim.value[key] + claim.tolerance[key]
+
+
+def _fits(claim: Claim, keys: list[str], estimates: list[Estimate]) -> bool:
+    """Whether the values themselves are where the claim wants them."""
+    if claim.kind == "every":
+        return all(e.value == 1 for e in estimates)
+    if claim.tolerance:
+        return all(
+            low <= e.value <= high for e, (low, high) in zip(estimates, (_bounds(claim, k) for k in keys), strict=True)
+        )
+    return all((e.value > claim.neutral) == claim.more and _beyond(claim, e.value) for e in estimates)
+
+
+def _count_agrees(finding: Finding) -> bool:
+    claim = finding.claim
+    if claim.direction == "less":
+        return all(finding.estimates[key].value <= value for key, value in claim.value.items())
+    return all(
+        abs(finding.estimates[key].value - value) <= claim.tolerance.get(key, 0) for key, value in claim.value.items()
+    )
