@@ -4,25 +4,32 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import pickle
+import signal
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 
 from alexnet_repro.cifar import FourLayer, LocalConv2d, LocallyConnected
+from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import CONF, leaves
-from alexnet_repro.optim import ByHand, PaperSGD, parameter_groups
+from alexnet_repro.lrn import plain_local_response_norm
+from alexnet_repro.optim import ByHand, PaperSGD
+from alexnet_repro.prepare import in_official_order
+from alexnet_repro.source import File
 from alexnet_repro.store import Store
-from alexnet_repro.train import new_classifier
+from alexnet_repro.train import joining_epoch, new_classifier
 from tests.conftest import image_folder, picture, save_picture
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,50 +101,153 @@ def test_weights_have_the_deviations_of_the_layer_files() -> None:
             assert not layer.bias.any()  # type: ignore[operator, union-attr]
 
 
-def test_decay_and_rates_of_each_layer_are_those_of_2012() -> None:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        eleven = compose("train", ["+experiment=cifar10_lrn"])
-        thirteen = compose("train", ["+experiment=cifar10_lrn", "+ablation=thirteen_percent"])
-        plain = compose("train", ["+experiment=figure_1"])
-    for cfg, net, fc10 in ((eleven, LocallyConnected(), 0.01), (thirteen, LocallyConnected(local3_maps=32), 0.004)):
-        optim = {key: value for key, value in OmegaConf.to_container(cfg.optim).items() if key != "momentum"}  # type: ignore[union-attr]
-        got = {
-            id(p): (group["weight_decay"], group["lr"])
-            for group in parameter_groups(net, **optim)
-            for p in group["params"]
-        }
-        decay = {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc10": fc10}
-        assert len(got) == 10
-        for name, p in net.named_parameters():
-            layer, _, kind = name.partition(".")
-            assert got[id(p)] == (pytest.approx((decay[layer], 0.001) if kind == "weight" else (0, 0.002))), name
-    assert plain.optim.weight_decay == 0
-    assert not plain.augment.random_crops
-    assert not plain.augment.mirror
+EXPERIMENTS: dict[str, dict[str, Any]] = {  # of the authors' layer files
+    "cifar10_13pct": {"norm": None, "maps": 32, "decay": (0, 0, 0.004, 0.004, 0.004), "protocol": (160, 100)},
+    "cifar10_11pct_first": {
+        "norm": (5, True),
+        "maps": 32,
+        "decay": (0, 0, 0.004, 0.004, 0.004),
+        "protocol": (160, 100),
+    },
+    "cifar10_11pct": {"norm": (9, False), "maps": 64, "decay": (0, 0, 0.004, 0.004, 0.01), "protocol": (520, 350)},
+}
 
 
-@pytest.mark.parametrize(("epochs", "tenth", "hundredth"), [(520, 500, 510), (90, 70, 80), (40, 20, 30), (4, 2, 3)])
-def test_the_last_epochs_of_the_2012_cifar_protocol_are_not_scaled(epochs: int, tenth: int, hundredth: int) -> None:
+def model_of(cfg: DictConfig) -> Classifier:
+    """A new net of that config, without a store."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parts = {key: plain[key] for key in ("optim", "schedule", "augment", "epochs")}
+    net = plain["net"] | {"classes": 10}
+    return Classifier(net=net, image_size=32, class_names=list("abcdefghij"), seed=0, **parts)
+
+
+def rates_and_decays(model: Classifier) -> dict[str, tuple[float, float]]:
+    optimizer = model.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    by_id = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    return {name: by_id[id(p)] for name, p in model.net.named_parameters()}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_nets_of_section_3_3_are_those_of_the_layer_files(name: str) -> None:
+    wanted = EXPERIMENTS[name]
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("train", ["+experiment=cifar10_lrn"]).schedule.by_hand
-    parameter = torch.zeros(1, requires_grad=True)
-    optimizer = PaperSGD([{"name": "weights", "params": [parameter], "lr": 0.001}])
-    schedule = ByHand(optimizer, epochs, cfg.of_epochs, cfg.changes)
+        cfg = compose("train", [f"+experiment={name}"])
+    model = model_of(cfg)
+    net: Any = model.net
+    assert net.local3.weight.shape[2] == wanted["maps"]
+    if wanted["norm"] is None:
+        assert isinstance(net.norm, torch.nn.Identity)
+    else:
+        size, before_pool = wanted["norm"]
+        assert (net.norm.size, net.norm.alpha, net.norm.beta, net.norm.k) == (size, 0.001 / size, 0.75, 1)
+        assert net.norm_first == before_pool
+    found = rates_and_decays(model)
+    assert len(found) == 10
+    for layer, decay in zip(("conv1", "conv2", "local3", "local4", "fc10"), wanted["decay"], strict=True):
+        assert found[f"{layer}.weight"] == pytest.approx((0.001, decay)), layer
+        assert found[f"{layer}.bias"] == (0.002, 0), layer
+    epochs, joins = wanted["protocol"]
+    assert (cfg.epochs, joining_epoch(cfg), cfg.order, cfg.trainer.precision) == (epochs, joins, "stored", "32-true")
+    assert (cfg.augment.crop, cfg.augment.random_crops, cfg.augment.mirror) == (24, True, True)
+
+
+def test_norms_stand_where_the_layer_files_have_them() -> None:
+    """Against the layers put together by hand, in float64."""
+    torch.manual_seed(0)
+    images = 60 * torch.randn(2, 3, 24, 24, dtype=torch.float64)
+    for norm, first in (("n5_before_pools", True), ("n9", False)):
+        net = LocallyConnected(norm=norm).double()
+        size = int(norm[1])
+
+        def lrn(x: torch.Tensor, size: int = size) -> torch.Tensor:
+            return plain_local_response_norm(x, size, 0.001 / size, 0.75, 1.0)
+
+        def pool(x: torch.Tensor) -> torch.Tensor:
+            return F.max_pool2d(x, 3, 2, ceil_mode=True)
+
+        x = F.conv2d(images, net.conv1.weight, net.conv1.bias, padding=2).relu()
+        x = pool(lrn(x)) if first else lrn(pool(x))
+        x = pool(lrn(F.conv2d(x, net.conv2.weight, net.conv2.bias, padding=2).relu()))
+        expected = net.fc10(net.local4(net.local3(x).relu()).relu().flatten(1))
+        torch.testing.assert_close(net(images), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_18_percent_net_is_that_of_its_layer_file() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["+experiment=cifar10_18pct"])
+    model = model_of(cfg)
+    found = rates_and_decays(model)
+    for layer, decay in {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc10": 1.0}.items():
+        assert found[f"{layer}.weight"] == pytest.approx((0.001, decay)), layer
+        assert found[f"{layer}.bias"] == (0.002, 0), layer
+    assert (cfg.epochs, joining_epoch(cfg), cfg.augment.crop, cfg.augment.mirror) == (140, 0, 32, False)
+    torch.manual_seed(0)
+    net: Any = model.net.double()
+    images = 60 * torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        window = F.avg_pool2d(x.square(), 3, 1, padding=1) * 9  # the zeros beyond the edge are counted, and add nothing
+        return x / (1 + 0.00005 / 9 * window) ** 0.75
+
+    x = norm(F.max_pool2d(net.conv1(images).relu(), 3, 2, ceil_mode=True))
+    x = norm(F.avg_pool2d(net.conv2(x).relu(), 3, 2, ceil_mode=True))
+    expected = net.fc10(F.avg_pool2d(net.conv3(x).relu(), 3, 2, ceil_mode=True).flatten(1))
+    torch.testing.assert_close(net(images), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_figure_1_has_no_regularisation_and_all_five_batches() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["+experiment=figure_1"])
+    assert {decay for _, decay in rates_and_decays(model_of(cfg)).values()} == {0}
+    assert (cfg.augment.random_crops, cfg.augment.mirror, joining_epoch(cfg)) == (False, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "joins", "tenth", "hundredth"),
+    [
+        ("cifar10_13pct", 160, 100, 140, 150),
+        ("cifar10_11pct", 520, 350, 500, 510),
+        ("cifar10_18pct", 140, 0, 120, 130),
+        ("cifar10_11pct", 90, 61, 70, 80),
+        ("cifar10_13pct", 4, 2, 2, 3),
+    ],
+)
+def test_the_last_epochs_of_the_2012_cifar_protocols_are_not_scaled_and_biases_keep_their_rate(
+    name: str, epochs: int, joins: int, tenth: int, hundredth: int
+) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", [f"+experiment={name}", f"epochs={epochs}"])
+    assert joining_epoch(cfg) == joins
+    by_hand = cfg.schedule.by_hand
+    groups = {"weights": 0.001, "conv1_weights": 0.001, "biases": 0.002, "conv1_biases": 0.002}
+    optimizer = PaperSGD(
+        [{"name": n, "params": [torch.zeros(1, requires_grad=True)], "lr": lr} for n, lr in groups.items()]
+    )
+    schedule = ByHand(optimizer, epochs, by_hand.of_epochs, by_hand.changes)
     seen = []
     for _ in range(epochs):
-        seen.append(optimizer.param_groups[0]["lr"])
+        seen.append([group["lr"] for group in optimizer.param_groups])
         schedule.after_epoch(50.0)
     parts = [0.001] * tenth + [0.0001] * (hundredth - tenth) + [0.00001] * (epochs - hundredth)
-    assert seen == pytest.approx(parts)
+    assert [rates[0] for rates in seen] == pytest.approx(parts)
+    assert [rates[1] for rates in seen] == pytest.approx(parts)
+    assert {rate for rates in seen for rate in rates[2:]} == {0.002}
 
 
 def test_the_controlled_comparison_changes_the_norm_alone() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfgs = [
-            dict(leaves(compose("train", ["+experiment=cifar10_lrn", f"+ablation={name}"])))
-            for name in ("none", "no_lrn")
-        ]
-    assert {key for key in cfgs[0] if cfgs[0][key] != cfgs[1].get(key)} == {"net.lrn"}
+        first, without, thirteen = (
+            dict(leaves(compose("train", words)))
+            for words in (
+                ["+experiment=cifar10_lrn", "+ablation=none"],
+                ["+experiment=cifar10_lrn", "+ablation=no_lrn"],
+                ["+experiment=cifar10_13pct"],
+            )
+        )
+    assert {key for key in first if first[key] != without.get(key)} == {"net.lrn"}
+    # the net without its norm is the 13% net; which norm it would have is then no matter
+    assert {key for key in thirteen if thirteen[key] != without.get(key)} == {"net.norm"}
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +296,10 @@ def test_official_batches_are_downloaded_trained_on_and_measured(
 ) -> None:
     status, out, err = run_command("prepare", "data=cifar10")
     assert status == 0, err
-    assert "30 train, 10 test images of 10 classes, 32x32" in out
+    assert "20 train, 10 val, 10 test images of 10 classes, 32x32" in out
     store = Store("stores/cifar10")
-    for split, number in (("train", 1), ("test", 3)):
-        np.testing.assert_array_equal(
-            store.split(split)[10 * (split == "train") + 4], picture(100 * number + 4, 32, 32)
-        )
+    for split, index, number in (("train", 14, 1), ("val", 4, 2), ("test", 4, 3)):
+        np.testing.assert_array_equal(store.split(split)[index], picture(100 * number + 4, 32, 32))
     assert store.classes[store.split("test").labels[2]] == "bird"
 
     small = ("trainer=cpu", "trainer.precision=32-true", "batch_size=8", "epochs=3")
@@ -213,7 +321,7 @@ def test_official_batches_are_downloaded_trained_on_and_measured(
     # a folder that has the batches already; damaged ones
     status, out, err = run_command("prepare", "data=cifar10", f"source={official}", "data.store=stores/second")
     assert status == 0, err
-    assert np.array_equal(Store("stores/second").split("train")[29], store.split("train")[29])
+    assert np.array_equal(Store("stores/second").split("val")[9], store.split("val")[9])
     (cwd / "bad").mkdir()
     with tarfile.open(official / "cifar-10-python.tar.gz") as tar:
         tar.extractall(cwd / "bad", filter="data")
@@ -230,7 +338,7 @@ def test_validation_images_choose_and_test_images_are_reported(cwd: Path, run_co
             save_picture(cwd / "images" / "test" / name / f"{i}.jpg", seed + i)
     small = ("data=folder", "data.image_size=32")
     assert run_command("prepare", *small, "source=images")[0] == 0
-    net = ("recipe=cuda_convnet", "net=locally_connected", "epochs=2", "batch_size=4", "trainer=cpu", "run=r")
+    net = ("recipe=cuda_convnet", "schedule.by_hand.val_joins_after=null", "net=locally_connected", "epochs=2", "batch_size=4", "trainer=cpu", "run=r")
     status, out, err = run_command("train", *small, *net)
     assert status == 0, err
     assert "12 training, 6 val, 7 test images" in out
@@ -247,24 +355,27 @@ def test_validation_images_choose_and_test_images_are_reported(cwd: Path, run_co
     assert measured == pytest.approx(result["history"][-1]["val_error"], abs=1e-3)
 
 
-def test_a_schedule_does_not_look_at_test_images(served: None, cwd: Path, run_command: Run) -> None:
-    assert run_command("prepare", "data=cifar10")[0] == 0
-    status, _, err = run_command(
-        "train",
-        "data=cifar10",
-        "net=four_layer",
-        "augment.crop=32",
-        "recipe=cuda_convnet",
-        "schedule.rule=when_error_stalls",
-    )
+def test_a_schedule_does_not_look_at_test_images(cwd: Path, run_command: Run) -> None:
+    image_folder(cwd / "images", train=6, val=0)
+    for name in ("cat", "dog"):
+        save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
+    assert run_command("prepare", "data=cifar10", "source=images")[0] == 0
+    status, _, err = run_command("train", "data=cifar10")
     assert status == 2
     assert "no validation images" in err
+
+
+def test_a_rule_that_a_recipe_has_no_numbers_for_is_refused(served: None, cwd: Path, run_command: Run) -> None:
+    assert run_command("prepare", "data=cifar10")[0] == 0
+    status, _, err = run_command("train", "+experiment=cifar10_13pct", "schedule.rule=when_error_stalls")
+    assert status == 2
+    assert "recipe=cuda_convnet has no schedule.when_error_stalls" in err
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["data=cifar10", "net=four_layer"], "net=four_layer has no init, lrn_alpha, layer1_order, same_map_norm"),
+        (["data=cifar10", "net=four_layer"], "net=four_layer has no init, lrn_alpha, layer1_order"),
         (["+experiment=figure_1", "+ablation=one_gpu"], "net=four_layer has no towers"),
         (["+experiment=figure_1", "+ablation=no_lrn"], "net=four_layer has no lrn"),
         (["+experiment=figure_1", "augment.crop=20"], "multiple of 8"),
@@ -312,9 +423,67 @@ def test_training_error_is_that_of_the_images_as_they_were_met(served: None, cwd
             other.load_state_dict(model.state_dict())
             other.on_load_checkpoint(checkpoint)
             model = other
-    assert float(model.train_error.compute()) == pytest.approx(100 * misses / 30)
+    assert float(model.training_means.compute()[-1, 0]) == pytest.approx(100 * misses / 30)
 
 
 def test_experiments_name_their_commands() -> None:
     for file in Path(CONF, "experiment").glob("*.yaml"):
         assert f"+experiment={file.stem}" in file.read_text()
+
+
+def test_a_protocol_of_two_parts_is_one_run_and_resumes_exactly(served: None, cwd: Path, run_command: Run) -> None:
+    """Stopped before, at and after the epoch at which batch 5 joins: bit for bit the run that was never stopped."""
+    assert run_command("prepare", "data=cifar10")[0] == 0
+    small = ("+experiment=cifar10_13pct", "trainer=cpu", "batch_size=8", "epochs=8", "data.images_per_file=10")
+    assert run_command("train", *small, "run=whole")[0] == 0
+    whole = json.loads(Path("whole/result.json").read_text())
+    history = whole["history"]
+    assert ["val_error" in epoch for epoch in history] == [True] * 5 + [False] * 3
+    assert ["test_error" in epoch for epoch in history] == [False] * 5 + [True] * 3
+    assert [epoch["steps"] for epoch in history] == [4, 8, 12, 16, 20, 26, 32, 38]  # of two files, then of three
+    assert [len(epoch["files"]) for epoch in history] == [2] * 5 + [3] * 3
+    assert not Path("whole/checkpoints/best.ckpt").exists()
+    assert set(whole["nine_crop"]) == {"top1_error", "top5_error", "log_loss"}
+
+    for stop in (3, 20, 23):  # updates
+        original = Classifier.training_step
+
+        def step(self: Classifier, batch: Any, index: int, stop: int = stop, original: Any = original) -> Any:
+            if self.global_step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch, index)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classifier, "training_step", step)
+            assert run_command("train", *small, f"run=parts-{stop}")[0] == 130
+        status, _, err = run_command("train", *small, f"run=parts-{stop}", "resume=true")
+        assert status == 0, err
+        resumed = json.loads(Path(f"parts-{stop}/result.json").read_text())
+        for key in ("history", "centre", "ten_crop", "nine_crop", "train_sample", "steps"):
+            assert resumed[key] == whole[key], key
+        left, right = (
+            torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for run in ("whole", f"parts-{stop}")
+        )
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_batch_5_is_told_by_the_number_of_the_image(cwd: Path) -> None:
+    names = ["train/a/39999.png", "train/b/00003.png", "train/b/40000.png", "test/a/00001.png", "train/a/00010.png"]
+    files = [File(name, Path(name), 0, 0, split=name.split("/")[0]) for name in names]
+    found = [(file.split, Path(file.name).stem) for file in in_official_order(files)]
+    assert found == [("test", "00001"), ("train", "00003"), ("train", "00010"), ("train", "39999"), ("val", "40000")]
+    named = [File("train/a/cat1.png", Path("x"), 0, 0, split="train"), *files]
+    assert in_official_order(named) == named
+
+
+def test_a_store_of_the_older_layout_is_refused_where_batch_5_has_to_join(
+    served: None, cwd: Path, run_command: Run
+) -> None:
+    image_folder(cwd / "images", train=6, val=0)
+    for name in ("cat", "dog"):
+        save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
+    assert run_command("prepare", "data=cifar10", "source=images", "data.store=stores/old")[0] == 0
+    status, _, err = run_command("train", "+experiment=cifar10_13pct", "data.store=stores/old")
+    assert status == 2
+    assert "has no validation images, which this protocol trains on after 100 epochs" in err

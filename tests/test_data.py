@@ -1,6 +1,8 @@
 """Order and augmentation are a function of (seed, epoch, sample index), and of nothing else."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +120,72 @@ def test_2012_program_shares_crop_and_mirroring_among_consecutive_images(small_s
     assert len(set(places(1))) == 12
     colours = torch.cat([batch[5] for batch in batches(small_store, share=4)])
     assert len(colours.unique(dim=0)) == 12  # colours are drawn for each image
+
+
+def parts(count: int, epoch: int = 0, **options: Any) -> list[Part]:
+    sampler = EpochSampler(count, 4, 7, lambda: 0, **options)
+    sampler.steps_done = lambda: epoch * len(sampler)
+    found = list(sampler)
+    assert len(found) == len(sampler)
+    return found
+
+
+def test_a_fixed_order_is_the_same_in_every_epoch_and_keeps_its_groups() -> None:
+    """The 2012 program read its stored batches in one order, so the images that share a crop never change."""
+    orders = {
+        order: [np.concatenate([part.images for part in parts(30, epoch, order=order)]).tolist() for epoch in (0, 1, 5)]
+        for order in ("reshuffled", "fixed", "stored")
+    }
+    assert all(sorted(epoch) == list(range(30)) for epochs in orders.values() for epoch in epochs)
+    assert orders["fixed"][0] == orders["fixed"][1] == orders["fixed"][2] != list(range(30))
+    assert orders["stored"] == [list(range(30))] * 3
+    assert orders["reshuffled"][0] != orders["reshuffled"][1]
+    assert parts(30, 5, order="fixed")[0].epoch == 5  # crops and colours still differ
+    with pytest.raises(ValueError, match="order=sorted"):
+        EpochSampler(30, 4, 0, lambda: 0, order="sorted")
+
+
+def test_no_batch_crosses_from_one_stored_file_to_the_next() -> None:
+    found = parts(25, order="stored", images_per_file=10)
+    assert [part.of for part in found] == [4, 4, 2, 4, 4, 2, 4, 1]
+    assert [part.file for part in found] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert np.concatenate([part.images for part in found]).tolist() == list(range(25))
+    assert [part.of for part in parts(25, order="fixed", images_per_file=10)] == [4] * 6 + [1]
+
+
+def test_validation_images_join_after_an_epoch_and_the_count_of_updates_goes_on(small_store: Path) -> None:
+    class Trainer:
+        global_step, current_epoch, strategy = 0, 0, SimpleNamespace(root_device=torch.device("cpu"))
+
+    data = StoreData(Store(small_store), 5, 0, {"crop": 224}, order="stored", val_joins_after=2)
+    data.trainer = Trainer()  # type: ignore[assignment]
+    store = Store(small_store)
+    labels = {split: store.split(split).labels.tolist() for split in ("train", "val")}
+    for epoch, step, updates, expected in (
+        (0, 0, 3, labels["train"]),
+        (1, 3, 3, labels["train"]),
+        (2, 6, 4, labels["train"] + labels["val"]),
+        (3, 10, 4, labels["train"] + labels["val"]),
+        (3, 12, 2, (labels["train"] + labels["val"])[10:]),  # resumed in the middle
+    ):
+        data.trainer.current_epoch, data.trainer.global_step = epoch, step  # type: ignore[misc]
+        loader = data.train_dataloader()
+        found = list(loader)
+        assert len(found) == updates
+        assert torch.cat([batch.labels for batch in found]).tolist() == expected
+        assert data.watched_split == "val"  # there is no test split
+    joined = loader.dataset.split  # type: ignore[attr-defined]
+    assert np.array_equal(joined[13], store.split("val")[1])
+    assert np.array_equal(joined[3], store.split("train")[3])
+
+
+def test_mirroring_is_a_fair_coin_for_each_image(small_store: Path) -> None:
+    images = TrainImages(Store(small_store).split("train"), seed=3, crop=224)
+    turned = torch.stack([images.__getitems__(whole_epoch(epoch)).mirror for epoch in range(400)]).float()
+    assert float(turned.mean()) == pytest.approx(0.5, abs=5 * 0.5 / 4800**0.5)
+    assert (turned.mean(0) - 0.5).abs().max() < 5 * 0.5 / 400**0.5
+
+
+def test_a_sample_is_spread_evenly_over_the_split(small_store: Path) -> None:
+    data = StoreData(Store(small_store), 5, 0, {"crop": 224}, predict_split="train", sample=4)
+    assert list(data.predict_dataloader().sampler) == [0, 3, 7, 11]

@@ -1,5 +1,6 @@
 """Ten crops and one view, against the net run patch by patch; several nets, against the mean of what each says."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from alexnet_repro.augment import centre_crop
+from alexnet_repro.augment import centre_crop, nine_crop
 from alexnet_repro.classifier import Classifier
 from alexnet_repro.cli import CONF
 from alexnet_repro.data import ValBatch
-from alexnet_repro.evaluate import claim_of, errors, table
+from alexnet_repro.evaluate import claim_of, table
+from alexnet_repro.scores import errors, read_scores, save_scores, score
 from alexnet_repro.store import Store
 from alexnet_repro.train import new_classifier, train
 
@@ -48,7 +50,30 @@ def test_prediction_is_the_mean_softmax_of_ten_patches(small_store: Path) -> Non
 def test_errors_by_counting() -> None:
     softmax = torch.eye(10)[torch.tensor([0, 1, 2, 3])] * 0.5 + torch.arange(10) / 100
     labels = torch.tensor([0, 1, 9, 0])  # right, right, second best, worst but one at best
-    assert errors(softmax, labels) == {"top1_error": 50.0, "top5_error": 25.0}
+    nats = -torch.tensor([0.5 + 0.00, 0.5 + 0.01, 0.09, 0.00]).clamp(min=torch.finfo().tiny).log().mean()
+    assert errors(score(softmax, labels)) == {
+        "top1_error": 50.0,
+        "top5_error": 25.0,
+        "log_loss": pytest.approx(float(nats), abs=1e-4),
+    }
+
+
+def test_scores_of_each_image_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 10, (50,))
+    by_view = {view: score(torch.randn(50, 10).softmax(1), labels) for view in ("centre", "ten_crop")}
+    save_scores(tmp_path / "predictions.npz", by_view)
+    kept = read_scores(tmp_path / "predictions.npz")
+    assert list(kept) == ["centre", "ten_crop"]
+    for view, scores in by_view.items():
+        assert kept[view] == pytest.approx(scores.double().numpy(), rel=1e-6)
+
+
+def test_nine_crops_are_a_grid_of_places_unmirrored() -> None:
+    images = torch.arange(2 * 3 * 8 * 8).float().view(2, 3, 8, 8)
+    crops = nine_crop(images, 4)
+    for number, (top, left) in enumerate(itertools.product((0, 2, 4), repeat=2)):
+        assert torch.equal(crops[:, number], images[:, :, top : top + 4, left : left + 4])
 
 
 def test_table_sets_the_paper_beside_and_says_what_the_data_is() -> None:

@@ -105,7 +105,7 @@ def test_2012_net_equals_its_layer_file_in_float64(images: torch.Tensor) -> None
 VARIANTS = [
     ({"towers": 1}, 59_798_312, [(48, 55), (128, 27), (192, 13), (192, 13), (256, 13), (256, 6)]),
     ({"pooling": "non_overlapping"}, 60_965_224, [(96, 55), (256, 26), (384, 13), (384, 13), (256, 11), (256, 6)]),
-    ({"communication": False}, 81_591_720, [(96, 55), (320, 27), (384, 13), (384, 13), (256, 13), (256, 6)]),
+    ({"communication": False}, 60_714_408, [(96, 55), (320, 27), (384, 13), (384, 13), (256, 13), (256, 6)]),
     ({"conv3": False}, 60_965_224 - 885_120 - 384 * 64 * 9, [(96, 55), (256, 27), (384, 13), (256, 13), (256, 6)]),
     ({"conv4": False}, 60_965_224 - 663_936, [(96, 55), (256, 27), (384, 13), (256, 13), (256, 6)]),
     ({"conv5": False}, 60_965_224 - 442_624 + 128 * 36 * 4096, [(96, 55), (256, 27), (384, 13), (384, 13), (384, 6)]),
@@ -118,6 +118,31 @@ def test_variants_have_their_sizes(options: dict, parameters: int, maps: list[tu
     assert sum(p.numel() for p in net.parameters()) == parameters
     seen = net.activations(torch.zeros(1, 3, 224, 224))
     assert [(seen[name].shape[1], seen[name].shape[2]) for name in seen if name.startswith(("conv", "pool"))] == maps
+
+
+def test_biases_begin_at_one_or_at_zero() -> None:
+    for value in (1.0, 0.0):
+        net = AlexNet(2, bias_init=value)
+        found = {name for name, p in net.named_parameters() if name.endswith("bias") and p.unique().tolist() == [1.0]}
+        ones = {"conv2.bias", "conv4.bias", "conv5.bias", "fc6.bias", "fc7.bias"}
+        assert found == (ones if value else set())
+        assert all(p.unique().tolist() in ([0.0], [1.0]) for name, p in net.named_parameters() if name.endswith("bias"))
+
+
+def test_patches_of_227_give_55_without_padding(images: torch.Tensor) -> None:
+    """What many texts print: conv1's 55 windows then end with the patch, and none reaches the padding."""
+    torch.manual_seed(0)
+    net = AlexNet(2).eval()
+    larger = torch.randn(2, 3, 227, 227)
+    seen = net.activations(larger)
+    assert seen["conv1"].shape == (2, 96, 55, 55)
+    assert seen["fc6"].shape == (2, 4096)
+    plain = torch.nn.functional.conv2d(larger, net.conv1.weight, net.conv1.bias, stride=4).relu()
+    torch.testing.assert_close(seen["conv1"], plain)
+    # a patch of 224 is one of 227 whose last three rows and columns are the mean, which is zero
+    padded = torch.zeros(2, 3, 227, 227)
+    padded[:, :, :224, :224] = larger[:, :, :224, :224]
+    torch.testing.assert_close(net(padded), net(larger[:, :, :224, :224]))
 
 
 def test_non_overlapping_pools_keep_partial_windows() -> None:

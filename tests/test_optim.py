@@ -1,7 +1,14 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from alexnet_repro.cli import CONF
+from alexnet_repro.log_runs import log_run
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups
 
@@ -137,32 +144,32 @@ def test_schedule_resumes_between_any_two_epochs() -> None:
         assert seen == pytest.approx(expected[stop:])
 
 
-# The 2012 log, configuration 145 on ILSVRC-2010: rates after so many epochs.
-BY_HAND = {
-    "weights": {23: 0.1, 51: 0.01, 78: 0.001},
-    "biases": {23: 0.2},
-    "conv1_weights": {23: 0.1, 51: 0.01, 68: 0.001, 72: 0},
-    "conv1_biases": {23: 0.2, 72: 0},
+# The 2012 log: epochs at which the rates of weights fell, those of conv1 to 0.00001 and to 0, and of biases to 0.002 (with
+# the first drop of the weights, or never), and the number of epochs. None: no such step.
+LOG = {
+    "run_145_2010": ((23, 51, 78), 68, 72, True, 93),
+    "run_145_2012": ((25, 51, 79), 67, 72, False, 91),
+    "run_145_half": ((20, 48, 79), 66, 72, False, 96),
+    "run_147": ((23, 51, 79), None, 79, True, 90),
+    "run_148": ((22, 44, 86), 69, 73, False, 97),
+    "run_150": ((25, 49, 79), 66, 72, False, 92),
 }
-LOG = {  # epoch: rates of weights, biases, conv1's weights and conv1's biases in it
-    0: (0.01, 0.02, 0.01, 0.02), 22: (0.01, 0.02, 0.01, 0.02),
-    23: (0.001, 0.002, 0.001, 0.002), 50: (0.001, 0.002, 0.001, 0.002),
-    51: (0.0001, 0.002, 0.0001, 0.002), 67: (0.0001, 0.002, 0.0001, 0.002),
-    68: (0.0001, 0.002, 0.00001, 0.002), 71: (0.0001, 0.002, 0.00001, 0.002),
-    72: (0.0001, 0.002, 0, 0), 77: (0.0001, 0.002, 0, 0),
-    78: (0.00001, 0.002, 0, 0), 92: (0.00001, 0.002, 0, 0),
-}  # fmt: skip
+FIRST = {"weights": 0.01, "conv1_weights": 0.01, "biases": 0.02, "conv1_biases": 0.02}
 
 
-def by_hand(epochs: int) -> dict[int, tuple[float, ...]]:
-    parameters = {name: torch.zeros(1, requires_grad=True) for name in BY_HAND}
-    first = {"weights": 0.01, "conv1_weights": 0.01, "biases": 0.02, "conv1_biases": 0.02}
-    optimizer = PaperSGD([{"name": name, "params": [p], "lr": first[name]} for name, p in parameters.items()])
-    schedule = ByHand(optimizer, epochs, 93, BY_HAND)
-    seen = {}
-    for epoch in range(epochs):
-        seen[epoch] = tuple(group["lr"] for group in optimizer.param_groups)
-        again = ByHand(optimizer, epochs, 93, BY_HAND)  # as a resumed run would have it
+def by_hand(run: str, epochs: int) -> list[dict[str, float]]:
+    """The rates of each epoch, by group."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "schedule" / f"{run}.yaml"))
+    parameters = {name: torch.zeros(1, requires_grad=True) for name in FIRST}
+    optimizer = PaperSGD([{"name": name, "params": [p], "lr": FIRST[name]} for name, p in parameters.items()])
+
+    def new() -> ByHand:
+        return ByHand(optimizer, epochs, config["of_epochs"], config["changes"])
+
+    schedule, seen = new(), []
+    for _ in range(epochs):
+        seen.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+        again = new()  # as a resumed run would have it
         again.load_state_dict(schedule.state_dict())
         optimizer.load_state_dict(optimizer.state_dict())
         schedule = again
@@ -170,15 +177,54 @@ def by_hand(epochs: int) -> dict[int, tuple[float, ...]]:
     return seen
 
 
-def test_rates_by_hand_are_those_of_the_2012_log() -> None:
-    seen = by_hand(93)
-    assert {epoch: seen[epoch] for epoch in LOG} == {epoch: pytest.approx(rates) for epoch, rates in LOG.items()}
+@pytest.mark.parametrize("run", LOG)
+def test_rates_by_hand_are_those_of_the_2012_log(run: str) -> None:
+    drops, slowed, frozen, biases_fall, epochs = LOG[run]
+    config = OmegaConf.load(Path(CONF) / "schedule" / f"{run}.yaml")
+    assert config.of_epochs == epochs
+    assert config.colour_noise_epochs == slowed  # both were changed at once
+    for epoch, rates in enumerate(by_hand(run, epochs)):
+        weights = 0.01 * 0.1 ** sum(epoch >= drop for drop in drops)
+        biases = 0.002 if biases_fall and epoch >= drops[0] else 0.02
+        conv1 = 0.0 if epoch >= frozen else min(weights, 1e-5) if slowed is not None and epoch >= slowed else weights
+        conv1_biases = biases
+        if run == "run_145_half" and epoch >= drops[0]:
+            conv1_biases = 0.002
+        conv1_biases = 0.0 if epoch >= frozen else conv1_biases
+        expected = {"weights": weights, "biases": biases, "conv1_weights": conv1, "conv1_biases": conv1_biases}
+        assert rates == pytest.approx(expected), epoch
 
 
 def test_rates_by_hand_are_scaled_to_other_numbers_of_epochs() -> None:
-    long, short = by_hand(93), by_hand(31)
+    long, short = by_hand("run_145_2010", 93), by_hand("run_145_2010", 31)
     for epoch in (0, 7, 9, 16, 18, 25, 30):
         assert short[epoch] == pytest.approx(long[3 * epoch]), epoch
+
+
+@pytest.mark.parametrize(
+    ("data", "ablation", "run"),
+    [
+        ("ilsvrc2010", {}, "run_145_2010"),
+        ("ilsvrc2012", {}, "run_145_2012"),
+        ("imagenette", {}, "run_145_2010"),
+        ("ilsvrc2010", {"one_gpu": "one_gpu"}, "run_145_half"),
+        ("ilsvrc2012", {"non_overlapping_pooling": "x"}, "run_147"),
+        ("ilsvrc2012", {"no_lrn": "no_lrn"}, "run_148"),
+        ("ilsvrc2012", {"no_communication": None}, "run_150"),
+        ("ilsvrc2012", {"no_dropout": "no_dropout"}, "run_145_2012"),
+        ("ilsvrc2012", {"no_lrn": "no_lrn", "no_dropout": "no_dropout"}, "run_145_2012"),
+    ],
+)
+def test_data_and_ablation_choose_the_run_of_the_log(data: str, ablation: dict[str, Any], run: str) -> None:
+    assert log_run(data, ablation) == run
+    words = [f"data={data}", "recipe=as_run", f"+ablation=[{','.join(ablation)}]"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        chosen = compose("train", words)
+        replayed = compose("train", [*words, "schedule=run_148"])
+    for cfg, name in ((chosen, run), (replayed, "run_148")):
+        wanted = OmegaConf.load(Path(CONF) / "schedule" / f"{name}.yaml")
+        assert cfg.schedule.by_hand == wanted
+        assert (cfg.epochs, cfg.augment.colour_noise_epochs) == (wanted.of_epochs, wanted.colour_noise_epochs)
 
 
 def test_2012_biases_have_their_own_rate_and_no_decay() -> None:

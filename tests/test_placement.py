@@ -78,7 +78,7 @@ def test_bytes_that_cross_are_those_of_figure_2() -> None:
     expected = {"conv3": 2 * 128 * 169, "fc6": 2 * 128 * 36, "fc7": 2 * 2048, "fc8": 2 * 2048, "softmax": 500}
     assert crossing_bytes(AlexNet(), 128) == {name: 128 * 4 * numbers for name, numbers in expected.items()}
     apart = crossing_bytes(AlexNet(communication=False), 1)
-    assert apart == {"fc8": 4 * 2 * 4096, "softmax": 4 * 500}  # run 150: joined only in the last layer
+    assert apart == {"fc8": 4 * 2 * 2048, "softmax": 4 * 500}  # run 150: joined only in the last layer
 
 
 def test_colour_content_of_grey_red_and_random_kernels() -> None:

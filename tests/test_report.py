@@ -16,12 +16,12 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from alexnet_repro import figures
+from alexnet_repro.claims.paper import read_claims
+from alexnet_repro.claims.results import read_results
 from alexnet_repro.cli import CONF, UserError
 from alexnet_repro.net import AlexNet
 from alexnet_repro.page import content, readme_block, to_25
-from alexnet_repro.paper import read_claims
 from alexnet_repro.report import report
-from alexnet_repro.results import read_results
 
 Run = Callable[..., tuple[int, str, str]]
 RESULTS = Path(CONF).parent / "results"
@@ -32,7 +32,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """index.html of the committed results and of that run."""
     out = tmp_path_factory.mktemp("report")
-    shutil.copytree(RESULTS, out / "results")  # of the checkout's own it would refresh the README
+    shutil.copytree(RESULTS, out / "results")
     run = shutil.copytree(trained, out / "runs" / "seed-0")
     mean_of_two = json.loads((run / "result.json").read_text()) | {"members": 2, "seeds": [0, 1], "history": []}
     (run.parent / "ensemble-2-abcdef-last-val-ten_crop.json").write_text(json.dumps(mean_of_two))
@@ -62,8 +62,8 @@ def test_a_row_for_each_claim_with_the_papers_numbers(page: Path) -> None:
     }  # fmt: skip
     assert {claim: cells(text, claim)[1] for claim in typed} == typed
     assert cells(text, "one_cnn")[2:] == ["", "not run"]
-    assert cells(text, "parameters")[2:] == ["60,965,224", "reproduced"]
-    assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "other value"]
+    assert cells(text, "parameters")[2:] == ["60,965,224", "counted: equal"]
+    assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "counted: differs"]
 
 
 def test_the_list_of_results_has_runs_and_ensembles(page: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_run_learns_how_well_it_retrieves(page: Path) -> None:
 
 def test_readme_has_the_block_of_the_committed_results() -> None:
     assert readme_block(content(read_results(RESULTS))) in (Path(CONF).parent / "README.md").read_text(), (
-        "call python -m alexnet_repro.report in the checkout"
+        "call python -m alexnet_repro.report readme=true in the checkout"
     )
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from alexnet_repro import runs
-from alexnet_repro.classifier import Classifier, top_k_misses
+from alexnet_repro.classifier import Classifier
+from alexnet_repro.scores import read_scores, top_k_misses
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ("data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=5", "epochs=2", "optim.lr=0.001")
@@ -76,9 +77,16 @@ def test_a_run_leaves_what_design_says(finished: Path) -> None:
     assert (result["seed"], result["epochs"], result["steps"]) == (0, 2, 6)
     assert result["parameters"] == 60_965_224 - 4_097_000 + 2 * 4097
     for view in ("centre", "ten_crop"):
-        assert set(result[view]) == {"top1_error", "top5_error"}
+        assert set(result[view]) == {"top1_error", "top5_error", "log_loss"}
         assert 0 <= result[view]["top1_error"] <= 100
         assert result[view]["top5_error"] == 0  # two classes
+    kept = read_scores(finished / "predictions.npz")
+    for view in ("centre", "ten_crop"):
+        top1, top5, nats = kept[view].mean(0)
+        assert [100 * top1, 100 * top5, nats] == pytest.approx(list(result[view].values()), abs=1e-3)
+    assert result["history"][-1]["val_loss"] == pytest.approx(result["centre"]["log_loss"], abs=1e-3)
+    assert result["train_sample"]["images"] == 12
+    assert (result["images"], result["held_out"], result["left_plateau"]) == (6, None, None)
     assert {"hardware", "versions", "commit", "command", "seconds", "precision"} <= set(result)
     assert result["command"].startswith("python -m alexnet_repro.train data=folder")
     validated = [row for row in metrics(finished) if row["val/top1_error"]]

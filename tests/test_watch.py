@@ -1,6 +1,7 @@
 """The watchman speaks when something is wrong, and only then."""
 
 import csv
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from alexnet_repro.classifier import Classifier
 from alexnet_repro.net import AlexNet
 from alexnet_repro.optim import PaperSGD
 from alexnet_repro.store_writer import Example, write_store
-from alexnet_repro.watch import update_sizes
+from alexnet_repro.watch import Watchman, update_sizes
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ("train", "data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=6", "epochs=1", "run=r")
@@ -118,3 +119,34 @@ def test_update_sizes_equal_the_change_of_the_weights() -> None:
         if name.endswith("weight"):
             change = (p.detach().double() - before[name]).norm() / p.detach().double().norm()
             assert sizes[name.removesuffix(".weight")] == pytest.approx(change.item(), rel=1e-3), name
+
+
+def test_the_update_at_which_the_plateau_was_left(
+    cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean loss of the last 50 updates below 95% of ln 2, also over a resumption and where a GPU gives losses ten at a time."""
+    losses = [np.log(2)] * 60 + [0.5 * np.log(2)] * 40
+    means = [np.mean(losses[max(0, n - 50) : n]) for n in range(1, 101)]
+    expected = next(n for n, mean in enumerate(means, 1) if n >= 50 and mean < 0.95 * np.log(2))
+    for stop in (0, 55, 64):
+        watchman = Watchman(500, 0)
+        watchman._threshold = 0.95 * float(np.log(2))
+        for update, loss in enumerate(losses, 1):
+            watchman._pending.append(torch.tensor(loss))
+            watchman._updates = update
+            if update % 10 == 0:
+                watchman._record()
+            if update == stop:
+                state = watchman.state_dict()
+                watchman = Watchman(500, 0)
+                watchman._threshold = 0.95 * float(np.log(2))
+                watchman.load_state_dict(state)
+        assert watchman.left_plateau == expected
+    scale = iter(losses)
+    monkeypatch.setattr(
+        Classifier, "loss", lambda self, batch: (self.net.fc8.weight * 0).sum() + torch.tensor(next(scale, 0.1))
+    )
+    status, _, err = run_command("train", "data=folder", f"data.store={small_store}", "trainer=cpu", "run=r",
+                                 "trainer.precision=32-true", "batch_size=1", "epochs=6", "watch.every=0")  # fmt: skip
+    assert status == 0, err
+    assert json.loads(Path("r/result.json").read_text())["left_plateau"] == expected

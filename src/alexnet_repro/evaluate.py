@@ -25,7 +25,7 @@ from alexnet_repro.store import Store
 from alexnet_repro.trainers import make_trainer
 
 # Of each choice of views=, what is measured in one pass over the images.
-MEASURED_WITH = {"centre": VIEWS[:1], "ten_crop": VIEWS[:2], "nine_crop": VIEWS}
+MEASURED_WITH: dict[str, tuple[str, ...]] = {"centre": VIEWS[:1], "ten_crop": VIEWS[:2], "nine_crop": VIEWS}
 SAMPLE = 10_000  # training images at most, evenly spaced, that a trained net is measured on as it is on test images
 
 

@@ -51,7 +51,18 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
 
 def choices(overrides: Sequence[str]) -> dict[str, Any]:
     """The experiment that the command line named, and its options that no other field of a result tells."""
-    told = ("recipe", "seed", "data", "net", "ablation", "experiment", "epochs", "batch_size", "optim.lr", "data.store")
+    told: tuple[str, ...] = (
+        "recipe",
+        "seed",
+        "data",
+        "net",
+        "ablation",
+        "experiment",
+        "epochs",
+        "batch_size",
+        "optim.lr",
+        "data.store",
+    )
     told = (*told, "trainer.precision", "schedule")  # replaying a run of the log is no option of one's own
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     others = [f"{key}={value}" for key, value in given.items() if key not in told and not HOW.fullmatch(key)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MEASURED = ("top1_error", "top5_error", "log_loss")
-VIEWS = ("centre", "ten_crop", "nine_crop")
+VIEWS: tuple[str, ...] = ("centre", "ten_crop", "nine_crop")
 Errors = dict[str, float]
 
 

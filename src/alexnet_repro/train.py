@@ -188,6 +188,10 @@ def check(cfg: DictConfig) -> None:
                     f"+ablation={name} is not in effect: it means {key}={value}, and {key}={OmegaConf.select(cfg, key)} came after it",
                     "leave one of the two out",
                 )
+    if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
+        raise UserError(
+            f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
+        )
     if cfg.logger.wandb and cfg.logger.mode not in ("auto", "online", "offline", "disabled"):
         raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
     if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
