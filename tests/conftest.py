@@ -11,9 +11,10 @@ from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from PIL import Image
 
-from alexnet_repro.cli import CONF, command
-from alexnet_repro.prepare import prepare
-from alexnet_repro.train import train
+from alexnet_repro.cli import command
+from alexnet_repro.configs import CONF
+from alexnet_repro.data.preparation import prepare
+from alexnet_repro.training.run import train
 
 os.environ.setdefault("WANDB_MODE", "offline")
 

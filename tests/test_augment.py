@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from alexnet_repro import augment
+from alexnet_repro.data import augment
 
 rng = np.random.default_rng(0)
 

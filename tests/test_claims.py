@@ -13,10 +13,10 @@ from scipy.stats import ttest_1samp
 
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import MEASURES, PAIR_MEASURES, counts, crossing, read_results, scores_of
+from alexnet_repro.claims.scores import save_scores
 from alexnet_repro.claims.verdict import Finding, deciding, holm, judge, standard_error, status
-from alexnet_repro.cli import UserError
-from alexnet_repro.page import content, others_table, summary
-from alexnet_repro.scores import save_scores
+from alexnet_repro.errors import UserError
+from alexnet_repro.page.content import content, others_table, summary
 
 CLAIMS = read_claims()
 Results = list[dict[str, Any]]
@@ -372,7 +372,7 @@ def test_what_is_not_the_claims_own_experiment_is_a_proxy(other: dict[str, Any],
 
 
 def test_float32_is_the_papers_own_arithmetic() -> None:
-    from alexnet_repro.runs import choices
+    from alexnet_repro.training.run_folder import choices
 
     assert choices(["trainer.precision=32-true", "schedule=run_148"])["options"] == []
     assert choices(["schedule=cifar10_13pct"])["options"] == ["schedule=cifar10_13pct"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import image_folder
 
-from alexnet_repro import runs
+from alexnet_repro.training import run_folder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -176,8 +176,8 @@ def test_a_real_process_exits_with_2_and_without_traceback(cwd: Path) -> None:
 
 def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None:
     program = (
-        "import sys, alexnet_repro.evaluate, alexnet_repro.cli as cli\n"
-        "alexnet_repro.evaluate.evaluate = lambda cfg: 1 / 0\n"
+        "import sys, alexnet_repro.training.evaluation, alexnet_repro.cli as cli\n"
+        "alexnet_repro.training.evaluation.evaluate = lambda cfg: 1 / 0\n"
         "sys.argv = ['x']; cli.command('evaluate')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -203,4 +203,4 @@ def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None
     ],
 )
 def test_a_run_is_named_after_what_was_chosen(overrides: list[str], name: str) -> None:
-    assert runs.run_name("paper", overrides, ["data=photos", "net=alexnet"]) == name
+    assert run_folder.run_name("paper", overrides, ["data=photos", "net=alexnet"]) == name

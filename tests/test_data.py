@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_repro.data import PLACE, EpochSampler, Part, StoreData, TrainImages, draw_places, epoch_order, stream
-from alexnet_repro.store import Store
+from alexnet_repro.data.module import (
+    PLACE,
+    EpochSampler,
+    Part,
+    StoreData,
+    TrainImages,
+    draw_places,
+    epoch_order,
+    stream,
+)
+from alexnet_repro.data.store import Store
 
 
 def batches(

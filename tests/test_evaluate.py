@@ -10,14 +10,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from alexnet_repro.augment import centre_crop, nine_crop
-from alexnet_repro.classifier import Classifier
-from alexnet_repro.cli import CONF
-from alexnet_repro.data import ValBatch
-from alexnet_repro.evaluate import claim_of, table
-from alexnet_repro.scores import errors, read_scores, save_scores, score
-from alexnet_repro.store import Store
-from alexnet_repro.train import new_classifier, train
+from alexnet_repro.claims.paper import claim_of
+from alexnet_repro.claims.scores import errors, read_scores, save_scores, score
+from alexnet_repro.claims.screen import table
+from alexnet_repro.configs import CONF
+from alexnet_repro.data.augment import centre_crop, nine_crop
+from alexnet_repro.data.module import ValBatch
+from alexnet_repro.data.store import Store
+from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.run import new_classifier, train
 
 Run = Callable[..., tuple[int, str, str]]
 Pair = tuple[list[Path], torch.Tensor, torch.Tensor]

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_repro import lrn_compiled
-from alexnet_repro.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
+from alexnet_repro.net import lrn_cpu as lrn_compiled
+from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
 
 
 @pytest.fixture(params=["compiled", "operations"], autouse=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from alexnet_repro.lrn import plain_local_response_norm
-from alexnet_repro.net import AlexNet, Dropout
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.dropout import Dropout
+from alexnet_repro.net.lrn import plain_local_response_norm
 
 # The 2012 layer file of configuration 145, both columns together.
 PARAMETERS = {

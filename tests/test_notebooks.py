@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from alexnet_repro.cli import CONF
+from alexnet_repro.configs import CONF
 
 NOTEBOOKS = sorted((Path(CONF).parent / "notebooks").glob("*.ipynb"))
 

@@ -7,10 +7,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from alexnet_repro.cli import CONF
-from alexnet_repro.log_runs import log_run
-from alexnet_repro.net import AlexNet
-from alexnet_repro.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups
+from alexnet_repro.configs import CONF, log_run
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

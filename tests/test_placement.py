@@ -17,8 +17,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from alexnet_repro.net import AlexNet, colour_content
-from alexnet_repro.placement import Link, crossing_bytes, keep_tower
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.colour import colour_content
+from alexnet_repro.net.placement import Link, crossing_bytes, keep_tower
 from tests.conftest import image_folder
 
 Run = Callable[..., tuple[int, str, str]]

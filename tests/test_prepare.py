@@ -18,11 +18,11 @@ import scipy.io
 from conftest import image_folder, picture, save_picture
 from PIL import Image
 
-from alexnet_repro import photos
-from alexnet_repro.cli import UserError
-from alexnet_repro.prepare import read_image
-from alexnet_repro.store import Store
-from alexnet_repro.store_writer import Example, write_store
+from alexnet_repro.data import photos
+from alexnet_repro.data.images import read_image
+from alexnet_repro.data.store import Store
+from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -152,7 +152,7 @@ def test_a_class_may_be_called_train(cwd: Path, run_command: Run) -> None:
 
 def test_reading_keeps_no_file_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ImageNet has 1252 files, and a process may open 1024, or 256 on a Mac."""
-    monkeypatch.setattr("alexnet_repro.store_writer.SHARD", 1)
+    monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
     examples = [
         Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
         for i in range(100)
@@ -310,7 +310,7 @@ class TestBadFiles:
 def test_interrupted_preparation_goes_on_where_it_stopped(
     cwd: Path, monkeypatch: pytest.MonkeyPatch, small_store: Path, source_folder: Path
 ) -> None:
-    monkeypatch.setattr("alexnet_repro.store_writer.SHARD", 4)
+    monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 4)
     files = [(s, f) for s in ("train", "val") for f in sorted((source_folder / s).rglob("*.jpg"))]
     reads: list[str] = []
 
@@ -326,7 +326,7 @@ def test_interrupted_preparation_goes_on_where_it_stopped(
             for n, (split, f) in enumerate(files)
         ]
 
-    from alexnet_repro.cli import Interrupted
+    from alexnet_repro.errors import Interrupted
 
     with pytest.raises(Interrupted, match="of 18 images are done; the same command continues"):
         write_store(examples(stop_at=9), ["cat", "dog"], Path("store"), workers=1)
@@ -347,7 +347,7 @@ def test_unfinished_store_of_other_files_is_not_continued(cwd: Path, source_fold
     def fail() -> np.ndarray:
         raise KeyboardInterrupt
 
-    from alexnet_repro.cli import Interrupted
+    from alexnet_repro.errors import Interrupted
 
     with pytest.raises(Interrupted):
         write_store([Example("train", 0, "a", fail)], ["c"], Path("store"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from alexnet_repro.cli import CONF
+from alexnet_repro.configs import CONF
 
 README = (Path(CONF).parent / "README.md").read_text()
 RESULTS = Path(CONF).parent / "results"

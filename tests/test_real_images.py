@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet_repro.store import Store
+from alexnet_repro.data.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
 DATA = Path(os.environ.get("ALEXNET_REPRO_DATA", "/nonexistent"))

@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_repro.claims.paper import read_claims
-from alexnet_repro.classifier import Classifier
-from alexnet_repro.cli import CONF, UserError, leaves
-from alexnet_repro.data import StoreData, TrainBatch, ValBatch
-from alexnet_repro.evaluate import claim_of
-from alexnet_repro.store import Store
-from alexnet_repro.train import check, new_classifier
+from alexnet_repro.claims.paper import claim_of, read_claims
+from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.data.module import StoreData, TrainBatch, ValBatch
+from alexnet_repro.data.store import Store
+from alexnet_repro.errors import UserError
+from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.run import check, new_classifier
 
 RECIPES = ("paper", "as_run")
 ABLATIONS = sorted(file.stem for file in Path(CONF, "ablation").glob("*.yaml"))
@@ -190,7 +190,7 @@ def _is_cut_from(batch: TrainBatch, n: int, image: np.ndarray) -> bool:
 
 
 def test_views_of_both_recipes_subtract_their_mean(small_store: Path) -> None:
-    from alexnet_repro.augment import centre_crop, ten_crop
+    from alexnet_repro.data.augment import centre_crop, ten_crop
 
     store = Store(small_store)
     split, mean = store.split("val"), store.mean.astype(np.float64)

@@ -15,13 +15,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from alexnet_repro import figures
 from alexnet_repro.claims.paper import read_claims
 from alexnet_repro.claims.results import read_results
-from alexnet_repro.cli import CONF, UserError
-from alexnet_repro.net import AlexNet
-from alexnet_repro.page import content, readme_block, to_25
-from alexnet_repro.report import report
+from alexnet_repro.configs import CONF
+from alexnet_repro.errors import UserError
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.page import figures
+from alexnet_repro.page.content import content, readme_block, to_25
+from alexnet_repro.page.report import report
 
 Run = Callable[..., tuple[int, str, str]]
 RESULTS = Path(CONF).parent / "results"
@@ -170,7 +171,7 @@ def test_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
 
 
 def test_figure_2_names_what_each_layer_gives() -> None:
-    from alexnet_repro.report import svg
+    from alexnet_repro.page.report import svg
 
     text = svg("figure-2", figures.figure_2(AlexNet(lrn=False)))
     for word in (

@@ -2,7 +2,7 @@
 
 import torch
 
-from alexnet_repro.retrieval import nearest, same_class, train_autoencoder
+from alexnet_repro.page.retrieval import nearest, same_class, train_autoencoder
 
 
 def test_nearest_by_a_loop_over_several_parts() -> None:

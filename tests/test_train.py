@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_repro import runs
-from alexnet_repro.classifier import Classifier
-from alexnet_repro.scores import read_scores, top_k_misses
+from alexnet_repro.claims.scores import read_scores, top_k_misses
+from alexnet_repro.provenance import write_json
+from alexnet_repro.training.classifier import Classifier
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ("data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=5", "epochs=2", "optim.lr=0.001")
@@ -261,7 +261,7 @@ def test_top_k_misses_by_counting() -> None:
 
 
 def test_results_are_written_whole_or_not_at_all(cwd: Path) -> None:
-    runs.write_json(cwd / "result.json", {"a": 1})
+    write_json(cwd / "result.json", {"a": 1})
     with pytest.raises(TypeError):
-        runs.write_json(cwd / "result.json", {"a": object()})
+        write_json(cwd / "result.json", {"a": object()})
     assert json.loads((cwd / "result.json").read_text()) == {"a": 1}

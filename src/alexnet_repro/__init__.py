@@ -1,3 +1,31 @@
 """ImageNet Classification with Deep Convolutional Neural Networks (Krizhevsky, Sutskever, Hinton 2012), reproduced."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alexnet_repro.data.augment import ten_crop
+    from alexnet_repro.data.store import Store
+    from alexnet_repro.net.alexnet import AlexNet
+    from alexnet_repro.net.lrn import LocalResponseNorm
+    from alexnet_repro.training.classifier import Classifier
+    from alexnet_repro.training.optim import PaperSGD
+
 __version__ = "0.1.0"
+__all__ = ["AlexNet", "Classifier", "LocalResponseNorm", "PaperSGD", "Store", "ten_crop"]
+
+_MODULES = {
+    "AlexNet": "net.alexnet",
+    "Classifier": "training.classifier",
+    "LocalResponseNorm": "net.lrn",
+    "PaperSGD": "training.optim",
+    "Store": "data.store",
+    "ten_crop": "data.augment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package takes no time."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

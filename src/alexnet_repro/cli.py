@@ -7,11 +7,9 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -20,48 +18,30 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexnet_repro.log_runs import register
+from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.errors import Interrupted, ProcessDied, UserError
+from alexnet_repro.provenance import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
 
-_packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
-CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
-register(CONF)
-
-
-class UserError(Exception):
-    """Something that the user can mend: what is wrong and where, and what to do about it."""
-
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(problem)
-        self.problem, self.remedy = problem, remedy
-
-    def __str__(self) -> str:
-        return self.problem + (f"\n  {self.remedy}" if self.remedy else "")
-
-
-class Interrupted(Exception):
-    """Ended by Ctrl-C or a termination signal, with everything saved; says how to go on."""
-
-
-class ProcessDied(Exception):
-    """One of a run's processes ended before its time, and so did the run."""
-
-
-def rank() -> int:
-    """Which of a run's processes this is, by what torchrun or Slurm says; 0 if there is one."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+MODULES = {  # where each command's function is
+    "train": "training.run",
+    "evaluate": "training.evaluation",
+    "prepare": "data.preparation",
+    "report": "page.report",
+    "bench": "benchmarks.bench",
+}
 
 
 def command(name: str) -> None:
-    """Compose conf/<name>.yaml with the command line, call alexnet_repro.<name>.<name>, and exit with the status above.
+    """Compose conf/<name>.yaml with the command line, call the command's function, and exit with the status above.
 
-    The function is imported, even into the program that it stands in, so that launchers can name it to other processes.
+    Its module is imported when it is called, not before: that takes seconds, and --help needs none of it.
     """
-    task = getattr(import_module(f"alexnet_repro.{name}"), name)
 
     def guarded(cfg: DictConfig) -> None:
         # Inside Hydra's own handling, which would print a traceback for each of these.
         try:
+            task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
             refuse_added_options()
             refuse_other_types(cfg, name)
             result = task(cfg)
@@ -145,21 +125,11 @@ def _explain(error: Exception) -> str:
     return "\n  ".join([lines[0], " ".join(lines[1:])]).rstrip()
 
 
-def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a config that isn't a mapping itself."""
-    key: Any
-    for key in node:
-        value = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(value, DictConfig):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def refuse_other_types(cfg: DictConfig, config: str) -> None:
     """Raise UserError for a value of another type than the config files give that option: a word for a number, and so on."""
     if not GlobalHydra.instance().is_initialized():
         return  # a job of a launcher that works in a process of its own
+    nullable = nullable_options()
     groups = [o for o in HydraConfig.get().overrides.task if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "a word"}
     given = dict(leaves(cfg))
@@ -171,10 +141,23 @@ def refuse_other_types(cfg: DictConfig, config: str) -> None:
             if type(default) in (int, float)
             else isinstance(value, type(default)) or (isinstance(default, str) and numbers)
         )
+        if value is None and key.rpartition(".")[2] in nullable:
+            continue
         if default is not None and type(default) in kinds and not fits:
             raise UserError(
                 f"{key}={'null' if value is None else value}: this must be {kinds[type(default)]}, such as {default}"
             )
+
+
+def nullable_options() -> set[str]:
+    """Return the last part of the name of every option that is null in some config file: null is a value that it may have."""
+    configs = (OmegaConf.load(file) for file in Path(CONF).rglob("*.yaml"))
+    return {key.rpartition(".")[2] for config in configs for key, value in leaves(DictConfig(config)) if value is None}
+
+
+def task_overrides() -> list[str]:
+    """Return what the command line chose, as Hydra has it."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def refuse_added_options() -> None:

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 Values = dict[str, float]  # a measure's numbers by name, such as top1_error
 KINDS = ("number", "difference", "ratio", "every", "count", "picture", "quoted")
@@ -102,3 +102,11 @@ def expected_errors(name: str) -> Values | None:
         return claim.value
     base = claims["table1_cnn" if claim.data == "ilsvrc2010" else "one_cnn"].value
     return {key: round(base[key] + change, 4) for key, change in claim.value.items()}
+
+
+def claim_of(cfg: DictConfig) -> str | None:
+    """Return the claim that a run tests: that of its ablation; none for several ablations at once, or another net."""
+    if cfg.net.name != "alexnet":
+        return None
+    claims = list(cfg.ablation.values())
+    return claims[0] if len(claims) == 1 else (None if claims else cfg.claim)

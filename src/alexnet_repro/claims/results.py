@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from alexnet_repro.claims.paper import Values
-from alexnet_repro.cli import CONF, UserError
-from alexnet_repro.net import AlexNet
-from alexnet_repro.scores import VIEWS, read_scores
+from alexnet_repro.claims.scores import VIEWS, read_scores
+from alexnet_repro.configs import CONF
+from alexnet_repro.errors import UserError
+from alexnet_repro.net.alexnet import AlexNet
 
 Result = dict[str, Any]
 

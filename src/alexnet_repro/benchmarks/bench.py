@@ -1,0 +1,60 @@
+"""How fast it is, beside plain baselines measured in the same run: ratios travel between machines, seconds don't.
+
+Everything is repeated in turns (one of each, then again), and medians are compared.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from alexnet_repro.benchmarks.loading import bench_loader, bench_prepare
+from alexnet_repro.benchmarks.processes import bench_memory, bench_placement
+from alexnet_repro.benchmarks.step import bench_eval, bench_step
+from alexnet_repro.errors import UserError
+from alexnet_repro.provenance import machine
+from alexnet_repro.training.trainer import keep_freed_memory
+
+PARTS = ("prepare", "loader", "step", "eval", "placement", "memory")
+
+
+def bench(cfg: DictConfig) -> dict[str, Any]:
+    """Measure what ``cfg.only`` names, print one table, and write it to ``cfg.out``."""
+    if cfg.only is not None and cfg.only not in PARTS:
+        raise UserError(f"there is no only={cfg.only}", f"there are: {', '.join(PARTS)}")
+    device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    batch, repeats = cfg.batch_size, cfg.repeats
+    parts: dict[str, Callable[[], Any]] = {
+        "step": lambda: bench_step(batch, repeats, device),
+        "loader": lambda: bench_loader(batch, repeats),
+        "eval": lambda: bench_eval(batch, repeats, device),
+        "placement": lambda: bench_placement(batch, repeats),
+        "memory": lambda: bench_memory(batch, min(repeats, 3)),
+        "prepare": lambda: bench_prepare(repeats),
+    }
+    ratios: dict[str, float | None] = {}
+    speed: dict[str, float] = {}
+    for name in [cfg.only] if cfg.only else PARTS:
+        print(f"measuring {name} ...", flush=True)
+        if name in ("step", "eval"):
+            keep_freed_memory()  # trainer.keep_memory=true; for the baselines, too
+        more, faster = parts[name]()
+        ratios |= more
+        speed |= faster
+    memory = {name: speed.pop(name) for name in list(speed) if name.startswith("memory")}
+    result = {**machine(device), "batch_size": batch, "repeats": repeats, "ratios": ratios, "images_per_s": speed}
+    result |= {"megabytes": memory} if memory else {}
+    width = max(map(len, [*speed, *memory, *ratios]))
+    print()
+    for unit, table in (("images/s", speed), ("MB", memory)):
+        for name, value in table.items():
+            print(f"  {name:<{width}}  {value:>10.1f} {unit}")
+    print()
+    for name, ratio in ratios.items():
+        print(f"  {name:<{width}}  {'not installed' if ratio is None else f'{ratio:>10.3f}'}")
+    if cfg.out:
+        Path(str(cfg.out)).write_text(json.dumps(result, indent=1) + "\n")
+    return result

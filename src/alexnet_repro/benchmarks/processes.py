@@ -1,0 +1,136 @@
+"""The part of the benchmark that needs processes of its own: two devices, and peak memory."""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from subprocess import run as run_process
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from alexnet_repro.benchmarks.step import random_batch, training_step
+from alexnet_repro.data.module import EpochSampler, TrainImages
+from alexnet_repro.data.store import Split, shard_name
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.placement import Link, crossing_bytes, keep_tower
+from alexnet_repro.training.trainer import fast_bfloat16, keep_freed_memory
+
+
+def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Two processes of one tower and one thread each, against one process with two threads; and what crosses."""
+    steps = max(repeats, 3)
+    one: list[float] = []
+    two: list[float] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "result.json"
+        for turn in range(2):
+            for processes, times in ((1, one), (2, two)):
+                arguments = (processes, batch, steps, str(out), f"file://{temporary}/meeting-{turn}")
+                if processes == 1:
+                    _placed_steps(0, *arguments)
+                else:
+                    torch.multiprocessing.spawn(_placed_steps, arguments, nprocs=2)
+                result = json.loads(out.read_text())
+                times += result["seconds"]
+    seconds = {"one": statistics.median(one), "two": statistics.median(two)}
+    print(f"\n  what crosses in a step of {batch} images (each device sends)   MB   share of the step's time")
+    expected = crossing_bytes(AlexNet(), batch, result["element"])
+    for layer, sent in result["bytes"].items():
+        print(f"    {layer:<8} {sent / 1e6:>52.2f} {result['link_seconds'][layer] / sum(result['seconds']):>14.1%}")
+        if sent != expected[layer]:
+            raise AssertionError(f"{layer}: {sent} bytes crossed, by arithmetic {expected[layer]}")
+    ratios = {
+        "two_process_efficiency": seconds["one"] / seconds["two"],
+        "crossing_bytes_per_step": float(sum(expected.values())),
+    }
+    return ratios, {f"placement: {name} process(es)": batch / s for name, s in seconds.items()}
+
+
+def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, meeting: str) -> None:
+    """Times of training steps in this process, one of two towers or the whole net; written by process 0."""
+    keep_freed_memory()
+    precision = "bf16" if fast_bfloat16() else "fp32"
+    torch.manual_seed(0)
+    net, link = AlexNet(), None
+    if processes == 2:
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+        link = Link(None, rank)
+        keep_tower(net, link)
+    net.to(memory_format=torch.channels_last)
+    step = training_step(net.train(), *random_batch(batch, torch.device("cpu")), precision)
+    step()
+    if link:
+        link.bytes.clear()
+        link.seconds.clear()
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    if rank == 0:
+        result: dict[str, Any] = {"seconds": seconds, "element": 2 if precision == "bf16" else 4}
+        if link:
+            result["bytes"] = {layer: sent // steps for layer, sent in link.bytes.items()}
+            result["link_seconds"] = dict(link.seconds)
+        Path(out).write_text(json.dumps(result))
+    if link:
+        dist.destroy_process_group()
+
+
+def bench_memory(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Peak resident memory, each in processes of its own: ours and the plain net without LRN; a store and one of ten times.
+
+    With trainer.keep_memory=false: kept, freed memory counts as resident.
+    """
+    measured: dict[str, list[float]] = {"ours": [], "plain": [], "store 1": [], "store 10": []}
+    for _ in range(repeats):
+        for what, peaks_of in measured.items():
+            code = f"from alexnet_repro.benchmarks.processes import peak; print('peak', peak({what!r}, {batch}))"
+            done = run_process([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            said = next(line for line in done.stdout.splitlines() if line.startswith("peak"))
+            peaks_of.append(float(said.split()[1]))
+    peaks = {what: statistics.median(peaks_of) for what, peaks_of in measured.items()}
+    ratios = {
+        "memory_vs_plain": peaks["ours"] / peaks["plain"],
+        "memory_store_10x": peaks["store 10"] / peaks["store 1"],
+    }
+    return ratios, {f"memory: {what}": peak for what, peak in peaks.items()}
+
+
+def peak(what: str, batch: int) -> float:
+    """Peak resident megabytes of this process after doing it: two training steps in float32, or reading a store."""
+    if what.startswith("store"):
+        with tempfile.TemporaryDirectory() as temporary:
+            split = _empty_split(Path(temporary), 1024 * int(what.split()[1]))
+            images = TrainImages(split, 0, 224)
+            most = 0.0
+            for part in EpochSampler(len(split), batch, 0, lambda: 0):
+                images.__getitems__(part)
+                most = max(most, _resident("RssAnon"))
+            return most
+    net = AlexNet(lrn=what == "ours").to(memory_format=torch.channels_last)
+    step = training_step(net.train(), *random_batch(batch, torch.device("cpu")), "fp32")
+    step()
+    step()
+    return _resident("VmHWM")
+
+
+def _resident(kind: str) -> float:
+    """Megabytes of this process in memory: VmHWM, the most so far; RssAnon, without what the page cache shares."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[kind].split()[0]) / 1024
+
+
+def _empty_split(folder: Path, count: int) -> Split:
+    shards = [1024] * (count // 1024)
+    for number in range(len(shards)):
+        np.save(folder / shard_name(number), np.zeros((1024, 256, 256, 3), np.uint8))
+    np.save(folder / "labels.npy", np.zeros(count, np.int64))
+    return Split(folder, shards, 256)

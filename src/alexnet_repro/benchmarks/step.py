@@ -1,0 +1,161 @@
+"""The part of the benchmark that is about one process and its net: training steps, augmentation, evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from alexnet_repro.benchmarks.loading import in_turns
+from alexnet_repro.claims.scores import VIEWS
+from alexnet_repro.data.module import TrainBatch, ValBatch
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.optim import PaperSGD, parameter_groups
+from alexnet_repro.training.trainer import fast_bfloat16
+
+AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
+
+
+class TorchLRN(nn.Module):
+    """torch.nn.LocalResponseNorm inside each tower: what one would write first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        return torch.cat([self.norm(tower) for tower in x.chunk(2, 1)], 1)
+
+
+def plain_alexnet() -> AlexNet:
+    """The paper's net with torch's own normalisation."""
+    net = AlexNet()
+    net.norm = TorchLRN()
+    return net
+
+
+def training_step(net: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
+    """One update as a function: forward, loss, backward, PaperSGD."""
+    optimizer = PaperSGD(parameter_groups(net, 1e-6, 0.0005, 1, True))
+    device = images.device.type
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            logits = net(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def random_batch(count: int, device: torch.device, channels_last: bool = True) -> tuple[Tensor, Tensor]:
+    """Noise with the deviation of natural images, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    images = 60 * torch.randn(count, 3, 224, 224, generator=generator)
+    labels = torch.randint(1000, (count,), generator=generator)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return images.to(device, memory_format=memory_format), labels.to(device)
+
+
+def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+    """Training steps: with and without normalisation, beside torchvision's alexnet and torch's own normalisation."""
+    ratios: dict[str, float] = {}
+    speed: dict[str, float] = {}
+    nets: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+        "paper": (AlexNet, True),
+        "paper, no_lrn": (lambda: AlexNet(lrn=False), True),
+        "as_run": (lambda: AlexNet(**AS_RUN), True),
+        "as_run, no_lrn": (lambda: AlexNet(**AS_RUN | {"lrn": False}), True),
+        "paper with torch's LRN": (plain_alexnet, True),
+        "torchvision alexnet, channels last": (models.alexnet, True),
+        "torchvision alexnet": (models.alexnet, False),
+    }
+    for precision in ("bf16", "fp32"):
+        steps = {}
+        for name, (make, channels_last) in nets.items():
+            if precision == "fp32" and name.startswith("as_run"):
+                continue
+            net = make().to(device)
+            if channels_last:
+                net.to(memory_format=torch.channels_last)
+            steps[name] = training_step(net.train(), *random_batch(batch, device, channels_last), precision)
+        seconds = in_turns(steps, repeats)
+        speed |= {f"step {precision}: {name}": batch / s for name, s in seconds.items()}
+        torchvision = min(s for name, s in seconds.items() if name.startswith("torchvision"))
+        ratios[f"lrn_step_{precision}"] = seconds["paper, no_lrn"] / seconds["paper"]
+        ratios[f"vs_torchvision_{precision}"] = torchvision / seconds["paper"]
+        ratios[f"torch_lrn_step_{precision}"] = seconds["paper, no_lrn"] / seconds["paper with torch's LRN"]
+        if precision == "bf16":
+            ratios["as_run_lrn_step_bf16"] = seconds["as_run, no_lrn"] / seconds["as_run"]
+        if precision == ("bf16" if fast_bfloat16() else "fp32"):
+            share = augmentation_seconds(batch, repeats, device) / seconds["paper"]
+            ratios["augmentation_share_of_step"] = share
+    return ratios, speed
+
+
+def classifier() -> Classifier:
+    """The printed recipe's module with a made-up mean image and covariance."""
+    augment = {"crop": 224, "mean": "patch", "colour_noise": 0.1, "colour_unit": "eigenvalue", "colour_divisor": 1}
+    augment |= {"colour_noise_epochs": None, "jitter": 0}
+    return Classifier(
+        {"name": "alexnet", "classes": 1000},
+        {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 1, "bias_decay": True},
+        {"rule": "constant", "by_hand": {"of_epochs": 1}},
+        augment,
+        1,
+        256,
+        [str(i) for i in range(1000)],
+        0,
+        np.full((256, 256, 3), 120, np.float32),
+        np.diag([1.0, 2.0, 3.0]),
+    )
+
+
+def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> float:
+    """Mean subtraction and colour noise of a batch, on the training device (Sections 2 and 4.1)."""
+    model = classifier().to(device)
+    rng = np.random.default_rng(0)
+    tops, lefts, mirror = (torch.from_numpy(rng.integers(0, n, batch)) for n in (33, 33, 2))
+    drawn = torch.randn(batch, 3)
+    patches = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
+    columns = (patches, torch.zeros(batch).long(), tops, lefts, mirror.bool(), drawn, drawn)
+    one = TrainBatch._make([*(column.to(device) for column in columns), 0, batch, 0])
+
+    def augmentation() -> None:
+        model.training_images(one)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return in_turns({"augmentation": augmentation}, max(repeats, 9))["augmentation"]
+
+
+def bench_eval(batch: int, repeats: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+    """Ten crops against ten times one view, from uint8 images to averaged probabilities."""
+    model = classifier().to(device).eval()
+    count = max(batch // 4, 16)
+    images = ValBatch(
+        torch.randint(0, 256, (count, 256, 256, 3), dtype=torch.uint8).to(device), torch.zeros(count).long().to(device)
+    )
+    tens = ValBatch(images.images.repeat(10, 1, 1, 1), images.labels.repeat(10))
+
+    def predict(of: ValBatch, ten: bool) -> Callable[[], None]:
+        def prediction() -> None:
+            model.predicted_views = VIEWS[:2] if ten else VIEWS[:1]
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16()):
+                model.predict_step(of, 0)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return prediction
+
+    seconds = in_turns({"one view": predict(tens, False), "ten crops": predict(images, True)}, repeats)
+    ratio = {"ten_crop_efficiency": seconds["one view"] / seconds["ten crops"]}
+    return ratio, {"eval: one view": 10 * count / seconds["one view"], "eval: ten crops": count / seconds["ten crops"]}

@@ -1,0 +1,86 @@
+"""Errors and log-loss of predictions, and the file that keeps them for each image.
+
+Errors are in percent, log-loss in nats, as in the 2012 log. A prediction is a softmax output, of one view of an image or
+the mean of several views (Section 4.1).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alexnet_repro.data.module import replica_of
+from alexnet_repro.provenance import written_whole
+
+MEASURED = ("top1_error", "top5_error", "log_loss")
+VIEWS: tuple[str, ...] = ("centre", "ten_crop", "nine_crop")
+Errors = dict[str, float]
+
+
+def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return (N,): 1 where the label is not among the k highest of ``scores`` (N, classes), else 0.
+
+    A label that is tied for the last of the k places counts fractionally, as in the 2012 code. A NaN score is a miss.
+    """
+    own = scores.gather(1, labels[:, None])
+    higher, equal = (scores > own).sum(1), (scores == own).sum(1)
+    return 1 - ((k - higher) / equal.clamp(min=1)).clamp(0, 1) * own.isfinite().squeeze(1)
+
+
+def score(softmax: Tensor, labels: Tensor) -> Tensor:
+    """Score each image: (N, classes), (N,) -> (N, 3) float32, in the order of MEASURED: two misses (0 to 1) and nats."""
+    softmax = softmax.float()
+    own = softmax.gather(1, labels[:, None]).squeeze(1)
+    nats = -own.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return torch.stack([top_k_misses(softmax, labels, 1), top_k_misses(softmax, labels, 5), nats], 1)
+
+
+def errors(scores: Tensor) -> Errors:
+    """Average the scores of N images, (N, 3): errors in percent and log-loss in nats, by the names in MEASURED."""
+    means = (scores.double().mean(0) * torch.tensor([100.0, 100.0, 1.0], dtype=torch.float64)).tolist()
+    return {name: round(mean, 4) for name, mean in zip(MEASURED, means, strict=True)}
+
+
+def gathered(scores: Tensor, trainer: L.Trainer) -> Tensor:
+    """Collect the scores of all images, in the order of the split, from processes that measured a part each.
+
+    scores: (n, 3) of images r, r + R, r + 2R, ... for replica r of R. Every process must call this.
+    """
+    strategy: Any = trainer.strategy
+    _, replicas = replica_of(trainer)
+    if replicas == 1:
+        return scores
+    towers = strategy.world_size // replicas
+    count = torch.tensor(len(scores), device=strategy.root_device)
+    counts = strategy.all_gather(count)[::towers].tolist()
+    padded = scores.new_zeros(max(counts), scores.shape[1])
+    padded[: len(scores)] = scores
+    parts = strategy.all_gather(padded.to(strategy.root_device))[::towers].cpu()
+    whole = scores.new_empty(sum(counts), scores.shape[1])
+    for number, (part, size) in enumerate(zip(parts, counts, strict=True)):
+        whole[number::replicas] = part[:size]
+    return whole
+
+
+def save_scores(path: Path, by_view: dict[str, Tensor]) -> None:
+    """Write the scores of each view, {"ten_crop": (N, 3)}, as a compressed .npz file of about 4 bytes per image and view."""
+    arrays: dict[str, Any] = {}
+    for view, scores in by_view.items():
+        arrays[f"{view}/misses"] = scores[:, :2].numpy().astype(np.float16)  # exact for 0, 1 and ties of two
+        arrays[f"{view}/log_loss"] = scores[:, 2].numpy().astype(np.float32)
+    with written_whole(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Read what ``save_scores`` wrote: by view, (N, 3) with misses of 0 to 1 and log-loss in nats. Raises OSError, ValueError."""
+    with np.load(path) as arrays:
+        return {
+            view: np.column_stack([arrays[f"{view}/misses"], arrays[f"{view}/log_loss"]]).astype(np.float64)
+            for view in VIEWS
+            if f"{view}/misses" in arrays
+        }

@@ -1,0 +1,53 @@
+"""Where the config files are, and what they compute: schedule=log follows a run of the authors' 2012 log."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+_packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
+CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
+CHECKOUT = Path(CONF).parent
+
+# The log's runs of ablations; the baseline has one for each of the two data sets.
+RUN_OF_ABLATION = {
+    "one_gpu": "run_145_half",
+    "non_overlapping_pooling": "run_147",
+    "no_lrn": "run_148",
+    "no_communication": "run_150",
+}
+
+
+def log_run(data: str, ablation: Mapping[str, Any]) -> str:
+    """Return the name of the run, as in conf/schedule: that of a single ablation, else run 145 on that data.
+
+    Data other than ILSVRC-2012 get run 145 on ILSVRC-2010. Combined ablations have no run in the log.
+    """
+    if len(ablation) == 1 and (run := RUN_OF_ABLATION.get(next(iter(ablation)))):
+        return run
+    return "run_145_2012" if data == "ilsvrc2012" else "run_145_2010"
+
+
+@cache
+def _schedule(name: str) -> dict[str, Any]:
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "schedule" / f"{name}.yaml"))
+    return loaded
+
+
+# ${log_run:data,ablation,key} in a config: what the schedule of that run has
+OmegaConf.register_new_resolver(
+    "log_run", lambda data, ablation, key: _schedule(log_run(data, ablation or {}))[key], replace=True
+)
+
+
+def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of a config that isn't a mapping itself."""
+    key: Any
+    for key in node:
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,315 @@
+"""Store -> batches. All randomness is a function of (seed, epoch, sample index).
+
+So it doesn't depend on the number of workers or processes, nor on what ran before: a run that is resumed in the middle of
+an epoch goes on with the same images, crops and colours as one that was never stopped.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from alexnet_repro.data.augment import crop_and_mirror
+from alexnet_repro.data.store import JoinedSplits, Split, Store
+
+
+class TrainBatch(NamedTuple):
+    """Patches and what was drawn for them: the mean and the colour noise are applied on the training device."""
+
+    patches: Tensor  # (N, crop, crop, 3) uint8, cut and mirrored
+    labels: Tensor  # (N,) int64
+    tops: Tensor  # (N,) int64, first row of the patch in its image
+    lefts: Tensor  # (N,) int64
+    mirror: Tensor  # (N,) bool
+    colour: Tensor  # (N, 3) float32 from N(0, 1)
+    jitter: Tensor  # (N, 3) float32, uniform from -1 to 1
+    first: int  # position in the global batch of the first of these images, where replicas share a batch
+    of: int  # images in the global batch
+    file: int  # number of the stored batch file that the images are from, with order=stored; else 0
+
+
+class ValBatch(NamedTuple):
+    """Whole images, for one view or ten crops."""
+
+    images: Tensor  # (N, size, size, 3) uint8
+    labels: Tensor  # (N,) int64
+
+
+# What a stream of random numbers is for: streams with different purposes never meet.
+PLACE, SHARED_PLACE, COLOUR, JITTER, ORDER = range(5)
+
+
+def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    """The random numbers of (seed, epoch, purpose), whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(key=(seed, epoch << 8 | purpose)))
+
+
+def draw_places(rng: np.random.Generator, count: int, positions: int) -> NDArray[np.int64]:
+    """(count, 3): top, left, mirror of patches; ``positions`` offsets in each axis (33 for 224 of 256), and a coin (Section 4.1)."""
+    return rng.integers(0, (positions, positions, 2), (count, 3))
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """A permutation of range(count): the order of images in ``epoch``."""
+    return stream(seed, epoch, ORDER).permutation(count)
+
+
+ORDERS = ("reshuffled", "fixed", "stored")
+
+
+class Part(NamedTuple):
+    """Images of one batch: all of them, or a replica's."""
+
+    epoch: int
+    images: NDArray[np.int64]  # indices into the split
+    positions: NDArray[np.int64]  # in the epoch's order
+    first: int  # position in the global batch of the first of these images
+    of: int  # images in the global batch
+    file: int = 0  # number of the stored batch file, with order=stored
+
+
+class Drawn(NamedTuple):
+    """The random numbers of an epoch."""
+
+    places: NDArray[np.int64]  # (images or shares, 3): top, left, mirror
+    colour: NDArray[np.float32]  # (images, 3) from N(0, 1)
+    jitter: NDArray[np.float32]  # (images, 3), uniform from -1 to 1
+
+
+class EpochSampler(Sampler[Part]):
+    """Batches of indices. The position follows from the number of updates done, so a resumed run needs no other state.
+
+    count: images in the split. steps_done: returns the number of updates done so far. replica, of: this process takes part
+    ``replica`` of every batch, which is divided into ``of`` nearly equal parts.
+    order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012 program,
+    which read its stored batches in the same order every time; "stored", the order of the store itself.
+    images_per_file: with order="stored" no batch crosses from one file of so many images to the next, as in the 2012
+    program; the last batch of each file is smaller. first_epoch, steps_before: the epoch that this sampler begins with, and
+    the updates before it, where earlier epochs had another number of images.
+
+    Raises ValueError for an unknown order.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        steps_done: Callable[[], int],
+        replica: int = 0,
+        of: int = 1,
+        *,
+        order: str = "reshuffled",
+        images_per_file: int | None = None,
+        first_epoch: int = 0,
+        steps_before: int = 0,
+    ) -> None:
+        if order not in ORDERS:
+            raise ValueError(f"order={order}: this must be one of {', '.join(ORDERS)}")
+        self.count, self.batch_size, self.seed, self.steps_done = count, batch_size, seed, steps_done
+        self.replica, self.of, self.order = replica, of, order
+        self.first_epoch, self.steps_before = first_epoch, steps_before
+        self.images_per_file = images_per_file if order == "stored" and images_per_file else count
+
+    def __len__(self) -> int:
+        files, rest = divmod(self.count, self.images_per_file)
+        return files * -(-self.images_per_file // self.batch_size) - (-rest // self.batch_size)
+
+    def __iter__(self) -> Iterator[Part]:
+        epoch, first_batch = divmod(self.steps_done() - self.steps_before, len(self))
+        epoch += self.first_epoch
+        if self.order == "stored":
+            order = np.arange(self.count)
+        else:
+            order = epoch_order(self.seed, epoch if self.order == "reshuffled" else 0, self.count)
+        batches = (
+            (start, min(start + self.batch_size, file_start + self.images_per_file, self.count))
+            for file_start in range(0, self.count, self.images_per_file)
+            for start in range(file_start, min(file_start + self.images_per_file, self.count), self.batch_size)
+        )
+        for start, stop in islice(batches, first_batch, None):
+            size = stop - start
+            first, end = (size * edge // self.of for edge in (self.replica, self.replica + 1))
+            positions = np.arange(start + first, start + end)
+            yield Part(epoch, order[positions], positions, first, size, start // self.images_per_file)
+
+
+class TrainImages(Dataset[TrainBatch]):
+    """Random patches of a split; fetched a batch at a time.
+
+    crop: side of a patch, pixels. random_crops, mirror: whether patches are cut at random places, and mirrored at random.
+    share: so many images, consecutive in the epoch's order, share the place and the mirroring; 1 in the paper's words, 32 in
+    the 2012 code.
+    """
+
+    def __init__(
+        self, split: Split, seed: int, crop: int, random_crops: bool = True, mirror: bool = True, share: int = 1
+    ) -> None:
+        self.split, self.seed, self.crop = split, seed, crop
+        self.random_crops, self.mirror, self.share = random_crops, mirror, share
+        self._drawn: tuple[int, Drawn] | None = None
+
+    def drawn(self, epoch: int) -> Drawn:
+        """What is drawn in ``epoch`` for every image, by its index; in one go, which takes a fraction of the time."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            count, positions = len(self.split), self.split.image_size - self.crop + 1
+            places = draw_places(
+                stream(self.seed, epoch, SHARED_PLACE if self.share > 1 else PLACE), -(-count // self.share), positions
+            )
+            colour = stream(self.seed, epoch, COLOUR).standard_normal((count, 3), np.float32)
+            jitter = 2 * stream(self.seed, epoch, JITTER).random((count, 3), np.float32) - 1
+            self._drawn = epoch, Drawn(places, colour, jitter)
+        return self._drawn[1]
+
+    def __getitems__(self, part: Part) -> TrainBatch:
+        drawn, images = self.drawn(part.epoch), part.images
+        room = self.split.image_size - self.crop
+        # shared places go by position in the epoch's order: so many consecutive images have one
+        tops, lefts, turned = drawn.places[part.positions // self.share if self.share > 1 else images].T
+        if not self.random_crops:
+            tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
+        mirror = turned.astype(bool) & self.mirror
+        patches = crop_and_mirror([self.split[i] for i in images.tolist()], tops, lefts, mirror, self.crop)
+        return TrainBatch(
+            torch.from_numpy(patches),
+            torch.from_numpy(self.split.labels[images]),
+            torch.from_numpy(tops.copy()),
+            torch.from_numpy(lefts.copy()),
+            torch.from_numpy(mirror),
+            torch.from_numpy(drawn.colour[images]),
+            torch.from_numpy(drawn.jitter[images]),
+            part.first,
+            part.of,
+            part.file,
+        )
+
+
+class ValImages(Dataset[ValBatch]):
+    """Whole images of a split, in its order; fetched a batch at a time."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, indices: list[int]) -> ValBatch:
+        images = np.stack([self.split[i] for i in indices])
+        return ValBatch(torch.from_numpy(images), torch.from_numpy(self.split.labels[indices]))
+
+
+class StoreData(L.LightningDataModule):
+    """Train and validation batches of a store.
+
+    patches: crop, random_crops, mirror and share, as TrainImages takes them. workers: loader processes; None is none on a
+    CPU, where they would take the cores that train, and up to eight on a GPU. order, images_per_file: as EpochSampler
+    takes them. val_joins_after: the epoch after which the validation images are trained on, too (0: from the start; None:
+    never); from then on the test images are measured after each epoch instead. sample: predict at most so many images,
+    evenly spaced (None: all).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        batch_size: int,
+        seed: int,
+        patches: dict[str, Any],
+        workers: int | None = None,
+        predict_split: str | None = None,
+        *,
+        order: str = "reshuffled",
+        images_per_file: int | None = None,
+        val_joins_after: int | None = None,
+        sample: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.predict_split = predict_split or store.measured_split
+        self.store, self.batch_size, self.seed, self.patches, self.workers = store, batch_size, seed, patches, workers
+        self.order, self.images_per_file, self.val_joins_after = order, images_per_file, val_joins_after
+        self.sample = sample
+
+    def val_has_joined(self) -> bool:
+        """Whether the net is trained on the validation images in the current epoch."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self.val_joins_after is not None and epoch >= self.val_joins_after and self.store.has("val")
+
+    @property
+    def watched_split(self) -> str:
+        """The split that is measured after the current epoch."""
+        return "test" if self.val_has_joined() and self.store.has("test") else self.store.watched_split
+
+    def train_dataloader(self) -> DataLoader[TrainBatch]:
+        """Random patches of the training images and, once they have joined, of the validation images."""
+        split: Split = self.store.split("train")
+        sampler = self._sampler(len(split), 0, 0)
+        if self.val_has_joined():
+            assert self.val_joins_after is not None
+            steps_before = self.val_joins_after * len(sampler)
+            split = JoinedSplits([split, self.store.split("val")])
+            sampler = self._sampler(len(split), self.val_joins_after, steps_before)
+        return self._loader(TrainImages(split, self.seed, **self.patches), batch_sampler=sampler)
+
+    def _sampler(self, count: int, first_epoch: int, steps_before: int) -> EpochSampler:
+        return EpochSampler(
+            count,
+            self.batch_size,
+            self.seed,
+            lambda: self.trainer.global_step if self.trainer else steps_before,
+            *replica_of(self.trainer),
+            order=self.order,
+            images_per_file=self.images_per_file,
+            first_epoch=first_epoch,
+            steps_before=steps_before,
+        )
+
+    def val_dataloader(self) -> DataLoader[ValBatch]:
+        """Whole images that are measured after every epoch, in the store's order."""
+        return self._whole_images(self.watched_split)
+
+    def predict_dataloader(self) -> DataLoader[ValBatch]:
+        """Whole images of ``predict_split``, in the store's order."""
+        return self._whole_images(self.predict_split, self.sample)
+
+    def _whole_images(self, split: str, sample: int | None = None) -> DataLoader[ValBatch]:
+        images = ValImages(self.store.split(split))
+        replica, of = replica_of(self.trainer)
+        count = len(images)
+        chosen = (
+            range(count) if sample is None else np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int))
+        )
+        return self._loader(images, batch_size=self.batch_size, sampler=[int(i) for i in chosen[replica::of]])
+
+    def _loader(self, images: Dataset, **order: object) -> DataLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
+        workers = self.workers if self.workers is not None else (min(8, torch.get_num_threads()) if on_gpu else 0)
+        return DataLoader(
+            images,
+            **order,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=already_a_batch,
+            worker_init_fn=_leave_ctrl_c_to_the_main_process,
+            pin_memory=on_gpu,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each epoch would take a number from the global one
+        )
+
+
+def replica_of(trainer: L.Trainer | None) -> tuple[int, int]:
+    """Return which replica of the net this process works for, and how many there are."""
+    return getattr(trainer.strategy, "replica", (0, 1)) if trainer else (0, 1)
+
+
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def already_a_batch(batch: Any) -> Any:
+    """What collates where the data set fetches whole batches."""
+    return batch

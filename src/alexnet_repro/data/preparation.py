@@ -1,0 +1,106 @@
+"""Images -> store (Section 2): shorter side to 256, central 256x256, uint8; mean image and RGB covariance in the same pass."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from alexnet_repro.data import source
+from alexnet_repro.data.cifar10 import cifar10_batches, in_official_order
+from alexnet_repro.data.images import read_image
+from alexnet_repro.data.photos import prepare_photos
+from alexnet_repro.data.store import Store
+from alexnet_repro.data.store_writer import Example, refuse_taken, write_store
+from alexnet_repro.errors import UserError
+
+
+def prepare(cfg: DictConfig) -> Store:
+    """Make the store that ``cfg.data`` describes from ``cfg.source``, and say what it holds."""
+    store = Path(str(cfg.data.store))
+    if cfg.get("verify"):
+        return _verify(store)
+    if cfg.data.source == "embedded":
+        made = prepare_photos(cfg)
+        _describe(made)
+        return made
+    if cfg.data.source == "cifar10" and (
+        cfg.source is None or (Path(str(cfg.source)) / "cifar-10-batches-py").is_dir()
+    ):
+        made = prepare_cifar10(cfg)
+        _describe(made)
+        return made
+    if cfg.source is None:
+        raise UserError(
+            f"data={cfg.data.name} is made from your own copy: say where it is with source=PATH",
+            "a folder of class folders, with train/ and val/ above them or not, or a tar of it",
+        )
+    refuse_taken(store, cfg.overwrite)
+    place, images = store.resolve(), Path(str(cfg.source)).resolve()
+    if place.is_relative_to(images) or images.is_relative_to(place):
+        raise UserError(
+            f"the store {store} would be inside its source, or the other way round", "choose another data.store=PATH"
+        )
+    found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
+    if cfg.data.source == "cifar10":
+        found.files = in_official_order(found.files)
+    size = cfg.data.image_size
+    examples = [
+        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size)) for f in found.files
+    ]
+    made = write_store(
+        examples,
+        found.classes,
+        store,
+        image_size=size,
+        provenance={
+            "name": cfg.data.name,
+            "source": Path(str(cfg.source)).resolve().name,
+            "held_out": found.held_out,
+            "ignored": found.ignored,
+        },
+        max_bad=cfg.max_bad,
+        overwrite=cfg.overwrite,
+        workers=cfg.workers,
+    )
+    if found.temporary:
+        found.temporary.unlink(missing_ok=True)
+    _describe(made)
+    return made
+
+
+def prepare_cifar10(cfg: DictConfig) -> Store:
+    """Make the store of ``data=cifar10`` from the official batches, downloaded beside it unless ``cfg.source`` has them."""
+    store = Path(str(cfg.data.store))
+    refuse_taken(store, cfg.overwrite)
+    folder = Path(str(cfg.source)) if cfg.source is not None else store.parent
+    found, classes = cifar10_batches(folder, download=cfg.source is None)
+    return write_store(
+        [Example(split, label, name, partial(np.asarray, image)) for split, label, name, image in found],
+        classes,
+        store,
+        image_size=cfg.data.image_size,
+        provenance={"name": cfg.data.name, "source": "official batches", "held_out": "", "ignored": []},
+        overwrite=cfg.overwrite,
+        workers=cfg.workers,
+    )
+
+
+def _describe(store: Store) -> None:
+    counts = ", ".join(f"{split['count']} {name}" for name, split in store.manifest["splits"].items())
+    print(f"{store.path}: {counts} images of {len(store.classes)} classes, {store.image_size}x{store.image_size}")
+    for what in ("held_out", "ignored"):
+        if store.manifest.get(what):
+            print(f"  {what.replace('_', ' ')}: {store.manifest[what]}")
+
+
+def _verify(path: Path) -> Store:
+    store = Store(path)
+    if damaged := store.damaged_files():
+        raise UserError(
+            f"{len(damaged)} files of {path} are damaged: {', '.join(damaged[:3])}",
+            "prepare it again with overwrite=true",
+        )
+    _describe(store)
+    print("every file has its checksum")
+    return store

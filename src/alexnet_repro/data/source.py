@@ -1,0 +1,148 @@
+"""A user's own images: a folder of class folders, a tar of one, or ImageNet's tar of tars, without unpacking any of them."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from alexnet_repro.data import devkit
+from alexnet_repro.data.archives import UNPACKED, File, entries
+from alexnet_repro.errors import UserError
+
+# train, val, test, and the names of ImageNet's own archives and of other data sets' folders
+SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+WNID = re.compile(r"n\d{8}(?=_)")
+
+
+@dataclass
+class Found:
+    """Files with split and label, class names, and in words what was held out and which files are in no split."""
+
+    files: list[File]
+    classes: list[str]
+    held_out: str = ""
+    temporary: Path | None = None  # a copy that was unpacked, to be removed when the images are read
+    ignored: list[str] = field(default_factory=list)
+
+
+def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
+    """Find the images of ``path`` and what class and split each belongs to.
+
+    The class is the name of the folder (or of the tar inside the tar); without one, the WordNet number that the file's name
+    begins with; for ILSVRC's flat validation and test images, what the development kit beside them says (that of 2010 needs
+    ILSVRC2010_test_ground_truth.txt, too; test images without labels are ignored). Splits are folders or tars named train,
+    val, test above the class folders; where there is no val, every ``hold_out_every``-th image of each class becomes it
+    (None: none does). A compressed tar is unpacked once, as one file, into ``unpack_into``.
+
+    Raises UserError for a missing path, no images, a class folder without images, or classes that only val has.
+    """
+    if not path.exists():
+        raise UserError(f"there is nothing at source={path}")
+    files, folders = [], set()
+    for entry in entries(path, unpack_into):
+        if isinstance(entry, str):
+            folders.add(entry)
+        else:
+            files.append(entry)
+    if not files:
+        raise UserError(f"there are no files in {path}")
+    files, folders = _below_common_root(files, folders)
+    _refuse_empty_classes(path, folders, files)
+    found = _into_splits(files)
+    found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
+    numbered = {file for file in found.files if (match := devkit.NUMBERED.fullmatch(file.name)) and match[2] == "test"}
+    if numbered and devkit.truth(path, "test") is None:
+        found.ignored.append(f"{len(numbered)} test images (there is no {devkit.TRUTH['test']})")
+        found.files = [file for file in found.files if file not in numbered]
+
+    labelled = [_class_of(file, path) for file in found.files]
+    found.classes = sorted({name for file, name in labelled if file.split == "train"})
+    if len(found.classes) < 2:
+        raise UserError(
+            f"{path} has only one class: {found.classes[0]}", "give the folder that holds the class folders"
+        )
+    if strangers := sorted({name for _, name in labelled} - set(found.classes)):
+        raise UserError(f"{len(strangers)} classes of {path} have no training images: {', '.join(strangers[:3])}")
+    index = {name: i for i, name in enumerate(found.classes)}
+    found.files = [replace(file, label=index[name]) for file, name in labelled]
+    if hold_out_every and not any(file.split == "val" for file in found.files):
+        _hold_out(found, hold_out_every)
+    return found
+
+
+def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File], set[str]]:
+    """Take off a folder that holds everything, such as imagenette2/, but not the folder of a single class."""
+    while True:
+        roots = {file.name.split("/", 1)[0] for file in files if "/" in file.name}
+        root = roots.pop() if len(roots) == 1 else ""
+        if not root or SPLIT_NAME.fullmatch(root) or all(file.name.count("/") < 2 for file in files):
+            return files, folders
+        files = [replace(file, name=file.name.removeprefix(root + "/")) for file in files]
+        folders = {name.removeprefix(root + "/") for name in folders} - {""}
+
+
+def _into_splits(files: list[File]) -> Found:
+    """Read the split off the first folder, if there are train/ and val/ or test/; otherwise all is train.
+
+    What lies beside those folders is ignored, and named: ImageNet's test archive, bounding boxes, lists.
+    """
+    tops = Counter(file.name.split("/", 1)[0] for file in files if "/" in file.name)
+    split_of = {top: match[1].lower() for top in tops if (match := SPLIT_NAME.fullmatch(top))}
+    if split_of and "train" not in split_of.values():
+        raise UserError(f"there is no folder train/ beside {', '.join(sorted(split_of))}/")
+    if len(set(split_of.values())) < 2 and set(split_of) != set(tops):
+        split_of = {}  # a class may be called train
+    twice = {  # ILSVRC2010_images_val.tar holds a folder val
+        top: f"{top}/{split}/"
+        for top, split in split_of.items()
+        if all(file.name.startswith(f"{top}/{split}/") for file in files if file.name.startswith(f"{top}/"))
+    }
+    found = Found([], [])
+    for file in files:
+        top = file.name.split("/", 1)[0]
+        if "/" not in file.name and tops:
+            found.ignored.append(file.name)
+        elif not split_of:
+            found.files.append(replace(file, split="train"))
+        elif top in split_of:
+            found.files.append(
+                replace(file, split=split_of[top], name=file.name.removeprefix(twice.get(top, f"{top}/")))
+            )
+    if split_of:
+        found.ignored += [f"{top}/ ({count} files)" for top, count in tops.items() if top not in split_of]
+    return found
+
+
+def _refuse_empty_classes(path: Path, folders: set[str], files: list[File]) -> None:
+    filled = {parent.as_posix() for file in files for parent in PurePosixPath(file.name).parents}
+    if empty := sorted(folder for folder in (name.rstrip("/") for name in folders) if folder not in filled):
+        raise UserError(
+            f"{len(empty)} class folders of {path} hold no images: {', '.join(empty[:3])}",
+            "fill them, or remove them so that they don't become classes",
+        )
+
+
+def _class_of(file: File, source: Path) -> tuple[File, str]:
+    folder, _, name = file.name.partition("/")
+    if name:
+        return file, folder
+    name = file.name
+    if match := WNID.match(name):
+        return file, match[0]
+    if devkit.NUMBERED.fullmatch(name):
+        return file, devkit.class_of(name, source)
+    raise UserError(
+        f"{file.name} of {source} is in no class folder",
+        "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
+    )
+
+
+def _hold_out(found: Found, every: int) -> None:
+    seen: Counter[int] = Counter()
+    files = []
+    for file in found.files:
+        seen[file.label] += 1
+        files.append(replace(file, split="val") if seen[file.label] % every == 0 else file)
+    found.files = files
+    held = sum(file.split == "val" for file in files)
+    found.held_out = f"the source has no val split: every {every}th image of each class became it ({held} images)"

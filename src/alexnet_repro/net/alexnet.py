@@ -1,0 +1,205 @@
+"""The net of Figure 2, its switches and its initialisation (Sections 3 and 5).
+
+Written for one device. The two towers of Figure 2 are the two halves of each layer's maps: conv2, conv4 and conv5 read
+only their own tower, conv3 and the fully connected layers read both, and normalisation stays inside a tower.
+"""
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alexnet_repro.net.dropout import Dropout
+from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu_,  # in place: what comes in is a layer's fresh output, which nothing else needs
+    "tanh": torch.tanh,
+    "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, to which Section 3.1 compares
+    "sigmoid": torch.sigmoid,
+}
+LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
+POOLINGS = ("overlapping", "non_overlapping")
+# "We initialized the neuron biases in the second, fourth, and fifth convolutional layers, as well as in the
+# fully-connected hidden layers, with the constant 1 [...] the remaining layers with the constant 0" (Section 5).
+BIAS_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")
+WEIGHT_STD = {
+    "paper": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), 0.01),
+    "as_run": {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
+    | dict.fromkeys(("fc6", "fc7", "fc8"), 0.01),
+}
+
+
+class AlexNet(nn.Module):
+    """The printed paper's net for 224x224x3 images: 60,965,224 parameters with 1000 classes.
+
+    Images are float (N, 3, 224, 224), RGB on the 0-255 scale with the mean image subtracted. Maps: conv1 96x55x55, conv2
+    256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096, fc8 classes; the
+    first half of each belongs to tower 0.
+
+    224 gives 55 as in the 2012 code: its windows of conv1 start at 0, 4, ..., 216, and the three rows and columns that the
+    last one reaches beyond the image are zero, which is the mean.
+
+    classes: outputs of fc8.
+    towers: 2, or 1 for the net of half as many kernels that "one GPU" could hold (Section 3.2); its last convolutional
+        and its fully connected layers keep their width: 59,798,312 parameters.
+    communication: whether towers ever read each other. Without, they are those of run 150 of the 2012 log: conv2 with 160
+        maps per tower, fc6 with 4096 and fc7 with 2048 neurons per tower, joined in fc8; 60,714,408 parameters.
+    conv3, conv4, conv5: whether the net has that layer (Section 7). The others keep their width and groups.
+    init: standard deviation of the weights; "paper", 0.01 (Section 5); "as_run", 0.03 in conv3 to conv5 (2012 code).
+    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7; 1 (Section 5). Those of the other layers are 0.
+    activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
+    lrn: local response normalisation in layers 1 and 2 (Section 3.3), and with it ``same_map_norm``.
+    lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants; alpha multiplies the plain sum, as printed.
+    layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as the 2012 code had it.
+    same_map_norm: a second normalisation in layer 2, over 5x5 positions of a map (2012 code, not in the paper).
+    pooling: "overlapping", 3x3 windows 2 apart (Section 3.4), or "non_overlapping", 2x2 windows 2 apart, with conv2 padded
+        by 1 and conv5 by 0 (run 147 of the 2012 log): 55, 28, 26, 13, 13, 13, 11, 6.
+    dropout: probability of setting a neuron of fc6 and fc7 to zero in training (Section 4.2).
+
+    Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises ValueError
+    for a value that isn't one of these.
+    """
+
+    def __init__(
+        self,
+        classes: int = 1000,
+        *,
+        towers: int = 2,
+        communication: bool = True,
+        conv3: bool = True,
+        conv4: bool = True,
+        conv5: bool = True,
+        init: str = "paper",
+        bias_init: float = 1.0,
+        activation: str = "relu",
+        lrn: bool = True,
+        lrn_n: int = 5,
+        lrn_k: float = 2.0,
+        lrn_alpha: float = 1e-4,
+        lrn_beta: float = 0.75,
+        layer1_order: str = "relu_norm_pool",
+        same_map_norm: bool = False,
+        pooling: str = "overlapping",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        one_of("init", init, WEIGHT_STD)
+        one_of("activation", activation, ACTIVATIONS)
+        one_of("layer1_order", layer1_order, LAYER1_ORDERS)
+        one_of("pooling", pooling, POOLINGS)
+        one_of("towers", towers, (1, 2))
+        if towers == 1 and not communication:
+            raise ValueError("with one tower there is no communication to leave out")
+        self.towers, self.layer1_order, self.pooling = towers, layer1_order, pooling
+        self.activation = ACTIVATIONS[activation]
+
+        apart = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
+        conv2_maps = 128 * towers if communication else 160 * towers
+        pad2, pad5 = (2, 1) if pooling == "overlapping" else (1, 0)
+        self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
+        self.conv2 = nn.Conv2d(48 * towers, maps := conv2_maps, 5, padding=pad2, groups=towers)
+        if conv3:
+            self.conv3 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=apart)
+        if conv4:
+            self.conv4 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=towers)
+        if conv5:
+            self.conv5 = nn.Conv2d(maps, maps := 256, 3, padding=pad5, groups=towers)
+        fc6_neurons = 4096 if communication else 4096 * towers
+        side = 7 if pooling == "non_overlapping" and not conv5 else 6
+        self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, apart)
+        self.fc7 = GroupedLinear(fc6_neurons, 4096, apart)
+        self.fc8 = GroupedLinear(4096, classes, 1)
+        self.deep = [name for name, there in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if there]
+        self.norm: nn.Module = (
+            LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
+        )
+        # 2012 code: s = 0.001 divided by the 25 positions, constant 1
+        self.same_map_norm: nn.Module = (
+            SameMapNorm(5, 0.001 / 25, 0.75, 1.0) if lrn and same_map_norm else nn.Identity()
+        )
+        self.dropout = Dropout(dropout, masks=towers)
+        self.initialise(WEIGHT_STD[init], bias_init)
+
+    @torch.no_grad()
+    def initialise(self, std: dict[str, float], bias: float = 1.0) -> None:
+        """Draw each layer's weights from a Gaussian of mean 0 and that standard deviation, and set the biases (Section 5)."""
+        for name, layer in self.named_children():
+            if isinstance(layer, nn.Conv2d | GroupedLinear):
+                assert layer.bias is not None
+                layer.weight.normal_(0, std[name])
+                layer.bias.fill_(bias if name in BIAS_ONE else 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 224, 224) -> logits (N, classes)."""
+        return self._run(images, None)
+
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, 224, 224) -> the neurons' outputs by layer: conv1 ... conv5, pool5, fc6, fc7 after the ReLU, and fc8.
+
+        Those of conv1 and conv2 are taken before normalisation and pooling (with layer1_order="norm_pool_relu" those of
+        conv1 are the ReLU of its responses there), those of fc6 and fc7 before dropout.
+        """
+        seen: dict[str, Tensor] = {}
+        self._run(images, seen)
+        return seen
+
+    def _run(self, images: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
+        def see(name: str, x: Tensor) -> Tensor:
+            if seen is not None:
+                seen[name] = x
+            return x
+
+        def neurons(name: str, x: Tensor) -> Tensor:
+            return see(name, self.activation(self.get_submodule(name)(x)))
+
+        x = F.pad(images, (0, 3, 0, 3))  # right and bottom
+        if self.layer1_order == "relu_norm_pool":
+            x = self.pool(self.norm(neurons("conv1", x)))
+        else:
+            x = self.conv1(x)
+            if seen is not None:
+                see("conv1", self.activation(x.clone()))
+            x = self.activation(self.pool(self.norm(x)))
+        x = self.pool(self.same_map_norm(self.norm(neurons("conv2", x))))
+        for name in self.deep:
+            x = neurons(name, x)
+        x = see("pool5", self.pool(x))
+        x = self.dropout(neurons("fc6", x.flatten(1)))
+        x = self.dropout(neurons("fc7", x))
+        return see("fc8", self.fc8(x))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Max-pooling (Section 3.4), with the sizes rounded up as in the 2012 code: 55 -> 27 -> 13 -> 6 if overlapping."""
+        return F.max_pool2d(x, 3 if self.pooling == "overlapping" else 2, stride=2, ceil_mode=True)
+
+
+class GroupedLinear(nn.Module):
+    """A fully connected layer in ``groups`` parts, each from its share of the inputs to its share of the outputs.
+
+    (N, inputs) -> (N, outputs); weight (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.groups = inputs, outputs, groups
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, outputs)."""
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
+        parts = zip(*(t.chunk(self.groups, -1) for t in (x, self.bias)), self.weight.chunk(self.groups), strict=True)
+        return torch.cat([F.linear(part, weight, bias) for part, bias, weight in parts], 1)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(net)."""
+        return f"{self.in_features}, {self.out_features}, groups={self.groups}"
+
+
+def one_of(name: str, value: object, allowed: Collection[object]) -> None:
+    """Raise ValueError, naming the option net.<name>, unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"net.{name}={value}: this must be one of {', '.join(map(str, allowed))}")

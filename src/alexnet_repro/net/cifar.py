@@ -1,0 +1,156 @@
+"""The small nets for CIFAR-10 of Sections 3.1 and 3.3.
+
+The paper prints neither net. Section 3.3's two are public as layer files of the authors' cuda-convnet: conv-local-13pct, and
+conv-local-11pct in two versions. The "four-layer CNN" of the text counts their two convolutional and two locally connected
+layers. Figure 1's "four-layer convolutional neural network" may be the same net without normalisation, or the plainer one of
+that time with three convolutional layers and one fully connected layer (layers-18pct): here are both.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alexnet_repro.net.alexnet import ACTIVATIONS, one_of
+from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
+
+
+class _SmallNet(nn.Module):
+    """Float images (N, 3, s, s), 0-255 scale and mean-subtracted -> logits (N, classes); layers in the order of their names."""
+
+    @torch.no_grad()
+    def initialise(self, **std: float) -> None:
+        """Each layer's weights from a Gaussian of mean 0 and that standard deviation, as in the layer files; biases 0."""
+        for name, deviation in std.items():
+            self.get_parameter(f"{name}.weight").normal_(0, deviation)
+            self.get_parameter(f"{name}.bias").zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, s, s) -> logits (N, classes)."""
+        return self.activations(images)["fc10"]
+
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, s, s) -> the neurons' outputs by layer, before pooling and normalisation."""
+        raise NotImplementedError
+
+
+class FourLayer(_SmallNet):
+    """Three convolutional layers of 32, 32 and 64 maps, each followed by 3x3 pooling with stride 2, and one fully connected layer.
+
+    cuda-convnet's layers-18pct, with or without its normalisation: 5x5 kernels padded by 2; the first pooling takes the
+    maximum, the other two the mean.
+
+    image_size: s, pixels, a multiple of 8. activation: as AlexNet's. same_map_norm: normalise over 3x3 positions of each map
+    after the first and the second pooling, with s = 0.00005 / 9, power 0.75 and constant 1. Raises ValueError for others.
+    """
+
+    def __init__(
+        self, classes: int = 10, *, image_size: int = 32, activation: str = "relu", same_map_norm: bool = False
+    ) -> None:
+        super().__init__()
+        one_of("activation", activation, ACTIVATIONS)
+        side = pooled(image_size, 3)
+        self.activation = ACTIVATIONS[activation]
+        self.norm: nn.Module = SameMapNorm(3, 0.00005 / 9, 0.75, 1.0) if same_map_norm else nn.Identity()
+        self.conv1 = nn.Conv2d(3, 32, 5, padding=2)
+        self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
+        self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
+        self.fc10 = nn.Linear(64 * side**2, classes)
+        self.initialise(conv1=0.0001, conv2=0.01, conv3=0.01, fc10=0.01)
+
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, s, s) -> the neurons' outputs by layer, before pooling."""
+        seen = {}
+        seen["conv1"] = self.activation(self.conv1(images))
+        seen["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))))
+        seen["conv3"] = self.activation(self.conv3(self.norm(F.avg_pool2d(seen["conv2"], 3, 2, ceil_mode=True))))
+        seen["fc10"] = self.fc10(F.avg_pool2d(seen["conv3"], 3, 2, ceil_mode=True).flatten(1))
+        return seen
+
+
+NORMS = {"n9": (9, 0.001 / 9), "n5_before_pools": (5, 0.001 / 5)}  # maps in a window, alpha
+
+
+class LocallyConnected(_SmallNet):
+    """Section 3.3's net for CIFAR-10: two convolutional layers of 64 maps, two locally connected ones, one fully connected.
+
+    conv1 5x5, max-pooling, conv2 5x5, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
+
+    image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 32 in conv-local-13pct and in the first
+    conv-local-11pct, 64 in the published one. lrn: whether there is normalisation across maps, power 0.75 and constant 1.
+    norm: where and how wide. "n9", the published file: 9 maps, s = 0.001 / 9, after the first and before the second
+    pooling. "n5_before_pools", the first file: 5 maps, s = 0.001 / 5, before both. Raises ValueError for other values.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        *,
+        image_size: int = 24,
+        activation: str = "relu",
+        lrn: bool = True,
+        norm: str = "n9",
+        local3_maps: int = 64,
+    ) -> None:
+        super().__init__()
+        one_of("activation", activation, ACTIVATIONS)
+        one_of("norm", norm, NORMS)
+        side = pooled(image_size, 2)
+        self.activation, self.norm_first = ACTIVATIONS[activation], norm == "n5_before_pools"
+        size, alpha = NORMS[norm]
+        self.norm: nn.Module = LocalResponseNorm(size, alpha, 0.75, 1.0) if lrn else nn.Identity()
+        self.conv1 = nn.Conv2d(3, 64, 5, padding=2)
+        self.conv2 = nn.Conv2d(64, 64, 5, padding=2)
+        self.local3 = LocalConv2d(64, local3_maps, side)
+        self.local4 = LocalConv2d(local3_maps, 32, side)
+        self.fc10 = nn.Linear(32 * side**2, classes)
+        self.initialise(conv1=0.0001, conv2=0.01, local3=0.04, local4=0.04, fc10=0.01)
+
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, s, s) -> the neurons' outputs by layer, before pooling and normalisation."""
+        seen = {}
+        seen["conv1"] = self.activation(self.conv1(images))
+        if self.norm_first:
+            x = F.max_pool2d(self.norm(seen["conv1"]), 3, 2, ceil_mode=True)
+        else:
+            x = self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))
+        seen["conv2"] = self.activation(self.conv2(x))
+        seen["local3"] = self.activation(self.local3(F.max_pool2d(self.norm(seen["conv2"]), 3, 2, ceil_mode=True)))
+        seen["local4"] = self.activation(self.local4(seen["local3"]))
+        seen["fc10"] = self.fc10(seen["local4"].flatten(1))
+        return seen
+
+
+class LocalConv2d(nn.Module):
+    """A locally connected layer: a convolution of 3x3, padded by 1, whose kernels differ from place to place.
+
+    (N, inputs, side, side) -> (N, outputs, side, side). weight: (places, 9 * inputs, outputs), the nine positions in rows
+    and the inputs within each; bias: (places, 1, outputs). One matrix product for each place, all in one call.
+    """
+
+    def __init__(self, inputs: int, outputs: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.weight = nn.Parameter(torch.empty(side**2, 9 * inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(side**2, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, side, side) -> (N, outputs, side, side)."""
+        padded = F.pad(x, (1, 1, 1, 1)).permute(2, 3, 0, 1)  # rows, columns, N, inputs
+        shifted = [
+            padded[row : row + self.side, column : column + self.side] for row in range(3) for column in range(3)
+        ]
+        patches = torch.cat(shifted, -1).flatten(0, 1)
+        y = torch.baddbmm(self.bias.to(patches.dtype), patches, self.weight.to(patches.dtype))
+        return y.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(net)."""
+        places, inputs, outputs = self.weight.shape
+        return f"{inputs // 9}, {outputs}, places={places}"
+
+
+def pooled(size: int, times: int) -> int:
+    """Side of a map after so many poolings that halve it. Raises ValueError if they don't halve it evenly."""
+    if size < 1 or size % 2**times:
+        raise ValueError(f"net.image_size={size}: the poolings of this net need a multiple of {2**times}")
+    return size // 2**times

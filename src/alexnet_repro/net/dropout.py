@@ -1,0 +1,57 @@
+"""Dropout (Section 4.2), with masks that are a function of the seed and the step."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Dropout(nn.Module):
+    """Dropout as printed (Section 4.2): kept outputs are not rescaled in training, all are multiplied by 1-p in testing.
+
+    After ``draw_from(seed, step)`` the masks of each tower are a function of (seed, step, tower) and of the order of calls
+    in that step, so that a resumed or a distributed run drops the same neurons; before it they come from torch's global
+    generator. masks: towers, each with its own. Raises ValueError unless 0 <= p < 1.
+    """
+
+    def __init__(self, p: float = 0.5, masks: int = 2) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout={p}: a probability from 0 to below 1")
+        self.p = p
+        self.towers = list(range(masks))  # whose neurons the input holds, side by side
+        self._source: tuple[int, int] | None = None
+        self._rows: tuple[int, int] | None = None
+        self._generators: list[torch.Generator] = []
+
+    def draw_from(self, seed: int, step: int, first: int = 0, of: int | None = None) -> None:
+        """Make the next masks those of this training step.
+
+        first, of: the input's rows are those from ``first`` on of a batch of so many, whose other rows are elsewhere.
+        """
+        self._source, self._generators = (seed, step), []
+        self._rows = None if of is None else (first, of)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, neurons) -> (N, neurons)."""
+        if self.p == 0:
+            return x
+        if not self.training:
+            return x * (1 - self.p)
+        if self._source is not None and not self._generators:
+            self._generators = [_generator(*self._source, tower, device=x.device) for tower in self.towers]
+        generators: list[torch.Generator | None] = [*self._generators] or [None] * len(self.towers)
+        first, of = self._rows or (0, len(x))
+        shape = (of, x.shape[1] // len(self.towers))
+        # float32 in every precision: so that it has no say in which neurons are dropped
+        empty = torch.empty(shape, dtype=torch.float32, device=x.device)
+        kept = [empty.uniform_(generator=source) >= self.p for source in generators]
+        return x * torch.cat(kept, 1)[first : first + len(x)]
+
+    def extra_repr(self) -> str:
+        """The probability, for print(net)."""
+        return f"p={self.p}"
+
+
+def _generator(seed: int, step: int, tower: int, device: torch.device) -> torch.Generator:
+    key = np.random.SeedSequence((seed, step, tower)).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(key) >> 1)

@@ -1,0 +1,194 @@
+"""Local response normalisation (Section 3.3): the plain form to read, and the fast forms to use.
+
+    b_i = a_i / (k + alpha * sum_{j=i-n/2}^{i+n/2} a_j^2) ** beta
+
+The window is clipped at the first and the last map of a tower and never crosses to the other one.
+
+alpha multiplies the plain sum, as printed. The authors' 2012 code divided its alpha by n when it read the layer file, and
+so does torch.nn.LocalResponseNorm: alpha=5e-4 there is the printed 1e-4 here, and 1e-4/5 here is the 2012 code.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from alexnet_repro.net import lrn_cpu as lrn_compiled
+
+# Float32 bytes of one block of the fast form: its few temporaries stay in cache. 1 and 4 MB are slower.
+BLOCK_BYTES = 2**21
+
+
+def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:
+    """The formula of Section 3.3 term by term: the control that the fast forms are tested against.
+
+    a: (N, C, H, W) responses, whose C maps belong to ``groups`` towers, one after the other. Returns the same shape.
+    """
+    normalised = []
+    for tower in a.chunk(groups, dim=1):
+        squares = F.pad(tower.square(), (0, 0, 0, 0, size // 2, size // 2))
+        window_sum = sum(squares[:, shift : shift + tower.shape[1]] for shift in range(size))
+        normalised.append(tower / (k + alpha * window_sum) ** beta)
+    return torch.cat(normalised, dim=1)
+
+
+class LocalResponseNorm(nn.Module):
+    """Local response normalisation across adjacent maps, inside each of ``groups`` towers (Section 3.3).
+
+    Input and output: (N, C, H, W). The output has the input's dtype, and is laid out channels-last.
+
+    size: n, the number of adjacent maps in a window, odd.
+    alpha, beta, k: as printed; alpha multiplies the plain sum of squares.
+    groups: towers that share no window; C must be a multiple of it.
+
+    Raises ValueError for an even size, or for C that ``groups`` doesn't divide.
+    """
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"the window of local response normalisation must be odd and positive, not {size}")
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+
+    def forward(self, a: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        if a.shape[1] % self.groups:
+            raise ValueError(f"{a.shape[1]} maps can't be split evenly over {self.groups} towers")
+        if lrn_compiled.serves(a, self.size, self.beta, self.groups):
+            return _Compiled.apply(a, self.groups, self.size, self.alpha, self.k)
+        return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
+
+    def _window_sum(self, x: Tensor) -> Tensor:
+        """(n, H, W, C) -> the same shape: the sum over each map's window."""
+        towers = x.unflatten(-1, (self.groups, -1))
+        maps, reach = towers.shape[-1], self.size // 2
+        run = F.pad(towers, (reach, reach))  # sums of 1, then 2, 4, ... neighbours: for n = 5 three additions, not four
+        total, done, length = None, 0, 1
+        while True:
+            if self.size & length:
+                part = run[..., done : done + maps]
+                total = part if total is None else total + part
+                done += length
+            if done == self.size:
+                return total.flatten(-2)  # type: ignore[union-attr]
+            run = run[..., :-length] + run[..., length:]
+            length *= 2
+
+    def extra_repr(self) -> str:
+        """The constants, for print(net)."""
+        return f"n={self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}, groups={self.groups}"
+
+
+class SameMapNorm(nn.Module):
+    """Normalisation inside each map, over a ``size`` x ``size`` window of positions: the 2012 code has one in layer 2.
+
+        b = a / (k + alpha * (sum of a^2 over the window, clipped at the map's edges)) ** beta
+
+    Input and output: (N, C, H, W), as LocalResponseNorm. The paper doesn't mention it. Raises ValueError for an even size.
+    """
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"the window of same-map normalisation must be odd and positive, not {size}")
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, a: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
+
+    def _window_sum(self, x: Tensor) -> Tensor:
+        """(n, H, W, C) -> the same shape: the sum over each position's window."""
+        total = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size, stride=1, padding=self.size // 2, divisor_override=1)
+        return total.permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        """The constants, for print(net)."""
+        return f"{self.size}x{self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}"
+
+
+class _Compiled(torch.autograd.Function):
+    """The form of lrn.c: as _Normalise, with nothing written but the outcome."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, *constants: Any) -> Tensor:
+        a = a.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(a)
+        ctx.constants = constants
+        lrn_compiled.forward(a, out := torch.empty_like(a), *constants)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (a,) = ctx.saved_tensors
+        grad = grads[0].to(a.dtype).contiguous(memory_format=torch.channels_last)
+        lrn_compiled.backward(a, grad, out := torch.empty_like(a), *ctx.constants)
+        return out, None, None, None, None
+
+
+class _Normalise(torch.autograd.Function):
+    """The form for every device and type, and for same-map normalisation. Two things make it cost little:
+
+    the gradient is the closed form, so only the input is kept; and on a CPU both passes work on blocks small enough to stay in
+    cache, so memory is read once and written once. All arithmetic is in float32 (float64 of float64): a response of some
+    hundreds, squared, is no number that half precision should add up.
+
+    With W the window sum and s = k + alpha * W(a^2):
+    b = a s^-beta,  da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)), since a window that reaches from i to j does so back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, window_sum: Callable[[Tensor], Tensor], alpha: float, beta: float, k: float
+    ) -> Tensor:
+        a = a.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(a)
+        ctx.constants = window_sum, alpha, beta, k
+        out = torch.empty_like(a)
+        with torch.autocast(a.device.type, enabled=False):
+            for block, out_block in zip(_blocks(a), _blocks(out), strict=True):
+                a_block = at_least_float32(block)
+                s = window_sum(a_block.square()).mul_(alpha).add_(k)
+                out_block.copy_(_inverse_power(s, beta).mul_(a_block))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (a,) = ctx.saved_tensors
+        window_sum, alpha, beta, k = ctx.constants
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(a)
+        with torch.autocast(a.device.type, enabled=False):
+            for block, grad_block, out_block in zip(_blocks(a), _blocks(grad), _blocks(out), strict=True):
+                a_block = at_least_float32(block)
+                s = window_sum(a_block.square()).mul_(alpha).add_(k)
+                direct = _inverse_power(s, beta).mul_(at_least_float32(grad_block))
+                through_window = window_sum((direct * a_block).div_(s)).mul_(a_block)
+                out_block.copy_(direct.add_(through_window, alpha=-2 * alpha * beta))
+        return out, None, None, None, None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _blocks(x: Tensor) -> list[Tensor]:
+    """Views (n, H, W, C) of a channels-last (N, C, H, W); one block where there is no cache to fit, on a GPU."""
+    images = len(x)
+    if x.device.type == "cpu" and images:
+        images = max(1, BLOCK_BYTES // (x[0].numel() * 4))
+    return [block.permute(0, 2, 3, 1) for block in x.split(max(images, 1))]
+
+
+def _inverse_power(s: Tensor, beta: float) -> Tensor:
+    """s^-beta."""
+    if beta == 0.75:  # s^-1/2 * sqrt(s^-1/2) is several times faster than a power
+        root = s.rsqrt()
+        return root.sqrt().mul_(root)
+    return s.pow(-beta)

@@ -1,0 +1,140 @@
+"""Two towers on two devices (Section 3.2, Figure 2): which tensors cross, and nothing else.
+
+Each device keeps its half of every layer's maps, which is its half of dimension 0 of every parameter, and runs the net of
+net.py on it. A layer that reads both towers gets the other one's maps just before:
+
+    conv1                the image, the same on both devices
+    conv2, conv4, conv5  their own tower                      nothing crosses
+    conv3                all maps of pool2                    crosses
+    fc6, fc7, fc8        all neurons of the layer below       crosses
+    softmax              all logits                           crosses
+
+In net.py a layer's ``groups`` say which it is: two for a layer that reads its own tower, one for a layer that reads both. So
+this holds for every variant of the net, whatever its layers.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
+
+TOWERS = 2
+
+
+class Link:
+    """The connection to the other tower's device. Counts, by layer, the bytes that this device sent and the seconds it took."""
+
+    def __init__(self, group: dist.ProcessGroup | None, tower: int) -> None:
+        self.group, self.tower = group, tower
+        self.bytes: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def swap(self, own: Tensor, layer: str) -> Tensor:
+        """What the other device gives in exchange for ``own``, a contiguous tensor of the same shape."""
+        began = time.perf_counter()
+        both = [torch.empty_like(own) for _ in range(TOWERS)]
+        dist.all_gather(both, own, group=self.group)
+        self.bytes[layer] += own.numel() * own.element_size()
+        self.seconds[layer] += time.perf_counter() - began
+        return both[1 - self.tower]
+
+    def join(self, own: Tensor, layer: str) -> Tensor:
+        """Own maps in dimension 1 -> those of both towers, in their order; channels-last images stay so."""
+        last = own.movedim(1, -1).contiguous()
+        parts = [last, self.swap(last, layer)]
+        return torch.cat(parts[:: 1 - 2 * self.tower], -1).movedim(-1, 1)
+
+
+class _ReadBothTowers(torch.autograd.Function):
+    """Own maps -> maps of both towers. Back: what the layers of both devices want changed in the own ones, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, link: Link, layer: str) -> Tensor:
+        ctx.link, ctx.layer = link, layer
+        return link.join(own, layer)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        link = ctx.link
+        parts = [part.movedim(1, -1).contiguous() for part in gradient.chunk(TOWERS, 1)]
+        of_other = link.swap(parts[1 - link.tower], ctx.layer)
+        # tower 0's term first on both devices, so that neither rounds otherwise
+        terms = (parts[link.tower], of_other)[:: 1 - 2 * link.tower]
+        return (terms[0] + terms[1]).movedim(-1, 1), None, None
+
+
+class _JoinLogits(torch.autograd.Function):
+    """Own logits -> all ``classes`` of them. The loss of both devices is the same one, so back goes the own part alone."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, link: Link, classes: int) -> Tensor:
+        half = -(-classes // TOWERS)  # of an odd number, tower 0 has one more
+        ctx.part = slice(link.tower * half, link.tower * half + own.shape[1])
+        return link.join(F.pad(own, (0, half - own.shape[1])), "softmax")[:, :classes].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient[:, ctx.part], None, None
+
+
+def keep_tower(net: Any, link: Link) -> None:
+    """Make the whole net this device's half of it, in place. Raises ValueError for a net of one tower.
+
+    ``net.whole_rows`` keeps how many rows each parameter of the whole net has.
+    """
+    if net.towers != TOWERS:
+        raise ValueError(f"a net of {net.towers} tower has nothing to put on a second device")
+    net.whole_rows = {name: len(parameter) for name, parameter in net.named_parameters()}
+    for name, layer in net.named_children():
+        if not isinstance(layer, nn.Conv2d | GroupedLinear):
+            continue
+        for key, parameter in list(layer.named_parameters()):
+            setattr(layer, key, nn.Parameter(half_of(parameter.detach(), link.tower)))
+        if layer.groups == TOWERS:
+            layer.groups = 1  # of what is here
+        elif name != "conv1":
+            layer.register_forward_pre_hook(_reader(link, name))
+    classes = net.fc8.out_features
+    net.fc8.register_forward_hook(lambda _, __, own: _JoinLogits.apply(own, link, classes))
+    if hasattr(net.norm, "groups"):
+        net.norm.groups = 1
+    net.dropout.towers = [link.tower]
+
+
+def _reader(link: Link, name: str) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+    return lambda _, inputs: _ReadBothTowers.apply(inputs[0], link, name)
+
+
+def half_of(whole: Tensor, tower: int) -> Tensor:
+    """A parameter of the whole net, or its momentum -> that of one tower: a half of dimension 0."""
+    return whole.chunk(TOWERS)[tower].clone()
+
+
+def whole_of(half: Tensor, link: Link, rows: int) -> Tensor:
+    """The opposite of ``half_of``; both devices must call it. rows: of dimension 0 of the whole."""
+    most = -(-rows // TOWERS)
+    padded = torch.cat([half, half.new_zeros(most - len(half), *half.shape[1:])]).contiguous()
+    both = [padded, link.swap(padded, "checkpoint")]
+    return torch.cat(both[:: 1 - 2 * link.tower])[:rows]
+
+
+def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int]:
+    """Bytes that each device sends in one training step of so many images, by layer, by arithmetic alone.
+
+    net: the whole net. element: bytes of a number. Forwards a device sends its half of what a layer reads, and backwards the
+    gradient of the other half, which has the same size; of the logits it sends its half, and nothing back.
+    """
+    sent = {}
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and name != "conv1":
+            sent[name] = 2 * images * (layer.in_channels // TOWERS) * 13**2 * element
+        elif isinstance(layer, GroupedLinear) and layer.groups == 1:
+            sent[name] = 2 * images * (layer.in_features // TOWERS) * element
+    return sent | {"softmax": images * -(-net.fc8.out_features // TOWERS) * element}

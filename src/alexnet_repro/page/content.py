@@ -1,0 +1,357 @@
+"""What the page says, in words and numbers: a row for each claim, other measurements, and the figures that results alone make."""
+
+import math
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
+from alexnet_repro.claims.results import Result
+from alexnet_repro.claims.verdict import DECIDED, Estimate, Finding, deciding, judge, status
+from alexnet_repro.configs import CONF
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.page import figures
+from alexnet_repro.provenance import machine
+
+CLASS_OF = {  # of a verdict, for its colour
+    "reproduced": "good",
+    "direction confirmed": "half",
+    "undecided": "half",
+    "contradicted": "bad",
+    "counted: equal": "good",
+    "counted: differs": "bad",
+    "proxy: agrees": "good",
+    "proxy: undecided": "half",
+    "proxy: disagrees": "bad",
+}
+
+
+def content(results: list[Result]) -> dict[str, Any]:
+    """What the page says in words and numbers: a row for each claim, what else was measured, and sources."""
+    claims, found = read_claims(), judge(results)
+    others = [
+        row(claims[name], []) | answer(finding)
+        for name, findings in found.items()
+        for finding in findings
+        if not any(finding is decides for decides in deciding(findings))
+    ]
+    rows = [row(claims[name], deciding(findings)) for name, findings in found.items()]
+    return {
+        "rows": rows,
+        "others": others,
+        "verdicts": verdicts(rows),
+        "sources": [source(result) for result in results],
+        "results": results,
+        "expected": expected_lines(),
+        "date": date.today().isoformat(),
+        "machine": machine(torch.device("cpu")),
+    }
+
+
+def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Count the verdicts: by experiment first (one for each recipe and net), then what was counted, then the rest."""
+    answers = Counter(answer["verdict"] for row in rows for answer in row["answers"])
+    rest = Counter(row["status"] for row in rows if row["status"] not in ("", "counted"))
+    order = (*DECIDED, "one seed, inside", "one seed, outside", "counted: equal", "counted: differs")
+    return {word: answers[word] for word in order if answers[word]} | dict(rest.most_common())
+
+
+def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
+    """The figures that results alone make, with their captions; curves of these runs, or of all results if there are none."""
+    found = judge(results)
+    drawn: dict[str, tuple[Figure, str]] = {}
+    if changes := deltas(found):
+        drawn["ablations"] = (
+            figures.forest(changes, "change of the top-1 error, points"),
+            "What each change does to the top-1 error. The paper's values are of its own data and whole protocols, and no measure for others.",
+        )
+    raced = read_claims()["figure_1"].run[0]["experiment"]  # have a figure of their own
+    chosen = [r for r in results if r.get("history")]
+    chosen = [r for r in chosen if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in raced)]
+    histories = {label(r): r["history"] for r in chosen}
+    if histories:
+        few = dict(list(histories.items())[: len(figures.COLOURS)])
+        more = f" {len(histories) - len(few)} more are not drawn." if len(histories) > len(few) else ""
+        drawn["curves"] = (
+            figures.training_curves(few),
+            "Errors by epoch: in training (solid), as the images were met, and in validation or testing (dashed), one view."
+            + more,
+        )
+    races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
+    if races:
+        drawn["figure-1"] = (
+            figures.figure_1(races),
+            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), a line for each seed; "
+            f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
+        )
+    drawn["figure-2"] = (
+        figures.figure_2(AlexNet()),
+        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and where two devices talk.",
+    )
+    return drawn
+
+
+def to_25(races: list[Result]) -> str:
+    """Epochs and updates that each of these runs took to 25% training error, by net and activation."""
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for race in sorted(races, key=lambda race: (race["net"], race["activation"], race["seed"])):
+        there = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
+        took = (str(there["epoch"]), str(there.get("steps", "?"))) if there else ("never", "never")
+        lines.setdefault(f"{race['net']}, {race['activation']}", []).append(took)
+    columns = {name: [", ".join(column) for column in zip(*took, strict=True)] for name, took in lines.items()}
+    return "; ".join(f"{name} {epochs} ({updates})" for name, (epochs, updates) in columns.items())
+
+
+def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
+    """A line of the claims table: what the paper says, and an answer for each recipe and net."""
+    about = {
+        "measured on": ", ".join(part for part in (claim.data, claim.split, claim.protocol) if part),
+        "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
+        "reproduced if": rule(claim),
+        "derivation": claim.derivation,
+        "note": claim.note,
+        "command": claim.command,
+    }
+    return {
+        "name": claim.name,
+        "kind": claim.kind,
+        "section": claim.section,
+        "says": claim.says,
+        "paper": said(claim),
+        "of": " ".join(part for part in (claim.data, claim.split) if part and part != "not said"),
+        "about": {key: text for key, text in about.items() if text},
+        "answers": [answer(finding) for finding in answers],
+        "status": status(claim, answers),
+    }
+
+
+def answer(finding: Finding) -> dict[str, Any]:
+    """What a finding shows: numbers, interval, where they come from, and its verdict."""
+    claim, facts, first = finding.claim, finding.shared, (finding.results or [{}])[0]
+    keys = list(claim.value) or list(finding.estimates)
+    intervals = [interval(claim, key, finding.estimates[key]) for key in keys if finding.estimates[key].low is not None]
+    where = [str(facts[key]) for key in ("source", "net", "ablation", "recipe", "options") if facts.get(key)]
+    if facts.get("data") and not facts.get("source"):
+        where.insert(0, facts["data"])
+    if "ratios" in first:
+        where.append(first.get("machine", ""))
+    if facts.get("epochs"):
+        where.append(f"{facts['epochs']} epochs")
+    if facts.get("precision"):
+        where.append(facts["precision"])
+    if members := first.get("members"):
+        where.append(f"{members} nets")
+    elif finding.seeds and facts.get("data"):
+        where.append(f"seed{'s' if len(finding.seeds) > 1 else ''} {', '.join(map(str, finding.seeds))}")
+    losses = [r[claim.measure]["log_loss"] for r in finding.results if "log_loss" in (r.get(claim.measure) or {})]
+    return {
+        "here": numbers(claim, {key: finding.estimates[key].value for key in keys}),
+        "interval": " / ".join(intervals),
+        "log_loss": f"{sum(losses) / len(losses):.3f} nats" if losses and claim.kind == "number" else "",
+        "where": ", ".join(where),
+        "why": finding.caveat or (finding.proxy and f"proxy: {finding.proxy}") or "",
+        "verdict": finding.verdict,
+        "class": CLASS_OF.get(finding.verdict, "none"),
+    }
+
+
+def interval(claim: Claim, key: str, estimate: Estimate) -> str:
+    """The 95% interval of one measure in words."""
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return f"{numbers(claim, {key: estimate.low})} to {numbers(claim, {key: estimate.high})}"
+
+
+def logged(claim: Claim) -> str:
+    """The runs of the 2012 log behind a claim, with their errors and log-losses."""
+    texts = []
+    for run in claim.log:
+        errors = " / ".join(f"{value:.2f}" for key, value in run.items() if key.endswith("_error"))
+        texts.append(f"{run['run']} ({errors}, {run['log_loss']:.4f} nats)")
+    return (" against " if claim.kind == "difference" else ", ").join(texts)
+
+
+def said(claim: Claim) -> str:
+    """The paper's value, or the direction that it names."""
+    if not claim.value:
+        return {"every": "every run"}.get(claim.kind, claim.direction or "")
+    if claim.kind == "count" and claim.direction:
+        return f"at most {max(claim.value.values())} %"
+    return numbers(claim, claim.value)
+
+
+def numbers(claim: Claim, values: dict[str, Any]) -> str:
+    """Values as the paper writes them: 40.7 / 18.2, +1.4 / +1.2, 6 times, 60,965,224."""
+    kind, measure = claim.kind, claim.measure
+    if measure == "loading":
+        return f"{100 * values['share']:.1f}% of the time"
+    if kind == "every":
+        return " / ".join(f"{100 * value:.0f}% of the runs" for value in values.values())
+    if kind == "ratio":
+        return " / ".join(f"{value:.3g} times" if 0 < value < math.inf else "never" for value in values.values())
+    if kind == "difference" or measure == "validation_minus_test":
+        return " / ".join(f"{value:+.1f}" for value in values.values())
+    if kind == "count":
+        whole = all(value >= 100 or float(value).is_integer() for value in values.values())
+        if measure == "share_of_each_convolution":
+            return " ".join(f"{value:.3g}" for value in values.values()) + " %"
+        return " - ".join(f"{value:,.0f}" if whole else f"{value:.3f}" for value in values.values())
+    if "days" in values:
+        return f"{values['days']} days"
+    if measure == "training_at_100":
+        return " / ".join(
+            f"{value:.3f} nats" if key == "train_loss" else f"{value:.1f}%" for key, value in values.items()
+        )
+    return " / ".join(f"{value:.4g}" if kind == "quoted" else f"{value:.1f}" for value in values.values())
+
+
+def rule(claim: Claim) -> str | None:
+    """The claim's rule in words."""
+    if claim.kind == "count":
+        if claim.direction:
+            return "none is above it"
+        return "equal" if not claim.tolerance else f"within {numbers(claim, claim.tolerance)}"
+    if not claim.is_tested:
+        return None
+    if claim.kind == "every":
+        return "every one of at least 3 runs has it"
+    unit = "" if claim.kind == "ratio" else " points"
+    if claim.tolerance:
+        within = " / ".join(f"{value:g}" for value in claim.tolerance.values())
+        return f"the 95% interval over at least 3 seeds lies within {within}{unit} of the paper's value"
+    way = "above" if claim.more else "below"
+    least = claim.neutral if claim.at_least is None else claim.at_least
+    return f"the 95% interval over at least 3 seeds lies {way} {least:g}{unit}"
+
+
+def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
+    """Lines of the forest plot: every difference of top-1 errors of two experiments that was measured."""
+    lines = []
+    for name, findings in found.items():
+        for finding in findings:
+            claim = finding.claim
+            if claim.kind != "difference" or claim.measure != "ten_crop":
+                continue
+            top1, shared = finding.estimates["top1_error"], finding.shared
+            parts = (shared.get("ablation") or name, shared["data"], shared["recipe"])
+            lines.append(
+                {
+                    "label": ", ".join(str(part) for part in parts) + f" (n={len(finding.seeds)})",
+                    "value": top1.value,
+                    "interval": None if top1.low is None else (top1.low, top1.high),
+                    "paper": claim.value.get("top1_error"),
+                }
+            )
+    return lines
+
+
+def expected_lines() -> list[tuple[str, str, float, float]]:
+    """Ablation, data, top-1 and top-5 error of ten crops: what the paper measured."""
+    lines = []
+    for name, claim in read_claims().items():
+        if claim.run and (pair := expected_errors(name)):
+            what = "five_cnns" if "members" in claim.run[0] else claim.run[0]["ablation"]
+            lines.append((what, f"{claim.data} {claim.split}", pair["top1_error"], pair["top5_error"]))
+    return lines
+
+
+def label(result: Result) -> str:
+    """A run in a few words."""
+    parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
+    if result["net"] != "alexnet":
+        parts.append(f"rate {result.get('lr')}")
+    parts.append(f"mean of {result['members']} nets" if "members" in result else f"seed {result['seed']}")
+    return ", ".join(part for part in parts if part not in ("none", "alexnet"))
+
+
+def source(result: Result) -> dict[str, str]:
+    """A line of the list of results."""
+    errors = [
+        f"{view['top1_error']:.1f} / {view['top5_error']:.1f}" if (view := result.get(key)) else ""
+        for key in ("centre", "ten_crop")
+    ]
+    return {
+        "file": result["file"].removeprefix(f"{Path(CONF).parent}/"),
+        "what": label(result) if "recipe" in result else "speed",
+        "epochs": str(result.get("epochs", "")),
+        "one view": errors[0],
+        "ten crops": errors[1],
+        "hardware": result.get("hardware") or result.get("machine", ""),
+        "commit": (result.get("commit") or "")[:10],
+        "command": result.get("command", ""),
+    }
+
+
+def summary(page: dict[str, Any]) -> str:
+    """How many claims have which verdict, those by experiment apart from what was counted."""
+    counts = page["verdicts"]
+    by_experiment = [f"{n} {word}" for word, n in counts.items() if word in DECIDED or word.startswith("one seed")]
+    counted = [
+        f"{n} {'equal to the paper' if word.endswith('equal') else 'different'}"
+        for word, n in counts.items()
+        if word.startswith("counted")
+    ]
+    rest = [f"{n} {word}" for word, n in counts.items() if word in ("quoted", "to be looked at", "not run")]
+    return (
+        f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
+        f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"
+    )
+
+
+def claims_table(page: dict[str, Any]) -> str:
+    """All rows in Markdown, with a line for each recipe and net."""
+    lines = [row | answer for row in page["rows"] for answer in row["answers"]]
+    lines += [row | _NO_ANSWER | {"verdict": row["status"]} for row in page["rows"] if not row["answers"]]
+    return _table(lines, "says", "section", "paper", "here", "interval", "where", "verdict")
+
+
+_NO_ANSWER = {"here": "", "interval": "", "where": "", "why": "", "log_loss": ""}
+
+
+def others_table(page: dict[str, Any]) -> str:
+    """What else was measured, in Markdown."""
+    return _table(page["others"], "says", "section", "where", "why", "here", "interval", "verdict")
+
+
+def _table(lines: list[dict[str, Any]], *columns: str) -> str:
+    titles = {
+        "name": "claim",
+        "says": "claim",
+        "paper": "the paper",
+        "interval": "95% interval",
+        "where": "measured on",
+        "why": "why it does not decide",
+    }
+    head = ["| " + " | ".join(titles.get(column, column) for column in columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*head, *("| " + " | ".join(line[column] or "-" for column in columns) + " |" for line in lines)])
+
+
+def readme_block(page: dict[str, Any]) -> str:
+    """The README's part about claims: what experiments say, what was counted, and what was not run."""
+    columns = ("name", "paper", "here", "interval", "where", "verdict")
+    answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
+    lines = [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
+    if several := [line for line in page["others"] if line["interval"]]:
+        lines += ["", "Other protocols and data sets (proxies), of several seeds:", ""]
+        lines += [_table(several, "name", "here", "interval", "where", "why", "verdict")]
+    counted: dict[str, list[str]] = {}
+    for line in page["rows"]:
+        if line["kind"] == "count":
+            counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
+    told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
+    missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
+    lines += ["", f"Counted on the net: {told}. Not run: {missing}.", ""]
+    for data in ("photos", "imagenette"):
+        of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
+        errors = (
+            f"{', '.join(w for w in (r['recipe'], r['ablation'], *r.get('options', ())) if w != 'none')}: "
+            f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
+            for r in of_data
+        )
+        if of_data:
+            lines.append(f"`{data}`, top-1 error of one view / ten crops, %, ten classes: {'; '.join(errors)}.")
+    return "\n".join([f"{summary(page)}.", "", *lines])

@@ -1,0 +1,184 @@
+"""One page that says, claim by claim, what the paper says and what we got; with the figures."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from alexnet_repro.claims.results import Result, read_results
+from alexnet_repro.configs import CONF
+from alexnet_repro.data.store import Split
+from alexnet_repro.errors import UserError
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.colour import colour_content
+from alexnet_repro.page import figures
+from alexnet_repro.page.content import claims_table, content, drawings, others_table, readme_block, summary
+from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
+from alexnet_repro.provenance import write_json
+from alexnet_repro.training.launcher import world
+from alexnet_repro.training.measurement import fitting_store, load_run
+from alexnet_repro.training.run_folder import named
+from alexnet_repro.training.trainer import make_trainer
+
+CHECKOUT = Path(CONF).parent
+BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
+QUERIES = 1000  # at most, to judge retrieval with
+
+
+def report(cfg: DictConfig) -> dict[str, Any]:
+    """Write index.html, report.md and figures/ into ``cfg.out`` and return the page's content; refresh the README if asked to.
+
+    Raises UserError for folders that aren't finished runs and for damaged results.
+    """
+    runs = finished_runs(cfg)
+    published = Path(str(cfg.results)) if cfg.results else CHECKOUT / "results"
+    if cfg.results and not published.is_dir():
+        raise UserError(f"there is no folder {published}", "results= names a folder of results, such as results")
+    out = Path(str(cfg.out))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
+    if cfg.readme and not (CHECKOUT / "README.md").is_file():
+        raise UserError("readme=true refreshes the README of a checkout, and this package is installed without one")
+    if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
+        raise UserError("report works on one device, and images= is a number above 0 or null")
+    ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
+    results = read_results(*runs, *ensembles, *([published] if published.is_dir() else []))
+    shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
+    own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), {})
+    pictures = pictures_of(cfg, shown, own) if shown else {}
+    page = content(results)
+    page["figures"] = drawings(results, runs) | pictures
+    page["shown"] = str(shown) if shown else None
+    page["retrieval"] = own.get("retrieval")
+    write(page, out)
+    print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
+    if cfg.readme:
+        refresh_readme(content(read_results(published)))
+    if cfg.logger.wandb:
+        from alexnet_repro.page.wandb_report import publish
+
+        print(f"published: {publish(page, cfg.logger.project, cfg.logger.entity)}")
+    return page
+
+
+def finished_runs(cfg: DictConfig) -> list[Path]:
+    """The folders of runs= that hold a finished run, or all of them below runs/, those that ended last first."""
+    if cfg.runs is None:
+        found = [path.parent for path in Path("runs").rglob("result.json")]
+        return sorted(found, key=lambda run: -(run / "result.json").stat().st_mtime)
+    runs = named(cfg.runs)
+    for run in runs:
+        if not (run / "result.json").is_file():
+            raise UserError(
+                f"{run} holds no finished run",
+                "name folders that train made: runs=[runs/paper/seed-0,runs/paper-no_lrn/seed-0]",
+            )
+    return runs
+
+
+def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[Figure, str]]:
+    """Figures 3 and 4 of a run, from its checkpoint and its store; how well it retrieves goes into its retrieval.json and
+    into ``result``, which is what was read of it."""
+    model, trained = load_run(run)
+    towers = trained.net.get("towers", 1)
+    weight = model.net.get_submodule("conv1").weight
+    shares = ", ".join(f"{100 * share:.0f}%" for share in colour_content(weight, towers))  # type: ignore[arg-type]
+    drawn = {
+        "figure-3": (
+            figures.figure_3(weight, towers),  # type: ignore[arg-type]
+            f"Figure 3: the first layer's kernels of {run}. Share of their energy that is colour, by tower: {shares} "
+            "(random weights: 67%).",
+        )
+    }
+    if not isinstance(model.net, AlexNet):
+        return drawn
+    try:
+        store = fitting_store(str(trained.data.store), model, run)
+    except UserError as error:
+        print(f"no Figure 4: {error.problem}")
+        return drawn
+    asked, there = store.split(store.measured_split), store.split("train")
+    trainer = make_trainer(cfg)
+    queries = look(trainer, model, asked, QUERIES, cfg.batch_size)
+    images = look(trainer, model, there, cfg.images, cfg.batch_size)
+    eight, five = (np.linspace(0, len(queries.labels) - 1, 2 * n + 1).astype(int)[1::2] for n in (8, 5))
+    drawn["figure-4-left"] = (
+        figures.figure_4_left(
+            _pictures(asked, queries.indices[eight]),
+            queries.softmax[eight],
+            queries.labels[eight].tolist(),
+            model.class_names,
+        ),
+        f"Figure 4, left: {store.measured_split} images, the labels that {run} finds most probable, and the right one (green).",
+    )
+    found = nearest(queries.fc7[five], images.fc7)
+    drawn["figure-4-right"] = (
+        figures.figure_4_right(
+            _pictures(asked, queries.indices[five]),
+            [_pictures(there, images.indices[line]) for line in found.numpy()],
+            (images.labels[found] == queries.labels[five, None]).tolist(),
+        ),
+        f"Figure 4, right: {store.measured_split} images and the six of {len(images.labels):,} training images that are nearest "
+        "by Euclidean distance in fc7; green: of the same class.",
+    )
+    result["retrieval"] = retrieval_quality(queries, images, trained.seed)
+    write_json(run / "retrieval.json", result["retrieval"])
+    return drawn
+
+
+def _pictures(split: Split, indices: Any) -> list[Any]:
+    return [np.asarray(split[int(i)]) for i in indices]
+
+
+def write(page: dict[str, Any], out: Path) -> None:
+    """index.html, one file that needs nothing else, and report.md with its figures as PNG files beside it."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alexnet_repro", "page"),
+        autoescape=lambda name: "html" in (name or ""),
+        trim_blocks=True,
+    )
+    svgs = {}
+    for name, (figure, _) in page["figures"].items():
+        figure.savefig(out / "figures" / f"{name}.png", dpi=150, facecolor="white")
+        svgs[name] = svg(name, figure)
+    said = {
+        **page,
+        "svgs": svgs,
+        "captions": {name: caption for name, (_, caption) in page["figures"].items()},
+        "summary": summary(page),
+        "claims_table": claims_table(page),
+        "others_table": others_table(page),
+    }
+    for template, file in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
+        (out / file).write_text(environment.get_template(template).render(said))
+
+
+def svg(name: str, figure: Figure) -> str:
+    """A figure as an <svg> element that takes its ink from the page and whose ids are its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    tag, rest = text.split(">", 1)
+    text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest  # the viewBox stays
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
+
+
+def refresh_readme(page: dict[str, Any]) -> None:
+    """Put the block into the README of the checkout, between its two marks."""
+    path = CHECKOUT / "README.md"
+    text = path.read_text() if path.is_file() else ""
+    if BEGIN in text and END in text:
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        new = f"{before}{BEGIN}\n{readme_block(page)}\n{END}{after}"
+        if new != text:
+            path.write_text(new)
+            print(f"refreshed: {path}")

@@ -1,0 +1,144 @@
+"""Images that the last hidden layer finds alike, and short binary codes for them (Section 6.1, Figure 4 right)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from alexnet_repro.data.augment import centre_crop
+from alexnet_repro.data.module import ValBatch, ValImages, already_a_batch
+from alexnet_repro.data.store import Split
+from alexnet_repro.net.lrn import at_least_float32
+from alexnet_repro.training.classifier import Classifier
+
+NEAREST = 6  # as in Figure 4
+BITS = 64  # ours: the paper says "short"
+PIXELS = 32  # ours: pixels are compared on copies of 32x32
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a net makes of images: fc7 (N, 4096) float16; softmax (N, classes); pixels (N, 3072), 32x32 RGB; labels (N,).
+
+    indices: (N,) which images of their split these are.
+    """
+
+    fc7: Tensor
+    softmax: Tensor
+    pixels: Tensor
+    labels: Tensor
+    indices: NDArray[np.int64]
+
+
+class _Look(L.LightningModule):
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
+        images = self.model.views(batch, centre_crop)
+        seen = self.model.net.activations(images)
+        small = F.adaptive_avg_pool2d(images.float(), PIXELS).flatten(1)
+        return seen["fc7"].half(), at_least_float32(seen["fc8"]).softmax(1), small.half(), batch.labels
+
+
+def look(trainer: L.Trainer, model: Classifier, images: Split, at_most: int | None, batch_size: int = 128) -> Seen:
+    """Show the net the central patches of a split's images, or of ``at_most`` of them, evenly spaced."""
+    count = len(images) if at_most is None else min(at_most, len(images))
+    indices = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    loader = DataLoader(ValImages(images), batch_size, sampler=indices.tolist(), collate_fn=already_a_batch)
+    columns: Any = zip(*trainer.predict(_Look(model.eval()), loader) or (), strict=True)
+    fc7, softmax, pixels, labels = (torch.cat(column) for column in columns)
+    return Seen(fc7, softmax, pixels, labels, indices)
+
+
+def nearest(queries: Tensor, images: Tensor, k: int = NEAREST) -> Tensor:
+    """(Q, d), (N, d) -> (Q, k) indices of the images with the smallest Euclidean distance, the nearest first."""
+    best: Tensor | None = None
+    places: Tensor | None = None
+    wanted = queries.float()
+    for first, part in zip(range(0, len(images), 4096), images.split(4096), strict=True):  # so that memory stays small
+        part = part.float()
+        distances = part.square().sum(1) - 2 * wanted @ part.T  # up to a constant of each query
+        if best is not None and places is not None:
+            distances = torch.cat([best, distances], 1)
+            indices = torch.cat([places, torch.arange(first, first + len(part)).expand(len(wanted), -1)], 1)
+        else:
+            indices = torch.arange(len(part)).expand(len(wanted), -1)
+        best, order = distances.topk(min(k, distances.shape[1]), largest=False)
+        places = indices.gather(1, order)
+    assert places is not None
+    return places
+
+
+class Autoencoder(nn.Module):
+    """Features (N, d) -> codes of ``bits`` zeros and ones -> features, after Krizhevsky and Hinton 2011 (the paper's [14]).
+
+    They pre-trained theirs as restricted Boltzmann machines; this one is trained at once, with noise on the code's inputs
+    that drives its outputs to 0 and 1.
+    """
+
+    def __init__(self, features: Tensor, bits: int = BITS, hidden: int = 256) -> None:
+        super().__init__()
+        self.mean, self.scale = features.float().mean(0), features.float().std().clamp(min=1e-6)
+        width = features.shape[1]
+        self.encoder = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, bits))
+        self.decoder = nn.Sequential(nn.Linear(bits, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, noise: float = 0.0) -> Tensor:
+        """(N, d) standardised -> the same shape, through the code."""
+        before = self.encoder(x)
+        return self.decoder(torch.sigmoid(before + noise * torch.randn_like(before)))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features with the mean of all subtracted, divided by their overall standard deviation."""
+        return (features.float() - self.mean) / self.scale
+
+    @torch.inference_mode()
+    def codes(self, features: Tensor) -> Tensor:
+        """(N, d) -> (N, bits) of 0 and 1; their squared Euclidean distance is Hamming's."""
+        return torch.cat([(self.encoder(self.standardised(part)) > 0).float() for part in features.split(4096)])
+
+
+def train_autoencoder(features: Tensor, seed: int = 0, steps: int = 200, batch_size: int = 256) -> Autoencoder:
+    """An autoencoder of these features: Adam, squared error, noise of standard deviation 2 on the code's inputs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Autoencoder(features)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(steps):
+            x = model.standardised(features[torch.randint(len(features), (batch_size,))])
+            loss = F.mse_loss(model(x, noise=2.0), x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def same_class(places: Tensor, images: Tensor, queries: Tensor) -> float:
+    """(Q, k) places, labels (N,) of images and (Q,) of queries -> percent of the places that have the query's label."""
+    return round(100 * float((images[places] == queries[:, None]).float().mean()), 4)
+
+
+def retrieval_quality(queries: Seen, images: Seen, seed: int = 0) -> dict[str, Any]:
+    """Percent of the six nearest that are of the query's class: by fc7, by pixels, and by codes of either."""
+    shares = {}
+    for name, asked, there in (("fc7", queries.fc7, images.fc7), ("pixels", queries.pixels, images.pixels)):
+        shares[name] = same_class(nearest(asked, there), images.labels, queries.labels)
+        coder = train_autoencoder(there, seed)
+        found = nearest(coder.codes(asked), coder.codes(there))
+        shares[f"codes of {name}"] = same_class(found, images.labels, queries.labels)
+    guess = torch.stack([(images.labels == label).float().mean() for label in queries.labels]).mean()
+    return {
+        "queries": len(queries.labels),
+        "images": len(images.labels),
+        "nearest": NEAREST,
+        "bits": BITS,
+        "same_class": shares | {"guessing": round(100 * float(guess), 4)},
+    }

@@ -1,0 +1,83 @@
+"""What a result depends on besides its config: hardware, versions, commit and command."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """Which of a run's processes this is, by what torchrun or Slurm says; 0 if there is one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
+    """Hardware, versions, commit, command."""
+    import torch  # here, since it takes a second, and most of what imports this module needs none of it
+
+    if device.type == "cuda":
+        hardware = f"{processes} x {torch.cuda.get_device_name(device)}"
+    else:
+        hardware = f"{processes * torch.get_num_threads()} threads of {processor()}"
+    packages = ("alexnet_repro", "torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
+    return {
+        "machine": hardware,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "commit": _commit(),
+        "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+    }
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
+
+
+def processor(field: str = "model name") -> str:
+    """Return that field of the first processor in /proc/cpuinfo, or what Python knows of the machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package is in, with a + if it has uncommitted changes; None outside of one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / "pyproject.toml").exists():
+        return None
+    try:
+        git = ["git", "-C", os.fspath(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+        return commit + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears at ``path`` whole, when the block ends without an error, or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        yield file
+    unfinished.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a result as JSON."""
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,1 @@
+"""A run: the classifier, its optimizer and schedule, its folder, checkpoints and processes."""

@@ -1,0 +1,278 @@
+"""A net, the training rule and the measurements, as a LightningModule."""
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric
+
+from alexnet_repro.claims.scores import MEASURED, VIEWS, score, top_k_misses
+from alexnet_repro.data.augment import (
+    COLOUR_UNITS,
+    add_colour_noise,
+    centre_crop,
+    colour_noise_directions,
+    jitter,
+    nine_crop,
+    subtract_mean,
+    ten_crop,
+)
+from alexnet_repro.data.module import TrainBatch, ValBatch, replica_of
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.cifar import FourLayer, LocallyConnected
+from alexnet_repro.net.lrn import at_least_float32
+from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
+
+MEANS = ("patch", "centre")
+RULES = ("when_error_stalls", "by_hand", "constant")
+Net = AlexNet | FourLayer | LocallyConnected
+NETS: dict[str, type[Net]] = {"alexnet": AlexNet, "four_layer": FourLayer, "locally_connected": LocallyConnected}
+
+
+def build(name: str, **options: Any) -> Net:
+    """The net of that name. Raises ValueError for a name or an option that there isn't, or for a value that it can't have."""
+    if name not in NETS:
+        raise ValueError(f"net.name={name}: this must be one of {', '.join(NETS)}")
+    known = signature(NETS[name]).parameters
+    if strangers := [option for option in options if option not in known]:
+        raise ValueError(f"net={name} has no {', '.join(strangers)} to choose")
+    return NETS[name](**options)
+
+
+class TrainingMeans(Metric):
+    """Training error and loss of the current epoch, of images as they were met, for each stored batch file.
+
+    compute() -> (files, 2): error in percent, loss in nats.
+    """
+
+    full_state_update = False
+    sums: Tensor  # (files, 3): misses, nats, images
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(1, 3), dist_reduce_fx="sum")
+
+    def update(self, file: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add a batch: the number of its file, logits (N, classes), labels (N,) and losses (N,)."""
+        if file >= len(self.sums):
+            self.sums = F.pad(self.sums, (0, 0, 0, file + 1 - len(self.sums)))
+        self.sums[file] += torch.stack(
+            [top_k_misses(logits, labels, 1).sum(), losses.sum(), losses.new_tensor(len(losses))]
+        )
+
+    def compute(self) -> Tensor:
+        """Means of each file and, last, of all: (files + 1, 2)."""
+        sums = torch.cat([self.sums, self.sums.sum(0, keepdim=True)])
+        return sums[:, :2] / sums[:, 2:] * sums.new_tensor([100.0, 1.0])
+
+
+class Classifier(L.LightningModule):
+    """A net with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
+
+    net: its name, as conf/net has it, and its keyword arguments. optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, where each is
+    explained. image_size: of the store, pixels. class_names: what a label means. seed: of dropout's masks. mean (size, size, 3) and covariance (3, 3), 0-255:
+    of the training images; in a checkpoint they are buffers. Raises ValueError for values that don't exist.
+    """
+
+    mean: Tensor
+    noise_directions: Tensor
+
+    def __init__(
+        self,
+        net: dict[str, Any],
+        optim: dict[str, Any],
+        schedule: dict[str, Any],
+        augment: dict[str, Any],
+        epochs: int,
+        image_size: int,
+        class_names: list[str],
+        seed: int,
+        mean: NDArray[np.float32] | None = None,
+        covariance: NDArray[np.float64] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["mean", "covariance"], logger=False)
+        self.net = build(**net).to(memory_format=torch.channels_last)
+        self.classes = net["classes"]
+        self.augment, self.crop, self.epochs, self.seed = augment, augment["crop"], epochs, seed
+        self.image_size, self.class_names = image_size, class_names
+        self.predicted_views = VIEWS[:2]  # what predict_step returns, in this order
+        if not 0 < self.crop <= image_size:
+            raise ValueError(f"augment.crop={self.crop}: the images are {image_size}x{image_size}")
+        for key, allowed in {"mean": MEANS, "colour_unit": COLOUR_UNITS}.items():
+            if augment[key] not in allowed:
+                raise ValueError(f"augment.{key}={augment[key]}: this must be one of {', '.join(allowed)}")
+        if schedule["rule"] not in RULES:
+            raise ValueError(f"schedule.rule={schedule['rule']}: this must be one of {', '.join(RULES)}")
+        shape = (image_size, image_size, 3)
+        self.register_buffer("mean", torch.zeros(shape) if mean is None else torch.from_numpy(mean.copy()))
+        known = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
+        self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
+        self._schedule_state: dict[str, Any] | None = None
+        self.history: list[
+            dict[str, Any]
+        ] = []  # of each epoch: number from 1, updates so far, errors (%), losses (nats)
+        self.errors = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURED})
+        self.training_means = TrainingMeans()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 224, 224), 0-255 and mean-subtracted -> logits (N, classes)."""
+        return self.net(images)
+
+    def training_images(self, batch: TrainBatch) -> Tensor:
+        """What the net sees of a batch in training: (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
+        patches = batch.patches
+        if self.augment["jitter"]:
+            patches = jitter(patches, 1 + self.augment["jitter"] * batch.jitter)
+        if self.augment["mean"] == "patch":
+            images = subtract_mean(patches, self.mean, batch.tops, batch.lefts, batch.mirror)
+        else:
+            images = torch.sub(patches, self.mean_centre()).permute(0, 3, 1, 2)
+        if self.colour_noise_is_on():
+            add_colour_noise(images, self.noise_directions, batch.colour * self.augment["colour_noise"])
+            images.div_(self.augment["colour_divisor"])
+        return images
+
+    def mean_centre(self) -> Tensor:
+        """The central patch of the mean image, (crop, crop, 3)."""
+        return centre_crop(self.mean.permute(2, 0, 1), self.crop).permute(1, 2, 0)
+
+    def colour_noise_is_on(self) -> bool:
+        """The 2012 run turned it off late in training; the paper doesn't."""
+        until = self.augment["colour_noise_epochs"]
+        of_epochs = self.hparams["schedule"]["by_hand"]["of_epochs"]
+        still = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
+        return bool(self.augment["colour_noise"]) and still
+
+    def draw_dropout(self, batch: TrainBatch) -> None:
+        """Make the next dropout masks those of this update."""
+        if isinstance(self.net, AlexNet):
+            self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.of)
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5); of a part of it, its part."""
+        self.draw_dropout(batch)
+        logits = at_least_float32(self.net(self.training_images(batch)))
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        self.training_means.update(batch.file, logits.detach(), batch.labels, losses.detach())
+        return losses.sum() / batch.of
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """One update's loss, and its rate."""
+        loss, whole = self.loss(batch), None
+        _, replicas = replica_of(self.trainer)
+        if replicas > 1:  # each has its part of the batch; their gradients will be averaged, and shall be summed
+            whole = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean") * replicas
+            loss = loss * replicas
+        self.log("train/loss", loss if whole is None else whole, prog_bar=True, batch_size=batch.of)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Patches of whole images, cut by ``centre_crop`` (N, 3, s, s) or ``ten_crop`` (N, 10, 3, s, s), mean subtracted."""
+        if self.augment["mean"] == "patch":
+            return cut(torch.sub(batch.images, self.mean).permute(0, 3, 1, 2), self.crop)
+        return cut(batch.images.permute(0, 3, 1, 2), self.crop) - self.mean_centre().permute(2, 0, 1)
+
+    def validation_step(self, batch: ValBatch, batch_idx: int) -> None:
+        """Measure the centre patch: top-1 and top-5 error and log-loss."""
+        softmax = at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
+        for name, values in zip(MEASURED, score(softmax, batch.labels).T, strict=True):
+            self.errors[name].update(100 * values if name.endswith("error") else values)  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/top1_error, val/top5_error (percent) and val/log_loss (nats). After an epoch of training, also log
+        train/top1_error and train/log_loss of its images as they were met, before each update, and step the schedule."""
+        errors = {f"val/{name}": metric.compute() for name, metric in self.errors.items()}  # type: ignore[operator]
+        for metric in self.errors.values():
+            metric.reset()  # type: ignore[operator]
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            means = self.training_means.compute()
+            self.training_means.reset()
+            errors |= {"train/top1_error": means[-1, 0], "train/log_loss": means[-1, 1]}
+            val_error, watched = float(errors["val/top1_error"]), self._watched_split()
+            entry = {
+                "epoch": self.current_epoch + 1,
+                "steps": self.global_step,
+                "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+                "train_error": round(float(means[-1, 0]), 4),
+                "train_loss": round(float(means[-1, 1]), 5),
+                f"{watched}_error": round(val_error, 4),
+                f"{watched}_top5_error": round(float(errors["val/top5_error"]), 4),
+                f"{watched}_loss": round(float(errors["val/log_loss"]), 5),
+            }
+            if len(means) > 2:  # of each stored batch file, as the 2012 program printed them
+                entry["files"] = [[round(error, 4), round(loss, 5)] for error, loss in means[:-1].tolist()]
+            self.history.append(entry)
+            self.schedule.after_epoch(val_error)
+        self.log_dict(errors, prog_bar=True)
+
+    def _watched_split(self) -> str:
+        return getattr(self.trainer.datamodule, "watched_split", "val")  # type: ignore[attr-defined]
+
+    def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
+        """Return labels (N,) and, for each of ``predicted_views``, the mean softmax of its patches (N, classes)."""
+        if self.predicted_views == ("centre",):
+            return batch.labels, at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
+        parts = []
+        for images in batch.images.split(16):  # so that ten patches of each image need little memory
+            part = ValBatch(images, batch.labels)
+            softmax = self._softmax_of(self.views(part, ten_crop))
+            views = {"centre": softmax[:, 4], "ten_crop": softmax.mean(1)}
+            if "nine_crop" in self.predicted_views:
+                views["nine_crop"] = self._softmax_of(self.views(part, nine_crop)).mean(1)
+            parts.append([views[view] for view in self.predicted_views])
+        return batch.labels, *(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _softmax_of(self, crops: Tensor) -> Tensor:
+        """(N, crops, 3, s, s) -> (N, crops, classes)."""
+        return at_least_float32(self.net(crops.flatten(0, 1))).softmax(1).unflatten(0, crops.shape[:2])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """PaperSGD. The schedule is stepped here and not by Lightning, which would do it after the epoch's checkpoint."""
+        optim, schedule = dict(self.hparams["optim"]), self.hparams["schedule"]
+        momentum = optim.pop("momentum")
+        optimizer = PaperSGD(parameter_groups(self.net, **optim), momentum=momentum)
+        self.schedule: DivideWhenErrorStalls | ByHand
+        if schedule["rule"] == "constant":
+            self.schedule = ByHand(optimizer, self.epochs, of_epochs=1, changes={})
+        elif schedule["rule"] == "when_error_stalls":
+            chance = 100 * (1 - 1 / self.classes)
+            self.schedule = DivideWhenErrorStalls(optimizer, chance, **schedule["when_error_stalls"])
+        else:
+            self.schedule = ByHand(
+                optimizer,
+                self.epochs,
+                of_epochs=schedule["by_hand"]["of_epochs"],
+                changes=schedule["by_hand"]["changes"],
+            )
+        if self._schedule_state:
+            self.schedule.load_state_dict(self._schedule_state)
+        return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the schedule's state, the errors of all epochs, and the training error of this one so far."""
+        checkpoint["history"] = self.history
+        if hasattr(self, "schedule"):
+            checkpoint["schedule"] = self.schedule.state_dict()
+        with self.training_means.sync_context():  # over all processes; both towers of a replica count its images
+            so_far = self.training_means.sums.clone()
+        checkpoint["training_means"] = so_far / getattr(self._trainer and self._trainer.strategy, "towers", 1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the schedule's state for configure_optimizers, which comes after this."""
+        self.history = list(checkpoint["history"])
+        self._schedule_state = checkpoint.get("schedule")
+        if replica_of(self._trainer)[0] == 0:
+            if "training_means" in checkpoint:
+                self.training_means.sums = checkpoint["training_means"].to(self.training_means.sums)
+            else:  # a checkpoint of version 0.1: mean error and number of images, without the loss
+                error, count = checkpoint["train_error"].float().tolist()
+                self.training_means.sums = torch.tensor([[error / 100 * count, torch.nan, count]])

@@ -1,0 +1,37 @@
+"""Say early how long a run will take."""
+
+import statistics
+import time
+from typing import Any
+
+import lightning as L
+
+MEASURED = 5  # updates that are timed, after a first one that is slower
+
+
+class EstimateTime(L.Callback):
+    """Print once, after the first updates, how long the rest of the training will take at their speed."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] | None = []  # None: said already
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note the time, and print the estimate when enough updates are timed."""
+        if self._ends is None:
+            return
+        self._ends.append(time.monotonic())
+        if len(self._ends) <= MEASURED:
+            return
+        seconds = statistics.median(b - a for a, b in zip(self._ends, self._ends[1:], strict=False))
+        self._ends = None
+        if trainer.is_global_zero and trainer.max_epochs:
+            updates = trainer.max_epochs * int(trainer.num_training_batches) - trainer.global_step
+            print(f"\n{in_words(seconds * updates)} to go: {updates:,} updates of {seconds:.2g} s each, and measuring")
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as one would say it: about 40 seconds, about 7 minutes, about 3 hours, about 2.5 days."""
+    for size, unit, up_to in ((1, "seconds", 100), (60, "minutes", 100), (3600, "hours", 48)):
+        if seconds < up_to * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds / 86400:.1f} days"

@@ -1,0 +1,316 @@
+"""Train a net by one of the recipes, measure it, and set it beside the paper."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_repro.claims.paper import claim_of
+from alexnet_repro.claims.scores import VIEWS, errors, save_scores
+from alexnet_repro.claims.screen import table
+from alexnet_repro.cli import task_overrides
+from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.data.module import StoreData
+from alexnet_repro.data.photos import prepare_photos
+from alexnet_repro.data.store import Store
+from alexnet_repro.errors import UserError
+from alexnet_repro.net.colour import colour_content
+from alexnet_repro.provenance import rank, write_json
+from alexnet_repro.sweep import sweeping
+from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
+from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.estimate import EstimateTime
+from alexnet_repro.training.launcher import ran_in_processes, refuse_placement, world
+from alexnet_repro.training.measurement import circumstances, measure, measure_training_sample
+from alexnet_repro.training.optim import scaled_epoch
+from alexnet_repro.training.run_folder import choices, csv_logger, done_before, open_run, run_name
+from alexnet_repro.training.trainer import make_trainer
+from alexnet_repro.training.watch import Watchman
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Do one run in its folder, begun anew or resumed, and return what result.json holds.
+
+    Raises UserError for options, stores or folders that can't be used; Interrupted when stopped, with everything saved.
+    """
+    check(cfg)
+    store = open_store(cfg)
+    if cfg.run is None:
+        cfg.run = str(default_run(cfg))
+    run = Path(str(cfg.run))
+    if sweeping() and (done := done_before(run, cfg)):  # a sweep that is called again does what is left
+        print(f"{run} is finished already")
+        return done
+    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
+    if ran_in_processes(cfg, "train", [*task_overrides(), f"run='{quoted}'"]):
+        return json.loads((run / "result.json").read_text())
+    L.seed_everything(cfg.seed, verbose=False)
+    model = new_classifier(cfg, store)
+    measuring = make_trainer(cfg)
+    checkpoints = run / "checkpoints"
+    if rank() == 0:
+        last = open_run(run, cfg)  # once nothing of what the user said can fail any more
+    else:
+        last = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
+
+    steps_done = load_checkpoint(last)["global_step"] if last else 0
+    loggers: list[Logger] = [csv_logger(run, steps_done)]
+    if cfg.logger.wandb:
+        loggers.append(wandb_logger(cfg, run))
+    keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
+    watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
+    callbacks: list[Callback] = [keep_last, watchman, EstimateTime()]
+    if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images choose nothing
+        callbacks.append(
+            ModelCheckpoint(
+                checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
+            )
+        )
+    if cfg.stop_at is not None:
+        callbacks.append(
+            EarlyStopping(
+                "train/top1_error", stopping_threshold=cfg.stop_at, patience=cfg.epochs, check_on_train_epoch_end=True
+            )
+        )
+    trainer = make_trainer(
+        cfg,
+        max_epochs=cfg.epochs,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=True,
+        log_every_n_steps=10,
+        reload_dataloaders_every_n_epochs=1 if joining_epoch(cfg) else 0,  # the images change when val joins
+    )
+    patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
+    data = StoreData(
+        store,
+        cfg.batch_size,
+        cfg.seed,
+        patches,
+        cfg.trainer.workers,
+        order=cfg.order,
+        images_per_file=cfg.data.get("images_per_file"),
+        val_joins_after=joining_epoch(cfg),
+    )
+    parameters = sum(p.numel() for p in model.net.parameters())
+    splits = {"train": "training", store.watched_split: store.watched_split, store.measured_split: store.measured_split}
+    images = ", ".join(f"{len(store.split(split)):,} {word}" for split, word in splits.items())
+    print(
+        f"recipe={cfg.recipe} ablation={ablation_of(cfg)} data={cfg.data.name}: {parameters:,} parameters, "
+        f"{images} images, "
+        f"{world(cfg)} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
+    )
+    if trainer.precision == "64-true":
+        model.double()  # else Lightning would load a checkpoint into it first, and round
+    try:
+        trainer.fit(model, data, ckpt_path=last, weights_only=True)
+        scores = measure(measuring, model, data, VIEWS if cfg.recipe == "cuda_convnet" else VIEWS[:2])
+        measured = {view: errors(of_view) for view, of_view in scores.items()}
+        train_sample = measure_training_sample(measuring, model, data)
+        final = {f"{view}/{name}": error for view, of_view in measured.items() for name, error in of_view.items()}
+        colour = colour_content(
+            load_checkpoint(keep_last.path)["state_dict"]["net.conv1.weight"], cfg.net.get("towers", 1)
+        )
+        final |= {f"colour_content/tower{tower}": share for tower, share in enumerate(colour)}
+        for logger in loggers[1:]:
+            logger.log_metrics(final)
+    finally:
+        finish_wandb(loggers)
+    result = {
+        "claim": claim_of(cfg),
+        "ablation": ablation_of(cfg),
+        "recipe": cfg.recipe,
+        **choices(task_overrides()),
+        "data": cfg.data.name,
+        "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,  # not where it was
+        "net": cfg.net.name,
+        "activation": cfg.net.activation,
+        "lrn": cfg.net.get("lrn", False),
+        "seed": cfg.seed,
+        "lr": cfg.optim.lr,
+        "batch_size": cfg.batch_size,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "left_plateau": watchman.left_plateau,
+        "of_epochs": cfg.schedule.by_hand.of_epochs if cfg.schedule.rule == "by_hand" else None,
+        "split": data.predict_split,
+        "images": len(scores["centre"]),
+        "held_out": store.manifest.get("held_out") or None,
+        "store_sha256": store.checksum,
+        **measured,
+        "train_sample": train_sample,
+        "parameters": parameters,
+        "colour_content": [round(share, 4) for share in colour],  # of the first kernels, by tower (Figure 3)
+        "seconds": round(keep_last.seconds, 1),
+        "placement": cfg.placement.name,
+        **circumstances(trainer),
+        "history": [
+            {key if store.has("val") else key.replace("val", "test"): value for key, value in epoch.items()}
+            for epoch in model.history
+        ],
+    }
+    if trainer.is_global_zero:
+        save_scores(run / "predictions.npz", scores)
+        write_json(run / "result.json", result)
+    print(table(result))
+    print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
+    return result
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for values that no run can be made with."""
+    positive = {"epochs": int, "batch_size": int, "optim.lr": float, "trainer.checkpoint_minutes": float}
+    for key, kind in positive.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value <= 0:
+            raise UserError(f"{key}={value}: this must be a {'whole ' if kind is int else ''}number above 0")
+    for name in cfg.ablation:
+        for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml"))):
+            if OmegaConf.select(cfg, key) != value:
+                raise UserError(
+                    f"+ablation={name} is not in effect: it means {key}={value}, and {key}={OmegaConf.select(cfg, key)} came after it",
+                    "leave one of the two out",
+                )
+    if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
+        raise UserError(
+            f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
+        )
+    if cfg.logger.wandb and cfg.logger.mode not in ("auto", "online", "offline", "disabled"):
+        raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
+    if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
+        raise UserError(f"stop_at={cfg.stop_at}: this must be a training error in percent")
+    refuse_placement(cfg, cfg.net)
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
+
+
+def open_store(cfg: DictConfig) -> Store:
+    """The data's store; the embedded one is made if it isn't there. Raises UserError if it doesn't fit the net."""
+    path = Path(str(cfg.data.store))
+    if cfg.data.source == "embedded" and not path.exists():
+        prepare_photos(cfg)
+    try:
+        store = Store(path)
+    except UserError as error:
+        if path.exists():
+            raise
+        raise UserError(
+            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH"
+        ) from None
+    if store.image_size != cfg.data.image_size:
+        raise UserError(
+            f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
+            "name another store with data.store=PATH",
+        )
+    for split in ("train", store.watched_split):
+        store.split(split)
+    if joining_epoch(cfg) and not store.has("val"):
+        raise UserError(
+            f"{path} has no validation images, which this protocol trains on after {joining_epoch(cfg)} epochs",
+            "prepare the store again with overwrite=true: CIFAR-10's batch 5 is its val split; or schedule.by_hand.val_joins_after=null",
+        )
+    if store.watched_split != "val" and cfg.schedule.rule == "when_error_stalls":
+        raise UserError(
+            f"{path} has test images but no validation images, and schedule.rule=when_error_stalls would look at those",
+            "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
+        )
+    for split in ("train", "val"):
+        wanted = cfg.data.get(f"{split}_per_class")
+        if wanted and (there := len(store.split(split))) != wanted * len(store.classes):
+            raise UserError(
+                f"{path} has {there} {split} images, not {wanted} for each of {len(store.classes)} classes",
+                "make it anew with: python -m alexnet_repro.prepare overwrite=true, and the same options",
+            )
+    return store
+
+
+def joining_epoch(cfg: DictConfig) -> int | None:
+    """Return the epoch after which validation images are trained on, too, scaled as the schedule is; None for never."""
+    by_hand = cfg.schedule.by_hand
+    joins = by_hand.val_joins_after
+    if cfg.schedule.rule == "when_error_stalls" or joins is None:
+        return None
+    return scaled_epoch(joins, cfg.epochs, by_hand.of_epochs) if joins else 0
+
+
+def default_run(cfg: DictConfig) -> Path:
+    """runs/<name>/seed-<n>, the name from what the command line chose."""
+    name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet"])
+    return Path("runs") / name / f"seed-{cfg.seed}"
+
+
+def ablation_of(cfg: DictConfig) -> str:
+    """The names of a run's ablations, as its result has them."""
+    return "+".join(cfg.ablation) or "none"
+
+
+def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
+    """The net with its weights drawn and all that its checkpoints will hold, as plain values."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        model = Classifier(
+            net={**plain["net"], "classes": len(store.classes)},
+            optim=plain["optim"],
+            schedule=plain["schedule"],
+            augment=plain["augment"],
+            epochs=cfg.epochs,
+            image_size=store.image_size,
+            class_names=store.classes,
+            seed=cfg.seed,
+            mean=store.mean,
+            covariance=store.covariance,
+        )
+        model.configure_optimizers()  # refuses what it can't do
+        with torch.no_grad():
+            model.net.eval()(torch.zeros(1, 3, model.crop, model.crop))
+        model.train()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except RuntimeError:
+        raise UserError(
+            f"augment.crop={cfg.augment.crop}: net={cfg.net.name} takes patches of another size",
+            "its own is 224" if cfg.net.name == "alexnet" else "give net.image_size the same number",
+        ) from None
+    return model
+
+
+def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
+    """Weights & Biases, online if that is possible without asking anything, else offline with a hint."""
+    import wandb
+
+    mode = cfg.logger.mode
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    if mode == "offline":
+        print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["ablation"] = ablation_of(cfg)
+    id_file = run / "wandb-id"  # so that a resumed run goes on in the same W&B run
+    if not id_file.exists():
+        id_file.write_text(uuid4().hex[:8])
+    return WandbLogger(
+        id=id_file.read_text(),
+        resume="allow",
+        name=str(run),
+        save_dir=run,
+        project=cfg.logger.project,
+        entity=cfg.logger.entity,
+        config=config,
+        log_model=False,
+        mode=mode,  # and not offline=: that sets a variable which wandb, loaded by now, reads no more
+    )
+
+
+def finish_wandb(loggers: Sequence[Logger]) -> None:
+    """End the W&B run: else the next one of a sweep would go on in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

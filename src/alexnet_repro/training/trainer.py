@@ -1,0 +1,81 @@
+"""Which device trains, and in which precision."""
+
+import ctypes
+import logging
+import sys
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from alexnet_repro.errors import UserError
+from alexnet_repro.training.launcher import world
+from alexnet_repro.training.strategy import TowerStrategy
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX): then about 3 times as fast."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of giving it back to the system, on Linux.
+
+    A training step on a CPU frees and takes gigabytes again; fresh pages for them cost a quarter of its time. But what is taken
+    from the heap is aligned as its history has it, and by that some kernels round otherwise: a resumed run is no longer the
+    same to the last bit.
+    """
+    if sys.platform == "linux":
+        no_mmap, no_trim = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        for option in (no_mmap, no_trim) if mallopt else ():
+            mallopt(*option)  # type: ignore[misc]
+
+
+def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
+    """Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``; ``options`` are passed on to it.
+
+    Raises UserError for a device or precision that isn't there.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "The '.*dataloader' does not have many workers")
+    warnings.filterwarnings(
+        "ignore", "You're resuming from a checkpoint that ended before the epoch ended"
+    )  # data.py does it
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # runs.py keeps them
+    warnings.filterwarnings(
+        "ignore", "It is recommended to use `self.log.*sync_dist=True"
+    )  # it is synchronised already
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # and nothing replaces it yet
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
+    if cfg.trainer.keep_memory:
+        keep_freed_memory()
+    accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
+    if precision == "auto":
+        on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        precision = "bf16-mixed" if on_cpu and fast_bfloat16() else "32-true"
+    options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
+    options["callbacks"] = [*options["callbacks"], TQDMProgressBar(leave=True)]
+    try:
+        return L.Trainer(
+            accelerator=accelerator,
+            devices=processes // cfg.trainer.nodes,
+            num_nodes=cfg.trainer.nodes,
+            strategy=TowerStrategy(cfg.placement.devices) if processes > 1 else "auto",
+            precision=precision,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(
+            f"trainer: {str(error).splitlines()[0]}", "see the options trainer.accelerator, .devices, .precision"
+        ) from None

@@ -1,0 +1,140 @@
+"""A watchman over training: says once and clearly what is probably wrong, and records how the net is doing."""
+
+import math
+from collections import deque
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from alexnet_repro.data.module import TrainBatch
+from alexnet_repro.errors import UserError
+from alexnet_repro.training.classifier import Classifier
+
+RECENT = 50  # updates over which the loss is averaged
+LEFT_PLATEAU = 0.95  # share of ln(classes), the loss of guessing: a mean loss below it has left the starting plateau
+
+
+class Watchman(L.Callback):
+    """Ends a run whose loss is no number, and warns once of a net that doesn't leave its starting plateau, or of images that
+    aren't on the 0-255 scale.
+
+    plateau_steps: after so many updates a mean loss of 99% of ln(classes) or more is called a plateau. every: updates between
+    two summaries, 0 for none. A summary is, for each layer, the mean absolute output of its neurons and the share of them
+    that is 0 (``activation/conv1``, ``silent/conv1``), and the length of the last update as a share of that of the weights
+    (``update/conv1``).
+    """
+
+    def __init__(self, plateau_steps: int, every: int) -> None:
+        self.plateau_steps, self.every = plateau_steps, every
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._judged = False
+        self.left_plateau: int | None = None  # updates after which the mean loss of the last 50 was below that share
+
+        self._pending: list[torch.Tensor] = []  # losses that are still on the device
+        self._updates = 0  # after which the last of them was computed
+        self._threshold = 0.0  # nats
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to reach the same answer."""
+        self._record()
+        return {"recent": list(self._recent), "left_plateau": self.left_plateau}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from what ``state_dict`` returned."""
+        self._recent.extend(state_dict["recent"])
+        self.left_plateau = state_dict["left_plateau"]
+
+    def _record(self) -> list[float]:
+        """Take the pending losses from the device and see whether the net has left its plateau."""
+        losses = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending = []
+        for updates, loss in enumerate(losses, self._updates - len(losses) + 1):
+            self._recent.append(loss)
+            mean = sum(self._recent) / len(self._recent)
+            if self.left_plateau is None and len(self._recent) == RECENT and mean < self._threshold:
+                self.left_plateau = updates
+        return losses
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TrainBatch, *_: Any
+    ) -> None:
+        """Look at the images before the first update, and at the activations now and then."""
+        assert isinstance(pl_module, Classifier)
+        if trainer.global_step == 0:
+            deviation = float(pl_module.training_images(batch).std())
+            if deviation < 10:
+                rank_zero_warn(
+                    f"The training images have a standard deviation of {deviation:.2g}; on the 0-255 scale it is about 60. If "
+                    "they were normalised, undo that: with weights of 0.01 the net hardly learns from such inputs."
+                )
+        if self._is_due(trainer.global_step):
+            pl_module.draw_dropout(batch)
+            with torch.no_grad():
+                seen = pl_module.net.activations(pl_module.training_images(batch))
+            self._log(trainer, trainer.global_step, "activation", {name: x.abs().mean() for name, x in seen.items()})
+            self._log(
+                trainer, trainer.global_step, "silent", {name: (x == 0).float().mean() for name, x in seen.items()}
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        """Look at the loss."""
+        assert isinstance(pl_module, Classifier)
+        loss = outputs["loss"].detach()
+        self._pending.append(loss)
+        self._updates, self._threshold = trainer.global_step, LEFT_PLATEAU * math.log(pl_module.classes)
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if loss.device.type == "cpu" or batch_idx % 10 == 0 or is_last:  # a GPU is not made to wait after each update
+            self._look_at(self._record(), trainer, pl_module)
+        step = trainer.global_step - 1  # the one that was just done
+        if self._is_due(step):
+            self._log(trainer, step, "update", update_sizes(pl_module.net, trainer.optimizers[0]))
+
+    def _look_at(self, losses: list[float], trainer: L.Trainer, model: Classifier) -> None:
+        if bad := [loss for loss in losses if not math.isfinite(loss)]:
+            raise UserError(
+                f"the loss is {bad[0]} after {trainer.global_step} updates",
+                f"the learning rate is probably too high: begin anew with less than optim.lr={model.hparams['optim']['lr']}",
+            )
+        plateau = math.log(model.classes)
+        mean = sum(self._recent) / len(self._recent)
+        if (
+            self._judged
+            or trainer.global_step < self.plateau_steps
+            or len(self._recent) < min(RECENT, self.plateau_steps)
+        ):
+            return
+        self._judged = True
+        if mean > 0.99 * plateau:
+            rank_zero_warn(
+                f"After {trainer.global_step} updates the loss is {mean:.3f}, no better than guessing (ln {model.classes} = "
+                f"{plateau:.3f}): the net is still on its starting plateau. Weights of 0.01 in every layer, as printed, can "
+                "stay there for thousands of updates; net.init=as_run (0.03 in conv3 to conv5, as in the 2012 program) leaves it "
+                "soon. If it does neither, try a higher optim.lr."
+            )
+
+    def _is_due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
+    def _log(self, trainer: L.Trainer, step: int, kind: str, values: dict[str, torch.Tensor]) -> None:
+        # of several processes each has its tower, or its images: their mean is the whole net's, or the whole batch's
+        means = {
+            f"{kind}/{name}": trainer.strategy.reduce(x.float(), reduce_op="mean").item() for name, x in values.items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step=step)
+
+
+@torch.no_grad()
+def update_sizes(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """{layer: length of the last update of its weights / length of the weights}."""
+    rates = {id(p): group["velocity_lr"] for group in optimizer.param_groups for p in group["params"]}
+    sizes = {}
+    for name, p in net.named_parameters():
+        buffer = optimizer.state[p].get("momentum_buffer")
+        if name.endswith(".weight") and buffer is not None:
+            sizes[name.removesuffix(".weight")] = rates[id(p)] * buffer.norm() / p.norm()
+    return sizes

@@ -1,0 +1,94 @@
+"""The house: imports only run downwards, and importing the package takes no time."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import alexnet_repro
+
+ROOT = Path(alexnet_repro.__file__).parent
+# Floors from the top; a module may import from its own room and from those below, of the same floor none but as said.
+FLOORS = [
+    {"train", "evaluate", "prepare", "report", "bench"},
+    {"page", "benchmarks"},
+    {"training"},
+    {"claims"},
+    {"data"},
+    {"net"},
+    {"cli", "configs", "errors", "provenance", "sweep"},
+]
+FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+MAY_IMPORT = {  # less than what lies below
+    "net": {"net", "errors"},
+    "data": {"data", "errors", "provenance"},
+    "claims": {"claims", "data", "net", "errors", "configs", "provenance"},
+    "configs": set(),
+    "errors": set(),
+    "provenance": set(),
+    "sweep": set(),
+}
+HYDRA = {"cli", "sweep", *FLOORS[0]}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_room_is_on_a_floor() -> None:
+    rooms = {
+        path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()
+    }
+    assert rooms - {"__init__", "__pycache__", "conf"} == set(FLOOR_OF)
+    for folder in (path for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"):
+        assert len([f for f in folder.glob("*.py") if f.name != "__init__.py"]) >= 3, (
+            f"{folder} is a folder of one or two files"
+        )
+
+
+def test_imports_run_downwards() -> None:
+    seen = 0
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[0] == "hydra":
+                assert room in HYDRA, f"{path} imports Hydra"
+            if parts[0] != "alexnet_repro":
+                continue
+            seen += 1
+            other = parts[1]
+            assert other in FLOOR_OF, f"{path} imports {module}"
+            allowed = FLOOR_OF[other] > FLOOR_OF[room] or other == room or (room == "cli" and other in FLOORS[-1])
+            assert allowed, f"{path} imports {module}, which is not below it"
+            assert other in MAY_IMPORT.get(room, {other}), f"{path} imports {module}"
+    assert seen > 100
+
+
+def test_public_names_are_imported_when_they_are_used() -> None:
+    script = """
+import sys, time
+start = time.perf_counter()
+import alexnet_repro
+seconds = time.perf_counter() - start
+assert not any(name.partition(".")[0] in ("torch", "hydra", "lightning", "numpy") for name in sys.modules)
+assert seconds < 0.1, seconds
+from alexnet_repro import AlexNet, LocalResponseNorm, PaperSGD, ten_crop, Classifier, Store
+assert AlexNet.__name__ == "AlexNet" and set(alexnet_repro.__all__) <= {*dir(alexnet_repro), *alexnet_repro._MODULES}
+try:
+    alexnet_repro.nothing
+except AttributeError:
+    print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "done\n", done.stderr
