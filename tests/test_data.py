@@ -64,13 +64,17 @@ def test_an_epoch_shows_every_image_once(small_store: Path) -> None:
         parts = list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch))  # type: ignore[misc]
         assert sorted(np.concatenate([part.images for part in parts])) == list(range(12))
         assert np.concatenate([part.positions for part in parts]).tolist() == list(range(12))
-        assert [(part.epoch, part.first, part.of) for part in parts] == [(epoch, 0, 5), (epoch, 0, 5), (epoch, 0, 2)]
+        assert [(part.epoch, part.first, part.global_batch_size) for part in parts] == [
+            (epoch, 0, 5),
+            (epoch, 0, 5),
+            (epoch, 0, 2),
+        ]
         # three replicas share each batch, in its order
         shared = [list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch, replica, 3)) for replica in range(3)]  # type: ignore[misc]
         for whole, *own in zip(parts, *shared, strict=True):
             assert np.concatenate([part.images for part in own]).tolist() == whole.images.tolist()
             assert [part.first for part in own] == [sum(len(p.images) for p in own[:i]) for i in range(3)]
-            assert {part.of for part in own} == {whole.of}
+            assert {part.global_batch_size for part in own} == {whole.global_batch_size}
     orders = [epoch_order(seed, epoch, 1000).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(1000)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
@@ -156,10 +160,10 @@ def test_a_fixed_order_is_the_same_in_every_epoch_and_keeps_its_groups() -> None
 
 def test_no_batch_crosses_from_one_stored_file_to_the_next() -> None:
     found = parts(25, order="stored", images_per_file=10)
-    assert [part.of for part in found] == [4, 4, 2, 4, 4, 2, 4, 1]
+    assert [part.global_batch_size for part in found] == [4, 4, 2, 4, 4, 2, 4, 1]
     assert [part.file for part in found] == [0, 0, 0, 1, 1, 1, 2, 2]
     assert np.concatenate([part.images for part in found]).tolist() == list(range(25))
-    assert [part.of for part in parts(25, order="fixed", images_per_file=10)] == [4] * 6 + [1]
+    assert [part.global_batch_size for part in parts(25, order="fixed", images_per_file=10)] == [4] * 6 + [1]
 
 
 def test_validation_images_join_after_an_epoch_and_the_count_of_updates_goes_on(small_store: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the README says, done."""
+"""What the README and the pages of docs/ say, done."""
 
 import json
 import re
@@ -10,28 +10,28 @@ from hydra import compose, initialize_config_dir
 
 from alexnet_repro.configs import CONF
 
-README = (Path(CONF).parent / "README.md").read_text()
-RESULTS = Path(CONF).parent / "results"
+ROOT = Path(CONF).parent
+RESULTS = ROOT / "results"
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"))}
+README = PAGES[ROOT / "README.md"]
+ALL = "\n".join(PAGES.values())
 
 
-def test_every_data_config_is_named() -> None:
-    for file in Path(CONF, "data").glob("*.yaml"):
-        assert f"`{file.stem}`" in README
+@pytest.mark.parametrize("group", ["data", "ablation", "schedule", "experiment"])
+def test_every_choice_is_named(group: str) -> None:
+    rates = "figure_1_rates"  # which figure_1 names
+    for file in Path(CONF, group).glob("*.yaml"):
+        assert file.stem in (rates, "log") or re.search(rf"[`=]{file.stem}\b", ALL), file
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert targets
-    for target in targets:
-        assert (Path(CONF).parent / target).exists(), target
-
-
-def test_it_can_be_read_in_one_sitting() -> None:
-    assert len(README.splitlines()) < 200
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
+        assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"^python -m alexnet_repro\.train +(.*?)(?: +#.*)?$", README, re.MULTILINE)
+    "command", sorted(set(re.findall(r"^python -m alexnet_repro\.train +(.*?)(?: +#.*)?$", ALL, re.MULTILINE)))
 )
 def test_train_commands_compose(command: str) -> None:
     arguments = [a for a in shlex.split(command) if a != "-m" and not a.startswith("hydra")]
@@ -42,7 +42,7 @@ def test_train_commands_compose(command: str) -> None:
 
 def test_its_speeds_are_those_of_the_results() -> None:
     ratios = json.loads((RESULTS / "bench/epyc-2-cores.json").read_text())["ratios"]
-    rows = dict(re.findall(r"^\| .* \| `(\w+)` \| ([\d.,]+) \|$", README, re.MULTILINE))
+    rows = dict(re.findall(r"^\| .* \| `(\w+)` \| ([\d.,]+) \|$", ALL, re.MULTILINE))
     assert set(rows) <= set(ratios)
     assert len(rows) >= 10
     for key, shown in rows.items():

@@ -31,7 +31,7 @@ class TrainBatch(NamedTuple):
     colour: Tensor  # (N, 3) float32 from N(0, 1)
     jitter: Tensor  # (N, 3) float32, uniform from -1 to 1
     first: int  # position in the global batch of the first of these images, where replicas share a batch
-    of: int  # images in the global batch
+    global_batch_size: int  # images in the global batch
     file: int  # number of the stored batch file that the images are from, with order=stored; else 0
 
 
@@ -71,7 +71,7 @@ class Part(NamedTuple):
     images: NDArray[np.int64]  # indices into the split
     positions: NDArray[np.int64]  # in the epoch's order
     first: int  # position in the global batch of the first of these images
-    of: int  # images in the global batch
+    global_batch_size: int  # images in the global batch
     file: int = 0  # number of the stored batch file, with order=stored
 
 
@@ -86,8 +86,8 @@ class Drawn(NamedTuple):
 class EpochSampler(Sampler[Part]):
     """Batches of indices. The position follows from the number of updates done, so a resumed run needs no other state.
 
-    count: images in the split. steps_done: returns the number of updates done so far. replica, of: this process takes part
-    ``replica`` of every batch, which is divided into ``of`` nearly equal parts.
+    count: images in the split. steps_done: returns the number of updates done so far. replica, replicas: this process takes part
+    ``replica`` of every batch, which is divided into ``replicas`` nearly equal parts.
     order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012 program,
     which read its stored batches in the same order every time; "stored", the order of the store itself.
     images_per_file: with order="stored" no batch crosses from one file of so many images to the next, as in the 2012
@@ -104,7 +104,7 @@ class EpochSampler(Sampler[Part]):
         seed: int,
         steps_done: Callable[[], int],
         replica: int = 0,
-        of: int = 1,
+        replicas: int = 1,
         *,
         order: str = "reshuffled",
         images_per_file: int | None = None,
@@ -114,7 +114,7 @@ class EpochSampler(Sampler[Part]):
         if order not in ORDERS:
             raise ValueError(f"order={order}: this must be one of {', '.join(ORDERS)}")
         self.count, self.batch_size, self.seed, self.steps_done = count, batch_size, seed, steps_done
-        self.replica, self.of, self.order = replica, of, order
+        self.replica, self.replicas, self.order = replica, replicas, order
         self.first_epoch, self.steps_before = first_epoch, steps_before
         self.images_per_file = images_per_file if order == "stored" and images_per_file else count
 
@@ -136,7 +136,7 @@ class EpochSampler(Sampler[Part]):
         )
         for start, stop in islice(batches, first_batch, None):
             size = stop - start
-            first, end = (size * edge // self.of for edge in (self.replica, self.replica + 1))
+            first, end = (size * edge // self.replicas for edge in (self.replica, self.replica + 1))
             positions = np.arange(start + first, start + end)
             yield Part(epoch, order[positions], positions, first, size, start // self.images_per_file)
 
@@ -186,7 +186,7 @@ class TrainImages(Dataset[TrainBatch]):
             torch.from_numpy(drawn.colour[images]),
             torch.from_numpy(drawn.jitter[images]),
             part.first,
-            part.of,
+            part.global_batch_size,
             part.file,
         )
 
@@ -279,12 +279,12 @@ class StoreData(L.LightningDataModule):
 
     def _whole_images(self, split: str, sample: int | None = None) -> DataLoader[ValBatch]:
         images = ValImages(self.store.split(split))
-        replica, of = replica_of(self.trainer)
+        replica, replicas = replica_of(self.trainer)
         count = len(images)
         chosen = (
             range(count) if sample is None else np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int))
         )
-        return self._loader(images, batch_size=self.batch_size, sampler=[int(i) for i in chosen[replica::of]])
+        return self._loader(images, batch_size=self.batch_size, sampler=[int(i) for i in chosen[replica::replicas]])
 
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"

@@ -61,8 +61,8 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
         raise UserError(
             f"{path} has only one class: {found.classes[0]}", "give the folder that holds the class folders"
         )
-    if strangers := sorted({name for _, name in labelled} - set(found.classes)):
-        raise UserError(f"{len(strangers)} classes of {path} have no training images: {', '.join(strangers[:3])}")
+    if unknown := sorted({name for _, name in labelled} - set(found.classes)):
+        raise UserError(f"{len(unknown)} classes of {path} have no training images: {', '.join(unknown[:3])}")
     index = {name: i for i, name in enumerate(found.classes)}
     found.files = [replace(file, label=index[name]) for file, name in labelled]
     if hold_out_every and not any(file.split == "val" for file in found.files):

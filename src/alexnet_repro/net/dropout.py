@@ -23,13 +23,13 @@ class Dropout(nn.Module):
         self._rows: tuple[int, int] | None = None
         self._generators: list[torch.Generator] = []
 
-    def draw_from(self, seed: int, step: int, first: int = 0, of: int | None = None) -> None:
+    def draw_from(self, seed: int, step: int, first: int = 0, global_batch_size: int | None = None) -> None:
         """Make the next masks those of this training step.
 
-        first, of: the input's rows are those from ``first`` on of a batch of so many, whose other rows are elsewhere.
+        first, global_batch_size: the input holds rows ``first:first + len(x)`` of the global batch.
         """
         self._source, self._generators = (seed, step), []
-        self._rows = None if of is None else (first, of)
+        self._rows = None if global_batch_size is None else (first, global_batch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, neurons) -> (N, neurons)."""
@@ -40,8 +40,8 @@ class Dropout(nn.Module):
         if self._source is not None and not self._generators:
             self._generators = [_generator(*self._source, tower, device=x.device) for tower in self.towers]
         generators: list[torch.Generator | None] = [*self._generators] or [None] * len(self.towers)
-        first, of = self._rows or (0, len(x))
-        shape = (of, x.shape[1] // len(self.towers))
+        first, global_batch_size = self._rows or (0, len(x))
+        shape = (global_batch_size, x.shape[1] // len(self.towers))
         # float32 in every precision: so that it has no say in which neurons are dropped
         empty = torch.empty(shape, dtype=torch.float32, device=x.device)
         kept = [empty.uniform_(generator=source) >= self.p for source in generators]

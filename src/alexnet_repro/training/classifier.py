@@ -41,8 +41,8 @@ def build(name: str, **options: Any) -> Net:
     if name not in NETS:
         raise ValueError(f"net.name={name}: this must be one of {', '.join(NETS)}")
     known = signature(NETS[name]).parameters
-    if strangers := [option for option in options if option not in known]:
-        raise ValueError(f"net={name} has no {', '.join(strangers)} to choose")
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(f"net={name} has no {', '.join(unknown)} to choose")
     return NETS[name](**options)
 
 
@@ -154,7 +154,7 @@ class Classifier(L.LightningModule):
     def draw_dropout(self, batch: TrainBatch) -> None:
         """Make the next dropout masks those of this update."""
         if isinstance(self.net, AlexNet):
-            self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.of)
+            self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.global_batch_size)
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5); of a part of it, its part."""
@@ -162,7 +162,7 @@ class Classifier(L.LightningModule):
         logits = at_least_float32(self.net(self.training_images(batch)))
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         self.training_means.update(batch.file, logits.detach(), batch.labels, losses.detach())
-        return losses.sum() / batch.of
+        return losses.sum() / batch.global_batch_size
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """One update's loss, and its rate."""
@@ -171,7 +171,7 @@ class Classifier(L.LightningModule):
         if replicas > 1:  # each has its part of the batch; their gradients will be averaged, and shall be summed
             whole = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean") * replicas
             loss = loss * replicas
-        self.log("train/loss", loss if whole is None else whole, prog_bar=True, batch_size=batch.of)
+        self.log("train/loss", loss if whole is None else whole, prog_bar=True, batch_size=batch.global_batch_size)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 

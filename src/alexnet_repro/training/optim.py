@@ -88,8 +88,8 @@ def parameter_groups(
         if value < 0:
             raise ValueError(f"Invalid {name}: {value}; this must not be negative")
     layers = {name.rpartition(".")[0] for name, _ in net.named_parameters()}
-    if strangers := set(multiples) - layers:
-        raise ValueError(f"optim.decay_multiples: the net has no layer {', '.join(sorted(strangers))}")
+    if unknown := set(multiples) - layers:
+        raise ValueError(f"optim.decay_multiples: the net has no layer {', '.join(sorted(unknown))}")
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
         layer, _, kind = name.rpartition(".")
@@ -160,8 +160,8 @@ class ByHand:
         self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
     ) -> None:
         self.optimizer = optimizer  # and not its groups: loading its state replaces them
-        if strangers := set(changes) - set(GROUPS):
-            raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(strangers))}")
+        if unknown := set(changes) - set(GROUPS):
+            raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(unknown))}")
         tail = -min((epoch for at in changes.values() for epoch in at if epoch < 0), default=0)
 
         def placed(epoch: int) -> int:

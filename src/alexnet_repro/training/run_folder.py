@@ -18,7 +18,7 @@ from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import rank
 
 # Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
-HOW = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?")
+RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
@@ -30,7 +30,7 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
     first = ("ablation", "net", "data")  # whatever the order on the command line
     chosen = [override.lstrip("+").partition("=") for override in overrides]
     for key, _, value in sorted(chosen, key=lambda part: first.index(part[0]) if part[0] in first else len(first)):
-        if key in ("recipe", "seed") or HOW.fullmatch(key) or f"{key}={value}" in defaults:
+        if key in ("recipe", "seed") or RUNTIME_OPTIONS.fullmatch(key) or f"{key}={value}" in defaults:
             continue
         is_group = (Path(CONF) / key).is_dir()
         value = value.strip("[]'\"")
@@ -55,7 +55,9 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
     )
     told = (*told, "trainer.precision", "schedule")  # replaying a run of the log is no option of one's own
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
-    others = [f"{key}={value}" for key, value in given.items() if key not in told and not HOW.fullmatch(key)]
+    others = [
+        f"{key}={value}" for key, value in given.items() if key not in told and not RUNTIME_OPTIONS.fullmatch(key)
+    ]
     if not re.fullmatch(r"log|run_\w+", given.get("schedule", "log")):
         others.append(f"schedule={given['schedule']}")
     return {"experiment": given.get("experiment"), "options": sorted(others)}
@@ -104,7 +106,7 @@ def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
 def _refuse_differences(run: Path, cfg: DictConfig) -> None:
     before, now = OmegaConf.load(run / "config.yaml"), OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     old, new = (dict(leaves(DictConfig(config))) for config in (before, now))
-    keys = [key for key in {**old, **new} if not HOW.fullmatch(str(key)) and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if not RUNTIME_OPTIONS.fullmatch(str(key)) and old.get(key) != new.get(key)]
     if keys:
         raise UserError(
             f"{run} was begun with other options: {', '.join(f'{k}={new.get(k)} (was {old.get(k)})' for k in keys[:3])}",
