@@ -670,6 +670,10 @@ def test_results_are_read_once_and_damaged_ones_named(tmp_path: Path) -> None:
     (tmp_path / "runs" / "a" / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         read_results(tmp_path / "runs")
+    for key, value in (("seed", "zero"), ("lr", "fast"), ("history", {}), ("epochs", True), ("centre", 5.0)):
+        (tmp_path / "runs" / "a" / "result.json").write_text(json.dumps(one | {key: value}))
+        with pytest.raises(UserError, match=rf"result\.json: {key}=.* is not a"):
+            read_results(tmp_path / "runs")
     del one["seed"]
     (tmp_path / "runs" / "a" / "result.json").write_text(json.dumps(one))
     with pytest.raises(UserError, match=r"result\.json lacks seed"):

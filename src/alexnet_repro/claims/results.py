@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,64 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from alexnet_repro.claims.paper import Values
-from alexnet_repro.claims.scores import VIEWS, read_scores
+from alexnet_repro.claims.scores import VIEWS, Errors, read_scores
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 
-Result = dict[str, Any]
+
+class Result(TypedDict, total=False):
+    """A run's result.json, an ensemble's or a benchmark's, as read_results returns it. Errors are percent, losses nats."""
+
+    file: str
+    recipe: str
+    ablation: str
+    experiment: str | None
+    options: list[str]
+    data: str
+    source: str | None
+    store_sha256: str
+    split: str
+    images: int
+    held_out: str | None
+    net: str
+    activation: str
+    lrn: bool
+    seed: int
+    seeds: list[int]  # of an ensemble
+    members: int
+    lr: float
+    batch_size: int
+    epochs: int
+    of_epochs: int | None
+    steps: int
+    precision: str
+    placement: str
+    centre: Errors
+    ten_crop: Errors
+    nine_crop: Errors
+    train_sample: dict[str, float]
+    left_plateau: int | None
+    colour_content: list[float]
+    history: list[dict[str, Any]]
+    retrieval: dict[str, Any]
+    seconds: float
+    hardware: str
+    machine: str
+    commit: str | None
+    command: str
+    ratios: dict[str, float | None]  # of a benchmark
+    images_per_s: dict[str, float]
+
+
+# Types that a file is checked for, as JSON has them; a field may be missing, and only those of NEEDED may not.
+TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("recipe", "ablation", "data", "split", "net", "precision", "command", "store_sha256"), (str,)),
+    **dict.fromkeys(("seed", "members", "batch_size", "epochs", "steps", "images"), (int,)),
+    **dict.fromkeys(("lr", "seconds"), (int, float)),
+    **dict.fromkeys(("centre", "ten_crop", "nine_crop", "train_sample", "ratios", "images_per_s"), (dict,)),
+    **dict.fromkeys(("history", "options", "colour_content", "seeds"), (list,)),
+}
 
 # What results must share to be compared seed by seed, besides what a claim compares.
 SHARED_KEYS = (
@@ -76,6 +128,9 @@ def read_result(path: Path) -> Any:
         history = content.get("history") or []
         if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
             raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "mend or remove it")
+        for key, types in TYPES.items():
+            if key in content and (not isinstance(content[key], types) or isinstance(content[key], bool)):
+                raise UserError(f"{path}: {key}={content[key]!r} is not a {types[0].__name__}", "mend or remove it")
     return content
 
 
@@ -194,7 +249,7 @@ def _retrieval_gain(better: str, worse: str) -> Callable[[Result], Values | None
 
 
 def _view(name: str) -> Callable[[Result], Values | None]:
-    return lambda result: result.get(name)
+    return lambda result: cast(dict[str, Any], result).get(name)
 
 
 MEASURES: dict[str, Callable[[Result], Values | None]] = {

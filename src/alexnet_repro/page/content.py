@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure,
     races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
     if races:
         drawn["figure-1"] = (
-            figures.figure_1(races),
+            figures.figure_1(cast(list[dict[str, Any]], races)),
             "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), a line for each seed; "
             f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
         )
@@ -147,7 +147,8 @@ def answer(finding: Finding) -> dict[str, Any]:
         where.append(f"{members} nets")
     elif finding.seeds and facts.get("data"):
         where.append(f"seed{'s' if len(finding.seeds) > 1 else ''} {', '.join(map(str, finding.seeds))}")
-    losses = [r[claim.measure]["log_loss"] for r in finding.results if "log_loss" in (r.get(claim.measure) or {})]
+    measured = [cast(dict[str, Any], result).get(claim.measure) for result in finding.results]
+    losses = [of_view["log_loss"] for of_view in measured if isinstance(of_view, dict) and "log_loss" in of_view]
     return {
         "here": numbers(claim, {key: finding.estimates[key].value for key in keys}),
         "interval": " / ".join(intervals),
@@ -181,6 +182,8 @@ def said(claim: Claim) -> str:
         return {"every": "every run"}.get(claim.kind, claim.direction or "")
     if claim.kind == "count" and claim.direction:
         return f"at most {max(claim.value.values())} %"
+    if claim.measure == "validation_minus_test":
+        return f"at most {claim.tolerance['top5_error']}"
     return numbers(claim, claim.value)
 
 
@@ -271,7 +274,9 @@ def label(result: Result) -> str:
 def source(result: Result) -> dict[str, str]:
     """A line of the list of results."""
     errors = [
-        f"{view['top1_error']:.1f} / {view['top5_error']:.1f}" if (view := result.get(key)) else ""
+        f"{view['top1_error']:.1f} / {view['top5_error']:.1f}"
+        if (view := cast(dict[str, Any], result).get(key))
+        else ""
         for key in ("centre", "ten_crop")
     ]
     return {

@@ -49,7 +49,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
     results = read_results(*runs, *ensembles, *([published] if published.is_dir() else []))
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
-    own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), {})
+    own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), Result())
     pictures = pictures_of(cfg, shown, own) if shown else {}
     page = content(results)
     page["figures"] = drawings(results, runs) | pictures
@@ -58,6 +58,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     write(page, out)
     print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
     if cfg.readme:
+        page["figures"]["figure-2"][0].savefig(CHECKOUT / "docs" / "two-towers.png", dpi=150, facecolor="white")
         refresh_readme(content(read_results(published)))
     if cfg.logger.wandb:
         from alexnet_repro.page.wandb_report import publish

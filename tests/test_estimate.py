@@ -1,0 +1,37 @@
+"""The estimate of the training time, with a clock made up here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alexnet_repro.training import estimate
+from alexnet_repro.training.estimate import EstimateTime, in_words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (12.3, "about 12 seconds"),
+        (250, "about 4 minutes"),
+        (5000, "about 83 minutes"),
+        (30_000, "about 8 hours"),
+        (5.5 * 86_400, "about 5.5 days"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_it_is_printed_once_from_the_median_update(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([100.0, 102.0, 104.0, 134.0, 136.0, 138.0, 140.0, 142.0])  # one update took 30 seconds
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: next(clock))
+    trainer: Any = SimpleNamespace(is_global_zero=True, max_epochs=10, num_training_batches=40, global_step=0)
+    callback = EstimateTime()
+    for step in range(1, 9):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer)
+    # 394 updates of 2 seconds
+    assert capsys.readouterr().out == "\nabout 13 minutes to go: 394 updates of 2 s each, and measuring\n"
