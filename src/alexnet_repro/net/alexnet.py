@@ -1,7 +1,7 @@
 """The net of Figure 2, its switches and its initialisation (Sections 3 and 5).
 
-Written for one device. The two towers of Figure 2 are the two halves of each layer's maps: conv2, conv4 and conv5 read
-only their own tower, conv3 and the fully connected layers read both, and normalisation stays inside a tower.
+The net is written for one device. The two towers of Figure 2 are the two halves of each layer's maps. conv2, conv4 and conv5
+read only their own tower. conv3 and the fully connected layers read both. Normalisation stays inside a tower.
 """
 
 from collections.abc import Callable, Collection
@@ -14,9 +14,9 @@ from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu_,  # in place: what comes in is a layer's fresh output, which nothing else needs
+    "relu": F.relu_,  # in place: its input is a layer's output that nothing else uses
     "tanh": torch.tanh,
-    "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, to which Section 3.1 compares
+    "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, cited in Section 3.1
     "sigmoid": torch.sigmoid,
 }
 LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
@@ -32,30 +32,30 @@ WEIGHT_STD = {
 
 
 class AlexNet(nn.Module):
-    """The printed paper's net for 224x224x3 images: 60,965,224 parameters with 1000 classes.
+    """The net of the printed paper for 224x224x3 images: 60,965,224 parameters with 1000 classes.
 
-    Images are float (N, 3, 224, 224), RGB on the 0-255 scale with the mean image subtracted. Maps: conv1 96x55x55, conv2
-    256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096, fc8 classes; the
-    first half of each belongs to tower 0.
+    Images are float (N, 3, 224, 224), RGB on the 0-255 scale, with the mean image subtracted. Maps: conv1 96x55x55, conv2
+    256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096, fc8 classes. The
+    first half of each layer's maps belongs to tower 0.
 
-    224 gives 55 as in the 2012 code: its windows of conv1 start at 0, 4, ..., 216, and the three rows and columns that the
-    last one reaches beyond the image are zero, which is the mean.
+    224 pixels give 55 positions as in the 2012 code: the windows of conv1 start at 0, 4, ..., 216. The last one reaches three
+    rows and columns beyond the image, which are zero (the mean).
 
     classes: outputs of fc8.
-    towers: 2, or 1 for the net of half as many kernels that "one GPU" could hold (Section 3.2); its last convolutional
-        and its fully connected layers keep their width: 59,798,312 parameters.
-    communication: whether towers ever read each other. Without, they are those of run 150 of the 2012 log: conv2 with 160
-        maps per tower, fc6 with 4096 and fc7 with 2048 neurons per tower, joined in fc8; 60,714,408 parameters.
-    conv3, conv4, conv5: whether the net has that layer (Section 7). The others keep their width and groups.
-    init: standard deviation of the weights; "paper", 0.01 (Section 5); "as_run", 0.03 in conv3 to conv5 (2012 code).
-    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7; 1 (Section 5). Those of the other layers are 0.
+    towers: 2, or 1 for the net of one GPU with half as many kernels (Section 3.2). Its last convolutional layer and its
+        fully connected layers keep their width: 59,798,312 parameters.
+    communication: whether the towers read each other. If not, the net is that of run 150 of the 2012 log: 160 maps per
+        tower in conv2, 4096 neurons per tower in fc6 and 2048 in fc7, joined in fc8; 60,714,408 parameters.
+    conv3, conv4, conv5: whether the net has that layer (Section 7). The other layers keep their width and groups.
+    init: standard deviation of the initial weights. "paper" is 0.01 (Section 5); "as_run" is 0.03 in conv3 to conv5.
+    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7, 1 in Section 5. The biases of other layers start at 0.
     activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
-    lrn: local response normalisation in layers 1 and 2 (Section 3.3), and with it ``same_map_norm``.
-    lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants; alpha multiplies the plain sum, as printed.
-    layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as the 2012 code had it.
+    lrn: local response normalisation in layers 1 and 2 (Section 3.3). False also turns off ``same_map_norm``.
+    lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants. alpha multiplies the plain sum, as printed.
+    layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as in the 2012 code.
     same_map_norm: a second normalisation in layer 2, over 5x5 positions of a map (2012 code, not in the paper).
-    pooling: "overlapping", 3x3 windows 2 apart (Section 3.4), or "non_overlapping", 2x2 windows 2 apart, with conv2 padded
-        by 1 and conv5 by 0 (run 147 of the 2012 log): 55, 28, 26, 13, 13, 13, 11, 6.
+    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2. The
+        latter pads conv2 by 1 and conv5 by 0, as run 147 of the 2012 log: 55, 28, 26, 13, 13, 13, 11, 6.
     dropout: probability of setting a neuron of fc6 and fc7 to zero in training (Section 4.2).
 
     Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises ValueError
@@ -124,7 +124,10 @@ class AlexNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, std: dict[str, float], bias: float = 1.0) -> None:
-        """Draw each layer's weights from a Gaussian of mean 0 and that standard deviation, and set the biases (Section 5)."""
+        """Draw the weights from Gaussians of mean 0 with the given standard deviations, and set the biases (Section 5).
+
+        std: by layer. bias: the value for the layers in BIAS_ONE; other biases are 0.
+        """
         for name, layer in self.named_children():
             if isinstance(layer, nn.Conv2d | GroupedLinear):
                 assert layer.bias is not None
@@ -132,14 +135,14 @@ class AlexNet(nn.Module):
                 layer.bias.fill_(bias if name in BIAS_ONE else 0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224) -> logits (N, classes)."""
+        """Return logits (N, classes) for images (N, 3, 224, 224)."""
         return self._run(images, None)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, 224, 224) -> the neurons' outputs by layer: conv1 ... conv5, pool5, fc6, fc7 after the ReLU, and fc8.
+        """Return the outputs of each layer's neurons: conv1 ... conv5, pool5, fc6, fc7 after the ReLU, and fc8.
 
-        Those of conv1 and conv2 are taken before normalisation and pooling (with layer1_order="norm_pool_relu" those of
-        conv1 are the ReLU of its responses there), those of fc6 and fc7 before dropout.
+        Outputs of conv1 and conv2 are taken before normalisation and pooling, outputs of fc6 and fc7 before dropout. With
+        layer1_order="norm_pool_relu", conv1 is the ReLU of the layer's responses before normalisation.
         """
         seen: dict[str, Tensor] = {}
         self._run(images, seen)
@@ -171,14 +174,15 @@ class AlexNet(nn.Module):
         return see("fc8", self.fc8(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Max-pooling (Section 3.4), with the sizes rounded up as in the 2012 code: 55 -> 27 -> 13 -> 6 if overlapping."""
+        """Apply max-pooling (Section 3.4). Sizes are rounded up as in the 2012 code: 55 -> 27 -> 13 -> 6 if overlapping."""
         return F.max_pool2d(x, 3 if self.pooling == "overlapping" else 2, stride=2, ceil_mode=True)
 
 
 class GroupedLinear(nn.Module):
-    """A fully connected layer in ``groups`` parts, each from its share of the inputs to its share of the outputs.
+    """A fully connected layer of ``groups`` independent parts, as a grouped convolution.
 
-    (N, inputs) -> (N, outputs); weight (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
+    Part i maps the i-th share of the inputs to the i-th share of the outputs: (N, inputs) -> (N, outputs). The weight has the
+    shape (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
@@ -188,18 +192,18 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs) -> (N, outputs)."""
+        """Return (N, outputs) for inputs (N, inputs)."""
         if self.groups == 1:
             return F.linear(x, self.weight, self.bias)
         parts = zip(*(t.chunk(self.groups, -1) for t in (x, self.bias)), self.weight.chunk(self.groups), strict=True)
         return torch.cat([F.linear(part, weight, bias) for part, bias, weight in parts], 1)
 
     def extra_repr(self) -> str:
-        """The sizes, for print(net)."""
+        """Return the sizes, for print(net)."""
         return f"{self.in_features}, {self.out_features}, groups={self.groups}"
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise ValueError, naming the option net.<name>, unless ``value`` is one of ``allowed``."""
+    """Raise ValueError that names the option net.<name> unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(f"net.{name}={value}: this must be one of {', '.join(map(str, allowed))}")

@@ -15,29 +15,29 @@ from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 
 class _SmallNet(nn.Module):
-    """Float images (N, 3, s, s), 0-255 scale and mean-subtracted -> logits (N, classes); layers in the order of their names."""
+    """A net for float images (N, 3, s, s) on the 0-255 scale, with the mean image subtracted."""
 
     @torch.no_grad()
     def initialise(self, **std: float) -> None:
-        """Each layer's weights from a Gaussian of mean 0 and that standard deviation, as in the layer files; biases 0."""
+        """Draw each layer's weights from a Gaussian of mean 0 and the given standard deviation; set biases to 0."""
         for name, deviation in std.items():
             self.get_parameter(f"{name}.weight").normal_(0, deviation)
             self.get_parameter(f"{name}.bias").zero_()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, s, s) -> logits (N, classes)."""
+        """Return logits (N, classes) for images (N, 3, s, s)."""
         return self.activations(images)["fc10"]
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, s, s) -> the neurons' outputs by layer, before pooling and normalisation."""
+        """Return the outputs of each layer's neurons, before pooling and normalisation."""
         raise NotImplementedError
 
 
 class FourLayer(_SmallNet):
-    """Three convolutional layers of 32, 32 and 64 maps, each followed by 3x3 pooling with stride 2, and one fully connected layer.
+    """Three convolutional layers of 32, 32 and 64 maps and one fully connected layer: cuda-convnet's layers-18pct.
 
-    cuda-convnet's layers-18pct, with or without its normalisation: 5x5 kernels padded by 2; the first pooling takes the
-    maximum, the other two the mean.
+    Kernels are 5x5, padded by 2. A 3x3 pooling with stride 2 follows each convolution: the first takes the maximum, the other
+    two take the mean.
 
     image_size: s, pixels, a multiple of 8. activation: as AlexNet's. same_map_norm: normalise over 3x3 positions of each map
     after the first and the second pooling, with s = 0.00005 / 9, power 0.75 and constant 1. Raises ValueError for others.
@@ -58,7 +58,7 @@ class FourLayer(_SmallNet):
         self.initialise(conv1=0.0001, conv2=0.01, conv3=0.01, fc10=0.01)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, s, s) -> the neurons' outputs by layer, before pooling."""
+        """Return the outputs of each layer's neurons, before pooling and normalisation."""
         seen = {}
         seen["conv1"] = self.activation(self.conv1(images))
         seen["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))))
@@ -71,9 +71,9 @@ NORMS = {"n9": (9, 0.001 / 9), "n5_before_pools": (5, 0.001 / 5)}  # maps in a w
 
 
 class LocallyConnected(_SmallNet):
-    """Section 3.3's net for CIFAR-10: two convolutional layers of 64 maps, two locally connected ones, one fully connected.
+    """The net of Section 3.3 for CIFAR-10: two convolutional, two locally connected and one fully connected layer.
 
-    conv1 5x5, max-pooling, conv2 5x5, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
+    conv1 5x5 with 64 maps, max-pooling, conv2 5x5 with 64 maps, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
 
     image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 32 in conv-local-13pct and in the first
     conv-local-11pct, 64 in the published one. lrn: whether there is normalisation across maps, power 0.75 and constant 1.
@@ -106,7 +106,7 @@ class LocallyConnected(_SmallNet):
         self.initialise(conv1=0.0001, conv2=0.01, local3=0.04, local4=0.04, fc10=0.01)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, s, s) -> the neurons' outputs by layer, before pooling and normalisation."""
+        """Return the outputs of each layer's neurons, before pooling and normalisation."""
         seen = {}
         seen["conv1"] = self.activation(self.conv1(images))
         if self.norm_first:
@@ -121,10 +121,11 @@ class LocallyConnected(_SmallNet):
 
 
 class LocalConv2d(nn.Module):
-    """A locally connected layer: a convolution of 3x3, padded by 1, whose kernels differ from place to place.
+    """A locally connected layer: a 3x3 convolution, padded by 1, that has other kernels at each position.
 
-    (N, inputs, side, side) -> (N, outputs, side, side). weight: (places, 9 * inputs, outputs), the nine positions in rows
-    and the inputs within each; bias: (places, 1, outputs). One matrix product for each place, all in one call.
+    (N, inputs, side, side) -> (N, outputs, side, side). The weight is (positions, 9 * inputs, outputs), with the nine pixels of
+    a window row by row and the inputs of each pixel together. The bias is (positions, 1, outputs). One batched matrix product
+    computes all positions.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:
@@ -134,7 +135,7 @@ class LocalConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(side**2, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, side, side) -> (N, outputs, side, side)."""
+        """Return (N, outputs, side, side) for x (N, inputs, side, side)."""
         padded = F.pad(x, (1, 1, 1, 1)).permute(2, 3, 0, 1)  # rows, columns, N, inputs
         shifted = [
             padded[row : row + self.side, column : column + self.side] for row in range(3) for column in range(3)
@@ -144,13 +145,13 @@ class LocalConv2d(nn.Module):
         return y.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
 
     def extra_repr(self) -> str:
-        """The sizes, for print(net)."""
+        """Return the sizes, for print(net)."""
         places, inputs, outputs = self.weight.shape
         return f"{inputs // 9}, {outputs}, places={places}"
 
 
 def pooled(size: int, times: int) -> int:
-    """Side of a map after so many poolings that halve it. Raises ValueError if they don't halve it evenly."""
+    """Return the side of a map after ``times`` poolings that halve it. Raise ValueError if they do not halve it evenly."""
     if size < 1 or size % 2**times:
         raise ValueError(f"net.image_size={size}: the poolings of this net need a multiple of {2**times}")
     return size // 2**times

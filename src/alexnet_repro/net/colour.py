@@ -4,10 +4,12 @@ from torch import Tensor
 
 
 def colour_content(conv1_weight: Tensor, towers: int = 2) -> list[float]:
-    """(maps, 3, 11, 11) -> for each tower the share of its first kernels' energy that is colour, from 0 (grey) to 1.
+    """Return, for each tower, the share of the energy of its first kernels that is colour: from 0 (grey) to 1.
 
-    The energy of what is left of the RGB weights when their mean, the grey part, is taken off each. Weights as they are drawn
-    have 2/3. Section 6.1: the kernels of one GPU are "largely color-agnostic", those of the other "largely color-specific".
+    The grey part of a kernel is the mean of its RGB weights at each position; the rest is colour. Random weights have a share
+    of 2/3. Section 6.1: the kernels of one GPU are "largely color-agnostic", those of the other "largely color-specific".
+
+    conv1_weight: (maps, 3, 11, 11).
     """
     shares = []
     for kernels in conv1_weight.detach().float().chunk(towers):

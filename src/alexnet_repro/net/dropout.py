@@ -6,33 +6,36 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Dropout as printed (Section 4.2): kept outputs are not rescaled in training, all are multiplied by 1-p in testing.
+    """Dropout as printed (Section 4.2): no rescaling in training, all outputs multiplied by 1 - p in testing.
 
-    After ``draw_from(seed, step)`` the masks of each tower are a function of (seed, step, tower) and of the order of calls
-    in that step, so that a resumed or a distributed run drops the same neurons; before it they come from torch's global
-    generator. masks: towers, each with its own. Raises ValueError unless 0 <= p < 1.
+    After ``draw_from(seed, step)``, the masks of each tower are a function of (seed, step, tower) and of the order of calls
+    in that step. A resumed or distributed run therefore drops the same neurons. Before the first such call, masks come from
+    torch's global generator.
+
+    p: probability of setting an output to zero. masks: number of towers, each of which has its own mask. Raises ValueError
+    unless 0 <= p < 1.
     """
 
     def __init__(self, p: float = 0.5, masks: int = 2) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"dropout={p}: a probability from 0 to below 1")
+            raise ValueError(f"dropout={p}: this must be a probability of at least 0 and below 1")
         self.p = p
-        self.towers = list(range(masks))  # whose neurons the input holds, side by side
+        self.towers = list(range(masks))  # the towers whose neurons the input holds, side by side
         self._source: tuple[int, int] | None = None
         self._rows: tuple[int, int] | None = None
         self._generators: list[torch.Generator] = []
 
     def draw_from(self, seed: int, step: int, first: int = 0, global_batch_size: int | None = None) -> None:
-        """Make the next masks those of this training step.
+        """Use the masks of this training step from now on.
 
-        first, global_batch_size: the input holds rows ``first:first + len(x)`` of the global batch.
+        first, global_batch_size: the input ``x`` holds rows ``first:first + len(x)`` of the global batch.
         """
         self._source, self._generators = (seed, step), []
         self._rows = None if global_batch_size is None else (first, global_batch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, neurons) -> (N, neurons)."""
+        """Return the outputs (N, neurons), masked in training and scaled in testing."""
         if self.p == 0:
             return x
         if not self.training:
@@ -42,13 +45,13 @@ class Dropout(nn.Module):
         generators: list[torch.Generator | None] = [*self._generators] or [None] * len(self.towers)
         first, global_batch_size = self._rows or (0, len(x))
         shape = (global_batch_size, x.shape[1] // len(self.towers))
-        # float32 in every precision: so that it has no say in which neurons are dropped
+        # float32 in every precision, so that the precision does not change which neurons are dropped
         empty = torch.empty(shape, dtype=torch.float32, device=x.device)
         kept = [empty.uniform_(generator=source) >= self.p for source in generators]
         return x * torch.cat(kept, 1)[first : first + len(x)]
 
     def extra_repr(self) -> str:
-        """The probability, for print(net)."""
+        """Return the probability, for print(net)."""
         return f"p={self.p}"
 
 

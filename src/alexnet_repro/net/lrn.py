@@ -1,11 +1,11 @@
-"""Local response normalisation (Section 3.3): the plain form to read, and the fast forms to use.
+"""Local response normalisation (Section 3.3): a plain form to read and fast forms to use.
 
     b_i = a_i / (k + alpha * sum_{j=i-n/2}^{i+n/2} a_j^2) ** beta
 
-The window is clipped at the first and the last map of a tower and never crosses to the other one.
+The window is clipped at the first and the last map of a tower. It never crosses to the other tower.
 
-alpha multiplies the plain sum, as printed. The authors' 2012 code divided its alpha by n when it read the layer file, and
-so does torch.nn.LocalResponseNorm: alpha=5e-4 there is the printed 1e-4 here, and 1e-4/5 here is the 2012 code.
+alpha multiplies the plain sum, as printed. The 2012 code divided alpha by n when it read the layer file, and
+torch.nn.LocalResponseNorm does the same. The printed alpha of 1e-4 is 5e-4 there; the 2012 code is 1e-4 / 5 here.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from alexnet_repro.net import lrn_cpu as lrn_compiled
 
-# Float32 bytes of one block of the fast form: its few temporaries stay in cache. 1 and 4 MB are slower.
+# Bytes of one float32 block of the fast form, so that its temporaries stay in cache. 1 and 4 MB are slower.
 BLOCK_BYTES = 2**21
 
 
 def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:
-    """The formula of Section 3.3 term by term: the control that the fast forms are tested against.
+    """Apply the formula of Section 3.3 term by term. The fast forms are tested against this.
 
     a: (N, C, H, W) responses, whose C maps belong to ``groups`` towers, one after the other. Returns the same shape.
     """
@@ -38,13 +38,13 @@ def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k
 class LocalResponseNorm(nn.Module):
     """Local response normalisation across adjacent maps, inside each of ``groups`` towers (Section 3.3).
 
-    Input and output: (N, C, H, W). The output has the input's dtype, and is laid out channels-last.
+    Input and output: (N, C, H, W). The output has the input's dtype and a channels-last layout.
 
     size: n, the number of adjacent maps in a window, odd.
     alpha, beta, k: as printed; alpha multiplies the plain sum of squares.
-    groups: towers that share no window; C must be a multiple of it.
+    groups: number of towers, which share no window. C must be a multiple of it.
 
-    Raises ValueError for an even size, or for C that ``groups`` doesn't divide.
+    Raises ValueError for an even size, or for a C that is not a multiple of ``groups``.
     """
 
     def __init__(self, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> None:
@@ -54,7 +54,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, a: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Return the normalised responses, (N, C, H, W) as ``a``."""
         if a.shape[1] % self.groups:
             raise ValueError(f"{a.shape[1]} maps can't be split evenly over {self.groups} towers")
         if lrn_compiled.serves(a, self.size, self.beta, self.groups):
@@ -62,10 +62,10 @@ class LocalResponseNorm(nn.Module):
         return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
 
     def _window_sum(self, x: Tensor) -> Tensor:
-        """(n, H, W, C) -> the same shape: the sum over each map's window."""
+        """Sum over the window of each map: (n, H, W, C) -> the same shape."""
         towers = x.unflatten(-1, (self.groups, -1))
         maps, reach = towers.shape[-1], self.size // 2
-        run = F.pad(towers, (reach, reach))  # sums of 1, then 2, 4, ... neighbours: for n = 5 three additions, not four
+        run = F.pad(towers, (reach, reach))  # sums of 1, 2, 4, ... neighbours: three additions for n = 5 instead of four
         total, done, length = None, 0, 1
         while True:
             if self.size & length:
@@ -78,16 +78,16 @@ class LocalResponseNorm(nn.Module):
             length *= 2
 
     def extra_repr(self) -> str:
-        """The constants, for print(net)."""
+        """Return the constants, for print(net)."""
         return f"n={self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}, groups={self.groups}"
 
 
 class SameMapNorm(nn.Module):
-    """Normalisation inside each map, over a ``size`` x ``size`` window of positions: the 2012 code has one in layer 2.
+    """Normalisation inside each map, over a ``size`` x ``size`` window of positions, as in layer 2 of the 2012 code.
 
         b = a / (k + alpha * (sum of a^2 over the window, clipped at the map's edges)) ** beta
 
-    Input and output: (N, C, H, W), as LocalResponseNorm. The paper doesn't mention it. Raises ValueError for an even size.
+    Input and output: (N, C, H, W). The paper does not mention this layer. Raises ValueError for an even size.
     """
 
     def __init__(self, size: int, alpha: float, beta: float, k: float) -> None:
@@ -97,21 +97,21 @@ class SameMapNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, a: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Return the normalised responses, (N, C, H, W) as ``a``."""
         return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
 
     def _window_sum(self, x: Tensor) -> Tensor:
-        """(n, H, W, C) -> the same shape: the sum over each position's window."""
+        """Sum over the window of each position: (n, H, W, C) -> the same shape."""
         total = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size, stride=1, padding=self.size // 2, divisor_override=1)
         return total.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:
-        """The constants, for print(net)."""
+        """Return the constants, for print(net)."""
         return f"{self.size}x{self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}"
 
 
 class _Compiled(torch.autograd.Function):
-    """The form of lrn.c: as _Normalise, with nothing written but the outcome."""
+    """The same as _Normalise, by lrn_cpu.c, which writes nothing but the result."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, *constants: Any) -> Tensor:
@@ -131,14 +131,14 @@ class _Compiled(torch.autograd.Function):
 
 
 class _Normalise(torch.autograd.Function):
-    """The form for every device and type, and for same-map normalisation. Two things make it cost little:
+    """Normalisation for every device and dtype, across maps or inside a map.
 
-    the gradient is the closed form, so only the input is kept; and on a CPU both passes work on blocks small enough to stay in
-    cache, so memory is read once and written once. All arithmetic is in float32 (float64 of float64): a response of some
-    hundreds, squared, is no number that half precision should add up.
+    It is fast for two reasons. The gradient has a closed form, so only the input is kept. On a CPU, both passes work on blocks
+    that fit in cache, so memory is read once and written once. All arithmetic is in float32 (float64 for float64 inputs),
+    since the squares of responses of several hundred are too large for half precision.
 
-    With W the window sum and s = k + alpha * W(a^2):
-    b = a s^-beta,  da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)), since a window that reaches from i to j does so back.
+    With the window sum W and s = k + alpha * W(a^2): b = a s^-beta and
+    da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)). Windows are symmetric: if i's window contains j, j's contains i.
     """
 
     @staticmethod
@@ -174,12 +174,12 @@ class _Normalise(torch.autograd.Function):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """Convert half precision to float32; return float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _blocks(x: Tensor) -> list[Tensor]:
-    """Views (n, H, W, C) of a channels-last (N, C, H, W); one block where there is no cache to fit, on a GPU."""
+    """Split a channels-last (N, C, H, W) into views (n, H, W, C) that fit in a CPU's cache; on a GPU, one view."""
     images = len(x)
     if x.device.type == "cpu" and images:
         images = max(1, BLOCK_BYTES // (x[0].numel() * 4))
@@ -187,7 +187,7 @@ def _blocks(x: Tensor) -> list[Tensor]:
 
 
 def _inverse_power(s: Tensor, beta: float) -> Tensor:
-    """s^-beta."""
+    """Return s^-beta."""
     if beta == 0.75:  # s^-1/2 * sqrt(s^-1/2) is several times faster than a power
         root = s.rsqrt()
         return root.sqrt().mul_(root)

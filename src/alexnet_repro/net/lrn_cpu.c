@@ -1,4 +1,4 @@
-/* Local response normalisation and its gradient in one pass each, for lrn.py, which has the formulas.
+/* Local response normalisation and its gradient, each in one pass. lrn.py has the formulas.
 
    Arrays are channels-last: rows of `maps` adjacent maps of one tower at one position. beta is 0.75:
    s^-0.75 = r sqrt(r) with r = s^-1/2. All arithmetic is in float. */
@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stdint.h>
 
-/* WIDEST: maps of a tower, at most. REACH: maps on either side of a window, at most. lrn_compiled.py defines them. */
+/* WIDEST: the most maps of a tower. REACH: the most maps on either side of a window. lrn_cpu.py defines both. */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE void load_bf16(const uint16_t *restrict from, float *restrict to, int count) {
@@ -15,7 +15,7 @@ INLINE void load_bf16(const uint16_t *restrict from, float *restrict to, int cou
 }
 
 INLINE void store_bf16(const float *restrict from, uint16_t *restrict to, int count) {
-    const uint32_t *bits = (const uint32_t *)from; /* rounded to the nearest, a tie to the even one */
+    const uint32_t *bits = (const uint32_t *)from; /* round to nearest, ties to even */
     for (int c = 0; c < count; c++) to[c] = (uint16_t)((bits[c] + 0x7fff + ((bits[c] >> 16) & 1)) >> 16);
 }
 
@@ -27,7 +27,7 @@ INLINE void store_fp32(const float *restrict from, float *restrict to, int count
     for (int c = 0; c < count; c++) to[c] = from[c];
 }
 
-/* sum[c] of the n numbers around x[REACH + c]; what lies beyond the first and the last map is 0 */
+/* sum[c] is the sum of the n numbers around x[REACH + c]; beyond the first and the last map they are 0 */
 INLINE void window_sum(const float *restrict x, float *restrict sum, int maps, const int n) {
     const float *first = x + REACH - n / 2;
     for (int c = 0; c < maps; c++) {

@@ -1,6 +1,6 @@
-"""lrn.c, compiled for this machine by its own C compiler the first time it is needed, and kept in the user's cache.
+"""Compile lrn_cpu.c with this machine's C compiler when it is first needed, and keep it in the user's cache.
 
-On a CPU it is about five times as fast as lrn.py's form in PyTorch's operations, which remains what is used without a compiler.
+On a CPU it is about five times as fast as the PyTorch operations of lrn.py, which are used where there is no compiler.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "lrn_cpu.c"
-WIDEST, REACH = 512, 16  # maps of a tower, and on either side of a window, at most
+WIDEST, REACH = 512, 16  # the most maps of a tower, and on either side of a window
 FLAGS = (
     f"-DWIDEST={WIDEST}",
     f"-DREACH={REACH}",
@@ -35,24 +35,24 @@ NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def serves(a: Tensor, size: int, beta: float, groups: int) -> bool:
-    """Whether the compiled form does this normalisation: on a CPU, of float32 or bfloat16, with the paper's beta."""
+    """Return whether the compiled form supports this: on a CPU, float32 or bfloat16, with the paper's beta."""
     fits = beta == 0.75 and size // 2 <= REACH and a.shape[1] // groups <= WIDEST and a.numel() > 0
     return fits and a.device.type == "cpu" and a.dtype in NAMES and library() is not None
 
 
 def forward(a: Tensor, b: Tensor, groups: int, size: int, alpha: float, k: float) -> None:
-    """Write the normalised ``a`` into ``b``; both (N, C, H, W), channels-last, of one type."""
+    """Write the normalised ``a`` into ``b``; both are (N, C, H, W), channels-last, of the same dtype."""
     _in_threads("forward", (a, b), groups, size, alpha, k)
 
 
 def backward(a: Tensor, db: Tensor, da: Tensor, groups: int, size: int, alpha: float, k: float) -> None:
-    """Write the gradient of the loss by ``a`` into ``da``, given that by the output."""
+    """Write the gradient with respect to ``a`` into ``da``, given the gradient ``db`` of the output."""
     _in_threads("backward", (a, db, da), groups, size, alpha, k)
 
 
 @torch.compiler.disable
 def _in_threads(name: str, arrays: tuple[Tensor, ...], groups: int, size: int, alpha: float, k: float) -> None:
-    """Each of torch's number of threads does its share of the rows; ctypes releases Python's lock."""
+    """Divide the rows among as many threads as torch uses; ctypes releases Python's global lock."""
     function = getattr(library(), f"{name}_{NAMES[arrays[0].dtype]}")
     maps = arrays[0].shape[1] // groups
     rows, threads = arrays[0].numel() // maps, torch.get_num_threads()
@@ -72,13 +72,13 @@ def _in_threads(name: str, arrays: tuple[Tensor, ...], groups: int, size: int, a
 
 @lru_cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked one inherits none."""
+    """Return a pool of threads for this process; a forked process inherits none."""
     return ThreadPoolExecutor(threads, "lrn")
 
 
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """The compiled lrn.c, or None, with one warning, where it can't be had."""
+    """Return the compiled library, or None, with one warning, if it cannot be compiled or loaded."""
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor().encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_repro"
@@ -101,7 +101,7 @@ def _compile(path: Path) -> None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("there is no C compiler")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other processes see it whole or not at all
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other processes see the whole file or none
         made = Path(folder) / path.name
         line = [*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
         subprocess.run(line, check=True, capture_output=True, text=True)
@@ -109,7 +109,7 @@ def _compile(path: Path) -> None:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a cache may be shared by machines of several kinds."""
+    """Return what -march=native depends on, since machines of several kinds may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,7 +1,7 @@
-"""Two towers on two devices (Section 3.2, Figure 2): which tensors cross, and nothing else.
+"""Place the two towers on two devices (Section 3.2, Figure 2), and exchange only the tensors that both need.
 
 Each device keeps its half of every layer's maps, which is its half of dimension 0 of every parameter, and runs the net of
-net.py on it. A layer that reads both towers gets the other one's maps just before:
+alexnet.py on it. A layer that reads both towers first receives the other tower's maps:
 
     conv1                the image, the same on both devices
     conv2, conv4, conv5  their own tower                      nothing crosses
@@ -9,8 +9,7 @@ net.py on it. A layer that reads both towers gets the other one's maps just befo
     fc6, fc7, fc8        all neurons of the layer below       crosses
     softmax              all logits                           crosses
 
-In net.py a layer's ``groups`` say which it is: two for a layer that reads its own tower, one for a layer that reads both. So
-this holds for every variant of the net, whatever its layers.
+A layer's ``groups`` say what it reads: two for its own tower, one for both. This therefore works for every variant of the net.
 """
 
 import time
@@ -29,7 +28,10 @@ TOWERS = 2
 
 
 class Link:
-    """The connection to the other tower's device. Counts, by layer, the bytes that this device sent and the seconds it took."""
+    """The connection to the device of the other tower.
+
+    bytes, seconds: what this device sent, and how long the exchange took, by layer.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None, tower: int) -> None:
         self.group, self.tower = group, tower
@@ -37,7 +39,7 @@ class Link:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def swap(self, own: Tensor, layer: str) -> Tensor:
-        """What the other device gives in exchange for ``own``, a contiguous tensor of the same shape."""
+        """Send ``own``, a contiguous tensor, and return the other device's tensor of the same shape."""
         began = time.perf_counter()
         both = [torch.empty_like(own) for _ in range(TOWERS)]
         dist.all_gather(both, own, group=self.group)
@@ -46,14 +48,14 @@ class Link:
         return both[1 - self.tower]
 
     def join(self, own: Tensor, layer: str) -> Tensor:
-        """Own maps in dimension 1 -> those of both towers, in their order; channels-last images stay so."""
+        """Return the maps of both towers in dimension 1, in the order of the towers. Keeps the channels-last layout."""
         last = own.movedim(1, -1).contiguous()
         parts = [last, self.swap(last, layer)]
         return torch.cat(parts[:: 1 - 2 * self.tower], -1).movedim(-1, 1)
 
 
 class _ReadBothTowers(torch.autograd.Function):
-    """Own maps -> maps of both towers. Back: what the layers of both devices want changed in the own ones, summed."""
+    """Forward: own maps -> maps of both towers. Backward: the sum of both devices' gradients of the own maps."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: Link, layer: str) -> Tensor:
@@ -65,17 +67,17 @@ class _ReadBothTowers(torch.autograd.Function):
         link = ctx.link
         parts = [part.movedim(1, -1).contiguous() for part in gradient.chunk(TOWERS, 1)]
         of_other = link.swap(parts[1 - link.tower], ctx.layer)
-        # tower 0's term first on both devices, so that neither rounds otherwise
+        # tower 0's term comes first on both devices, so that both round alike
         terms = (parts[link.tower], of_other)[:: 1 - 2 * link.tower]
         return (terms[0] + terms[1]).movedim(-1, 1), None, None
 
 
 class _JoinLogits(torch.autograd.Function):
-    """Own logits -> all ``classes`` of them. The loss of both devices is the same one, so back goes the own part alone."""
+    """Forward: own logits -> all ``classes`` logits. Backward: the own part, since both devices compute the same loss."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: Link, classes: int) -> Tensor:
-        half = -(-classes // TOWERS)  # of an odd number, tower 0 has one more
+        half = -(-classes // TOWERS)  # tower 0 has one more of an odd number
         ctx.part = slice(link.tower * half, link.tower * half + own.shape[1])
         return link.join(F.pad(own, (0, half - own.shape[1])), "softmax")[:, :classes].contiguous()
 
@@ -85,9 +87,9 @@ class _JoinLogits(torch.autograd.Function):
 
 
 def keep_tower(net: Any, link: Link) -> None:
-    """Make the whole net this device's half of it, in place. Raises ValueError for a net of one tower.
+    """Reduce the net to this device's tower, in place. Raise ValueError for a net of one tower.
 
-    ``net.whole_rows`` keeps how many rows each parameter of the whole net has.
+    ``net.whole_rows`` then holds the number of rows of each parameter of the whole net.
     """
     if net.towers != TOWERS:
         raise ValueError(f"a net of {net.towers} tower has nothing to put on a second device")
@@ -98,7 +100,7 @@ def keep_tower(net: Any, link: Link) -> None:
         for key, parameter in list(layer.named_parameters()):
             setattr(layer, key, nn.Parameter(half_of(parameter.detach(), link.tower)))
         if layer.groups == TOWERS:
-            layer.groups = 1  # of what is here
+            layer.groups = 1  # of the part that stays here
         elif name != "conv1":
             layer.register_forward_pre_hook(_reader(link, name))
     classes = net.fc8.out_features
@@ -113,12 +115,15 @@ def _reader(link: Link, name: str) -> Callable[[nn.Module, tuple[Tensor]], Tenso
 
 
 def half_of(whole: Tensor, tower: int) -> Tensor:
-    """A parameter of the whole net, or its momentum -> that of one tower: a half of dimension 0."""
+    """Return one tower's half, along dimension 0, of a parameter of the whole net or of its momentum."""
     return whole.chunk(TOWERS)[tower].clone()
 
 
 def whole_of(half: Tensor, link: Link, rows: int) -> Tensor:
-    """The opposite of ``half_of``; both devices must call it. rows: of dimension 0 of the whole."""
+    """Join the halves of both devices, which must both call this: the inverse of ``half_of``.
+
+    rows: size of dimension 0 of the whole.
+    """
     most = -(-rows // TOWERS)
     padded = torch.cat([half, half.new_zeros(most - len(half), *half.shape[1:])]).contiguous()
     both = [padded, link.swap(padded, "checkpoint")]
@@ -126,10 +131,12 @@ def whole_of(half: Tensor, link: Link, rows: int) -> Tensor:
 
 
 def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int]:
-    """Bytes that each device sends in one training step of so many images, by layer, by arithmetic alone.
+    """Compute the bytes that each device sends in one training step, by layer.
 
-    net: the whole net. element: bytes of a number. Forwards a device sends its half of what a layer reads, and backwards the
-    gradient of the other half, which has the same size; of the logits it sends its half, and nothing back.
+    In the forward pass a device sends its half of what a layer reads; in the backward pass it sends the gradient of the other
+    half, which has the same size. Of the logits it sends its half in the forward pass only.
+
+    net: the whole net. images: in the batch. element: bytes of one number.
     """
     sent = {}
     for name, layer in net.named_children():
