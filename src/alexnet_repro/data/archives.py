@@ -1,4 +1,4 @@
-"""The files of a folder, a tar, or tars inside a tar, listed and read without unpacking them."""
+"""List and read the files of a folder, a tar, or tars inside a tar, without unpacking them."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ UNPACKED = ".unpacked.tar"
 
 @dataclass(frozen=True)
 class File:
-    """Bytes ``offset`` to ``offset + size`` of the file ``path``: an image, once a label is known."""
+    """Bytes ``offset`` to ``offset + size`` of the file ``path``, which hold an image; split and label are known after a scan."""
 
     name: str
     path: Path
@@ -27,7 +27,7 @@ class File:
     label: int = -1
 
     def read_bytes(self) -> bytes:
-        """The encoded image. Raises OSError if it can't be read whole."""
+        """Return the encoded image. Raise OSError if the file ends before it."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.size)
@@ -37,12 +37,12 @@ class File:
 
 
 def entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
-    """Every file below ``path``, with tars opened; and, as a string ending in /, every folder."""
+    """Yield every file below ``path``, with tars opened, and the name of every folder as a string that ends in /."""
     if path.is_file():
         try:
             is_tar = tarfile.is_tarfile(path)
         except (EOFError, zlib.error):
-            is_tar = True  # a compressed one that is damaged: said below
+            is_tar = True  # a damaged compressed tar, which is reported below
         if not is_tar:
             raise UserError(f"source={path} is neither a folder nor a tar")
         yield from _members(_uncompressed(path, unpack_into), 0, "")
@@ -64,11 +64,11 @@ def entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
 
 
 def _members(path: Path, offset: int, prefix: str) -> Iterator[File | str]:
-    """The members of the tar that begins at ``offset`` of ``path``, and those of tars inside of it."""
+    """Yield the members of the tar that begins at ``offset`` of ``path``, and those of tars inside it."""
     with path.open("rb") as raw:
         raw.seek(offset)
         try:
-            # ignore_zeros is off: a tar inside a tar ends with its own end mark
+            # ignore_zeros is off, because a tar inside a tar ends with its own end mark
             with tarfile.open(fileobj=raw, mode="r:") as tar:
                 for member in tar:
                     name = prefix + PurePosixPath(member.name).as_posix().removeprefix("./")
@@ -86,7 +86,7 @@ def _members(path: Path, offset: int, prefix: str) -> Iterator[File | str]:
 
 
 def _uncompressed(path: Path, unpack_into: Path) -> Path:
-    """The tar itself, or, of a gzip-compressed one, a copy whose members can be read in any order."""
+    """Return the tar itself or, for a gzip-compressed tar, an unpacked copy whose members can be read in any order."""
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path

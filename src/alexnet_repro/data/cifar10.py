@@ -1,4 +1,4 @@
-"""CIFAR-10 in the official order of its images, whose batch 5 is the val split."""
+"""CIFAR-10 in the official order of its images, with batch 5 as the val split."""
 
 import pickle
 import re
@@ -16,11 +16,11 @@ from alexnet_repro.errors import UserError
 def cifar10_batches(
     folder: Path, download: bool = False
 ) -> tuple[list[tuple[str, int, str, NDArray[np.uint8]]], list[str]]:
-    """CIFAR-10's official batches: (split, label, name, (32, 32, 3) image) of each image in their order, and the class names.
+    """Read CIFAR-10's official batches: (split, label, name, (32, 32, 3) image) for each image in order, and class names.
 
-    The last of the training batches, data_batch_5, is the val split: the authors chose on it.
+    The last training batch, data_batch_5, is the val split, since the authors chose on it.
 
-    folder holds, or with ``download`` will hold, cifar-10-batches-py. Raises UserError if it can't be had or is damaged.
+    folder: where cifar-10-batches-py is or, with ``download``, will be. Raises UserError if it is missing or damaged.
     """
     examples = []
     for split in ("train", "test"):
@@ -38,11 +38,14 @@ def cifar10_batches(
     return examples, batches.classes
 
 
-FIRST_OF_BATCH_5 = 40_000  # of CIFAR-10's training images; the authors chose on that batch
+FIRST_OF_BATCH_5 = 40_000  # of CIFAR-10's training images
 
 
 def in_official_order(files: list[File]) -> list[File]:
-    """Sort CIFAR-10's images by their number if all are named by it, and make the last 10,000 of 50,000 val: batch 5."""
+    """Sort images by the number in their name, and make the last 10,000 training images (batch 5) the val split.
+
+    Returns the files unchanged if not all of them are named by a number.
+    """
     numbers = [re.fullmatch(r"\d+", Path(file.name).stem) for file in files]
     if not all(numbers):
         return files

@@ -1,4 +1,4 @@
-"""What ILSVRC's numbered validation and test images show: the development kit and the lists of labels beside its archives."""
+"""Labels of ILSVRC's numbered validation and test images, from the development kit and the lists beside its archives."""
 
 import re
 import tarfile
@@ -17,7 +17,7 @@ TRUTH = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
 def class_of(name: str, source: Path) -> str:
-    """WordNet number of what the image of that name shows, which NUMBERED matches. Raises UserError if it can't be told."""
+    """Return the WordNet ID of an image whose name NUMBERED matches. Raise UserError if its label is not known."""
     year, split, number = NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]
     labels = _labels(source, split, year)
     if int(number) > len(labels):
@@ -27,7 +27,7 @@ def class_of(name: str, source: Path) -> str:
 
 @cache
 def _labels(source: Path, split: str, year: str) -> list[str]:
-    """WordNet numbers of ILSVRC's val or test images in their order, from the development kit in the folder ``source``."""
+    """Return the WordNet IDs of ILSVRC's val or test images, in their order, from the development kit in ``source``."""
     kit, numbers = _kit(source), truth(source, split)
     if kit is None or numbers is None:
         raise UserError(
@@ -47,7 +47,7 @@ def _labels(source: Path, split: str, year: str) -> list[str]:
 
 @cache
 def truth(source: Path, split: str) -> bytes | None:
-    """A number for each image of ILSVRC's val or test split, from a file beside the archives or in the development kit."""
+    """Return the list with a class number for each val or test image, or None if there is none."""
     beside = sorted(source.glob(f"*{TRUTH[split]}")) if source.is_dir() else []
     if beside:
         return beside[0].read_bytes()

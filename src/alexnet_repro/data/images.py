@@ -12,18 +12,18 @@ from alexnet_repro.data.store_writer import RGB
 
 
 def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
-    """Encoded image -> (size, size, 3): the central square, its side scaled to ``size`` with an antialiased bicubic filter.
+    """Decode an image and return its central square, (size, size, 3), scaled with an antialiased bicubic filter.
 
-    That is Section 2's "rescaled the image such that the shorter side was of length 256, and then cropped out the central
-    256x256 patch" in one step. Greyscale and CMYK become RGB, an EXIF rotation is applied, transparency is dropped, and
-    a gzip-compressed file is opened (ILSVRC-2010 has one). Raises OSError or ValueError for anything that isn't a whole image.
+    This does in one step what Section 2 says: "rescaled the image such that the shorter side was of length 256, and then cropped
+    out the central 256x256 patch". Greyscale and CMYK become RGB, an EXIF rotation is applied, transparency is dropped, and a
+    gzip-compressed file is unpacked (ILSVRC-2010 has one). Raises OSError or ValueError if the file is not a complete image.
     """
     data = read_bytes()
     try:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
         with Image.open(io.BytesIO(data)) as image:
-            # A JPEG that is larger than twice what is needed is decoded at a half, a quarter or an eighth.
+            # A JPEG of more than twice the needed size is decoded at a half, a quarter or an eighth of its size.
             image.draft("RGB", (2 * size, 2 * size))
             ImageOps.exif_transpose(image, in_place=True)
             rgb = image.convert("RGB")

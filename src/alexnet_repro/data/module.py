@@ -1,7 +1,7 @@
-"""Store -> batches. All randomness is a function of (seed, epoch, sample index).
+"""Batches of a store. All randomness is a function of (seed, epoch, sample index).
 
-So it doesn't depend on the number of workers or processes, nor on what ran before: a run that is resumed in the middle of
-an epoch goes on with the same images, crops and colours as one that was never stopped.
+It therefore does not depend on the number of workers or processes, or on what ran before. A run that is resumed in the middle
+of an epoch continues with the same images, crops and colours as an uninterrupted one.
 """
 
 import signal
@@ -21,9 +21,9 @@ from alexnet_repro.data.store import JoinedSplits, Split, Store
 
 
 class TrainBatch(NamedTuple):
-    """Patches and what was drawn for them: the mean and the colour noise are applied on the training device."""
+    """Patches and the random numbers drawn for them. The training device applies the mean and the colour noise."""
 
-    patches: Tensor  # (N, crop, crop, 3) uint8, cut and mirrored
+    patches: Tensor  # (N, crop, crop, 3) uint8, cropped and mirrored
     labels: Tensor  # (N,) int64
     tops: Tensor  # (N,) int64, first row of the patch in its image
     lefts: Tensor  # (N,) int64
@@ -36,28 +36,31 @@ class TrainBatch(NamedTuple):
 
 
 class ValBatch(NamedTuple):
-    """Whole images, for one view or ten crops."""
+    """Whole images, from which one view or ten crops are cut."""
 
     images: Tensor  # (N, size, size, 3) uint8
     labels: Tensor  # (N,) int64
 
 
-# What a stream of random numbers is for: streams with different purposes never meet.
+# Purposes of random numbers. Streams with different purposes are independent.
 PLACE, SHARED_PLACE, COLOUR, JITTER, ORDER = range(5)
 
 
 def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    """The random numbers of (seed, epoch, purpose), whatever was drawn before."""
+    """Return the generator of (seed, epoch, purpose), whatever was drawn before."""
     return np.random.Generator(np.random.Philox(key=(seed, epoch << 8 | purpose)))
 
 
 def draw_places(rng: np.random.Generator, count: int, positions: int) -> NDArray[np.int64]:
-    """(count, 3): top, left, mirror of patches; ``positions`` offsets in each axis (33 for 224 of 256), and a coin (Section 4.1)."""
+    """Draw top, left and mirror of ``count`` patches: (count, 3) (Section 4.1).
+
+    positions: number of offsets in each axis, 33 for patches of 224 in images of 256. mirror is 0 or 1 with equal probability.
+    """
     return rng.integers(0, (positions, positions, 2), (count, 3))
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """A permutation of range(count): the order of images in ``epoch``."""
+    """Return the order of the images in an epoch: a permutation of range(count)."""
     return stream(seed, epoch, ORDER).permutation(count)
 
 
@@ -142,11 +145,11 @@ class EpochSampler(Sampler[Part]):
 
 
 class TrainImages(Dataset[TrainBatch]):
-    """Random patches of a split; fetched a batch at a time.
+    """Random patches of a split, fetched one batch at a time.
 
-    crop: side of a patch, pixels. random_crops, mirror: whether patches are cut at random places, and mirrored at random.
-    share: so many images, consecutive in the epoch's order, share the place and the mirroring; 1 in the paper's words, 32 in
-    the 2012 code.
+    crop: side of a patch, in pixels. random_crops, mirror: whether patches are cut at random positions and mirrored at random.
+    share: number of images, consecutive in the epoch's order, that share one position and one reflection: 1 in the paper's words,
+    32 in the 2012 code.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class TrainImages(Dataset[TrainBatch]):
         self._drawn: tuple[int, Drawn] | None = None
 
     def drawn(self, epoch: int) -> Drawn:
-        """What is drawn in ``epoch`` for every image, by its index; in one go, which takes a fraction of the time."""
+        """Return the random numbers of an epoch for every image, by its index. Drawing them all at once is much faster."""
         if self._drawn is None or self._drawn[0] != epoch:
             count, positions = len(self.split), self.split.image_size - self.crop + 1
             places = draw_places(
@@ -171,7 +174,7 @@ class TrainImages(Dataset[TrainBatch]):
     def __getitems__(self, part: Part) -> TrainBatch:
         drawn, images = self.drawn(part.epoch), part.images
         room = self.split.image_size - self.crop
-        # shared places go by position in the epoch's order: so many consecutive images have one
+        # shared positions go by the place in the epoch's order: ``share`` consecutive images have the same one
         tops, lefts, turned = drawn.places[part.positions // self.share if self.share > 1 else images].T
         if not self.random_crops:
             tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
@@ -192,7 +195,7 @@ class TrainImages(Dataset[TrainBatch]):
 
 
 class ValImages(Dataset[ValBatch]):
-    """Whole images of a split, in its order; fetched a batch at a time."""
+    """Whole images of a split, in its order, fetched one batch at a time."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -208,11 +211,12 @@ class ValImages(Dataset[ValBatch]):
 class StoreData(L.LightningDataModule):
     """Train and validation batches of a store.
 
-    patches: crop, random_crops, mirror and share, as TrainImages takes them. workers: loader processes; None is none on a
-    CPU, where they would take the cores that train, and up to eight on a GPU. order, images_per_file: as EpochSampler
-    takes them. val_joins_after: the epoch after which the validation images are trained on, too (0: from the start; None:
-    never); from then on the test images are measured after each epoch instead. sample: predict at most so many images,
-    evenly spaced (None: all).
+    patches: crop, random_crops, mirror and share of TrainImages.
+    workers: loader processes. None means none on a CPU, where they would compete with training, and up to eight on a GPU.
+    order, images_per_file: as in EpochSampler.
+    val_joins_after: epoch after which the net is also trained on the validation images (0: from the start; None: never). From
+    then on, the test images are measured after each epoch instead.
+    sample: predict at most this many images, evenly spaced (None: all).
     """
 
     def __init__(
@@ -236,7 +240,7 @@ class StoreData(L.LightningDataModule):
         self.sample = sample
 
     def val_has_joined(self) -> bool:
-        """Whether the net is trained on the validation images in the current epoch."""
+        """Return whether the net is trained on the validation images in the current epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         return self.val_joins_after is not None and epoch >= self.val_joins_after and self.store.has("val")
 
@@ -246,7 +250,7 @@ class StoreData(L.LightningDataModule):
         return "test" if self.val_has_joined() and self.store.has("test") else self.store.watched_split
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Random patches of the training images and, once they have joined, of the validation images."""
+        """Return random patches of the training images and, once they have joined, of the validation images."""
         split: Split = self.store.split("train")
         sampler = self._sampler(len(split), 0, 0)
         if self.val_has_joined():
@@ -270,11 +274,11 @@ class StoreData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[ValBatch]:
-        """Whole images that are measured after every epoch, in the store's order."""
+        """Return the whole images that are measured after every epoch, in the store's order."""
         return self._whole_images(self.watched_split)
 
     def predict_dataloader(self) -> DataLoader[ValBatch]:
-        """Whole images of ``predict_split``, in the store's order."""
+        """Return the whole images of ``predict_split``, in the store's order."""
         return self._whole_images(self.predict_split, self.sample)
 
     def _whole_images(self, split: str, sample: int | None = None) -> DataLoader[ValBatch]:
@@ -297,7 +301,7 @@ class StoreData(L.LightningDataModule):
             worker_init_fn=_leave_ctrl_c_to_the_main_process,
             pin_memory=on_gpu,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else each epoch would take a number from the global one
+            generator=torch.Generator(),  # otherwise each epoch would draw a number from the global generator
         )
 
 
@@ -311,5 +315,5 @@ def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
 
 
 def already_a_batch(batch: Any) -> Any:
-    """What collates where the data set fetches whole batches."""
+    """Return the batch unchanged: the collate function of data sets that fetch whole batches."""
     return batch

@@ -1,4 +1,4 @@
-"""Images -> store (Section 2): shorter side to 256, central 256x256, uint8; mean image and RGB covariance in the same pass."""
+"""Turn images into a store (Section 2): 256x256, uint8, with the mean image and the RGB covariance."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from alexnet_repro.errors import UserError
 
 
 def prepare(cfg: DictConfig) -> Store:
-    """Make the store that ``cfg.data`` describes from ``cfg.source``, and say what it holds."""
+    """Make the store that ``cfg.data`` describes from ``cfg.source``, and print what it holds."""
     store = Path(str(cfg.data.store))
     if cfg.get("verify"):
         return _verify(store)
@@ -70,7 +70,7 @@ def prepare(cfg: DictConfig) -> Store:
 
 
 def prepare_cifar10(cfg: DictConfig) -> Store:
-    """Make the store of ``data=cifar10`` from the official batches, downloaded beside it unless ``cfg.source`` has them."""
+    """Make the store of ``data=cifar10`` from the official batches, downloaded unless ``cfg.source`` has them."""
     store = Path(str(cfg.data.store))
     refuse_taken(store, cfg.overwrite)
     folder = Path(str(cfg.source)) if cfg.source is not None else store.parent

@@ -1,4 +1,4 @@
-"""A user's own images: a folder of class folders, a tar of one, or ImageNet's tar of tars, without unpacking any of them."""
+"""Find the images of a user's data set, and the class and the split of each, without unpacking archives."""
 
 import re
 from collections import Counter
@@ -9,32 +9,34 @@ from alexnet_repro.data import devkit
 from alexnet_repro.data.archives import UNPACKED, File, entries
 from alexnet_repro.errors import UserError
 
-# train, val, test, and the names of ImageNet's own archives and of other data sets' folders
+# train, val, test, and the names of ImageNet's archives and of other data sets' folders
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 WNID = re.compile(r"n\d{8}(?=_)")
 
 
 @dataclass
 class Found:
-    """Files with split and label, class names, and in words what was held out and which files are in no split."""
+    """What ``scan`` found: files with split and label, class names, and notes on files that were held out or ignored."""
 
     files: list[File]
     classes: list[str]
     held_out: str = ""
-    temporary: Path | None = None  # a copy that was unpacked, to be removed when the images are read
+    temporary: Path | None = None  # an unpacked copy, to be removed after the images have been read
     ignored: list[str] = field(default_factory=list)
 
 
 def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
-    """Find the images of ``path`` and what class and split each belongs to.
+    """Find the images of ``path``, and the class and the split of each.
 
-    The class is the name of the folder (or of the tar inside the tar); without one, the WordNet number that the file's name
-    begins with; for ILSVRC's flat validation and test images, what the development kit beside them says (that of 2010 needs
-    ILSVRC2010_test_ground_truth.txt, too; test images without labels are ignored). Splits are folders or tars named train,
-    val, test above the class folders; where there is no val, every ``hold_out_every``-th image of each class becomes it
-    (None: none does). A compressed tar is unpacked once, as one file, into ``unpack_into``.
+    The class is the name of the folder, or of the tar inside the tar. Without one, it is the WordNet ID that the file's name
+    begins with. For ILSVRC's flat validation and test images, the development kit beside them names it (that of 2010 also
+    needs ILSVRC2010_test_ground_truth.txt); test images without labels are ignored.
 
-    Raises UserError for a missing path, no images, a class folder without images, or classes that only val has.
+    Splits are folders or tars named train, val and test above the class folders. Without a val split, every
+    ``hold_out_every``-th image of each class becomes val (None: no image does). A compressed tar is unpacked once, as one file,
+    into ``unpack_into``.
+
+    Raises UserError for a missing path, no images, a class folder without images, or a class that has no training images.
     """
     if not path.exists():
         raise UserError(f"there is nothing at source={path}")
@@ -71,7 +73,7 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
 
 
 def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File], set[str]]:
-    """Take off a folder that holds everything, such as imagenette2/, but not the folder of a single class."""
+    """Remove a folder that holds everything, such as imagenette2/, from the names, but not that of a single class."""
     while True:
         roots = {file.name.split("/", 1)[0] for file in files if "/" in file.name}
         root = roots.pop() if len(roots) == 1 else ""
@@ -82,16 +84,16 @@ def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File]
 
 
 def _into_splits(files: list[File]) -> Found:
-    """Read the split off the first folder, if there are train/ and val/ or test/; otherwise all is train.
+    """Read the split from the first folder if there are train/ and val/ or test/; otherwise all images are train.
 
-    What lies beside those folders is ignored, and named: ImageNet's test archive, bounding boxes, lists.
+    Files beside those folders are ignored and named: ImageNet's test archive, bounding boxes, lists.
     """
     tops = Counter(file.name.split("/", 1)[0] for file in files if "/" in file.name)
     split_of = {top: match[1].lower() for top in tops if (match := SPLIT_NAME.fullmatch(top))}
     if split_of and "train" not in split_of.values():
         raise UserError(f"there is no folder train/ beside {', '.join(sorted(split_of))}/")
     if len(set(split_of.values())) < 2 and set(split_of) != set(tops):
-        split_of = {}  # a class may be called train
+        split_of = {}  # a class may have the name train
     twice = {  # ILSVRC2010_images_val.tar holds a folder val
         top: f"{top}/{split}/"
         for top, split in split_of.items()

@@ -1,4 +1,4 @@
-"""Store -> images: what prepare.py wrote, read through memory maps.
+"""A prepared data set on disk, read through memory maps.
 
 A store is a folder:
 
@@ -28,7 +28,7 @@ SHARD = 1024  # images in a file, as in the data batches of the 2012 code
 
 
 class Store:
-    """A prepared data set. Raises UserError when the folder isn't a whole store of this format."""
+    """A prepared data set. Raises UserError if the folder is not a complete store of this format."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -50,7 +50,7 @@ class Store:
 
     @property
     def image_size(self) -> int:
-        """Height and width of each image, pixels."""
+        """Height and width of the images, in pixels."""
         return self.manifest["image_size"]
 
     @property
@@ -75,7 +75,7 @@ class Store:
 
     @property
     def measured_split(self) -> str:
-        """The split that trained nets are measured on: test, or val where the store has no test, as in ILSVRC-2012."""
+        """The split that trained nets are measured on: test, or val where the store has no test."""
         return "test" if self.has("test") else "val"
 
     def has(self, split: str) -> bool:
@@ -84,11 +84,11 @@ class Store:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the manifest, which holds the checksums of all other files: identifies the content of the store."""
+        """SHA-256 of the manifest. It identifies the content, since the manifest holds the checksums of all other files."""
         return sha256(self.path / "manifest.json")
 
     def split(self, name: str) -> "Split":
-        """The images of ``train``, ``val`` or ``test``. Raises UserError when the store has none of that name."""
+        """Return the images of ``train``, ``val`` or ``test``. Raise UserError if the store has none in that split."""
         shards = self.manifest["splits"].get(name, {}).get("shards", [])
         if not sum(shards):
             have = ", ".join(name for name, split in self.manifest["splits"].items() if split["count"])
@@ -96,7 +96,7 @@ class Store:
         return Split(self.path / name, shards, self.image_size)
 
     def damaged_files(self) -> list[str]:
-        """Files whose content isn't what was written, by their checksums. Reads the whole store."""
+        """Return the files whose checksum differs from the manifest's. Reads the whole store."""
         return [
             name
             for name, checksum in self.manifest["sha256"].items()
@@ -105,9 +105,9 @@ class Store:
 
 
 class Split:
-    """The images of one split: ``len(split)``, ``split[i]`` -> (size, size, 3) uint8 view of a memory map.
+    """The images of one split: ``len(split)``, and ``split[i]``, a (size, size, 3) uint8 view of a memory map.
 
-    Raises UserError when a file is missing or has another size than the manifest says.
+    Raises UserError if a file is missing or does not have the size in the manifest.
     """
 
     def __init__(self, path: Path, shards: list[int], image_size: int) -> None:
@@ -133,7 +133,7 @@ class Split:
 
 
 class JoinedSplits(Split):
-    """Several splits as one, one after the other: what a net is trained on once the validation images have joined."""
+    """Several splits as one: what a net is trained on after the validation images have joined."""
 
     def __init__(self, splits: list[Split]) -> None:
         self.splits, self.image_size = splits, splits[0].image_size
@@ -151,7 +151,7 @@ class JoinedSplits(Split):
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:
-    """An .npy file of that shape and type. Raises UserError if it isn't there or isn't that."""
+    """Load an .npy file of the given shape and dtype. Raise UserError if it is missing or differs."""
     try:
         array = _memory_map(path) if as_map else np.load(path)
     except (FileNotFoundError, ValueError, EOFError):
@@ -162,7 +162,7 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False)
 
 
 def _memory_map(path: Path) -> NDArray[np.uint8]:
-    """The bytes of an .npy file as a map that keeps no file open: numpy's keeps one, and ImageNet has over 1200 of them."""
+    """Map the data of an .npy file without keeping the file open, since ImageNet has more than 1200 of them."""
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -175,11 +175,11 @@ def _memory_map(path: Path) -> NDArray[np.uint8]:
 
 
 def shard_name(number: int) -> str:
-    """File name of the number-th file of a split."""
+    """Return the file name of shard ``number`` of a split."""
     return f"{number:05d}.npy"
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

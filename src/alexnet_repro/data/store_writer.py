@@ -1,4 +1,4 @@
-"""Images -> the files of a store (store.py says which), with the mean image and the RGB covariance in the same pass."""
+"""Write the files of a store (see store.py), with the mean image and the RGB covariance in the same pass."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """One image to be: ``read()`` gives its RGB values (size, size, 3), or raises OSError or ValueError if it can't be one."""
+    """One image to write. ``read()`` returns its RGB values (size, size, 3); it raises OSError or ValueError if it cannot."""
 
     split: str
     label: int
@@ -47,11 +47,11 @@ def write_store(
 ) -> Store:
     """Read all examples with ``workers`` threads (default: one per core) and write them as a store.
 
-    The work goes on in ``<store>.partial``, one file of 1024 images at a time; a call that was interrupted continues there,
-    and the finished folder is renamed. Raises UserError if the store exists already (unless ``overwrite``), if the partial
-    folder was begun from something else, or when more than ``max_bad`` images can't be read; Interrupted on Ctrl-C.
+    Files of 1024 images are written to ``<store>.partial``. An interrupted call continues there. The finished folder is renamed.
+    alone: for small stores that several processes may make at once. Each makes its own, and the first that ends is kept.
 
-    alone: for small stores that several processes may want at once: each makes its own, the first to end is kept.
+    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was begun from other files, or if more
+    than ``max_bad`` images cannot be read. Raises Interrupted on Ctrl-C.
     """
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
@@ -130,7 +130,7 @@ def write_store(
 
 
 def refuse_taken(store: Path, overwrite: bool) -> None:
-    """Raise UserError if something is at ``store``, unless it is a store and may be replaced."""
+    """Raise UserError if ``store`` exists, unless it is a store and may be replaced."""
     if (store / "manifest.json").is_file():
         if not overwrite:
             raise UserError(
@@ -142,7 +142,7 @@ def refuse_taken(store: Path, overwrite: bool) -> None:
 
 
 def _begin(folder: Path, examples: Sequence[Example], image_size: int) -> None:
-    """Make the partial folder, or see that the one there was begun from the same examples."""
+    """Make the partial folder, or check that the existing one was begun from the same examples."""
     listing = hashlib.sha256(str(image_size).encode())
     for example in examples:
         listing.update(f"{example.split}\0{example.label}\0{example.name}\n".encode())
@@ -157,7 +157,7 @@ def _begin(folder: Path, examples: Sequence[Example], image_size: int) -> None:
 def _shard_facts(
     shard: Sequence[Example], path: Path, size: int, threads: ThreadPoolExecutor, bar: "tqdm[Any]"
 ) -> dict[str, NDArray[Any]]:
-    """Write one file of images and, beside it, what is summed over them; or load that if it was done before."""
+    """Write one file of images and, beside it, the sums over them; or load the sums of a file that is already there."""
     facts_path = path.with_suffix(".npz")
     if facts_path.exists():
         bar.update(len(shard))
@@ -170,7 +170,7 @@ def _shard_facts(
         except (OSError, ValueError) as error:
             return f"{example.name} ({error})"
         pixels = image.reshape(-1, 3).astype(np.float64)
-        return image, pixels.T @ pixels  # whole numbers below 2^53: exact in any order
+        return image, pixels.T @ pixels  # integers below 2^53, so the sum is exact in any order
 
     images, outer = np.empty((len(shard), size, size, 3), np.uint8), np.zeros((3, 3))
     labels: list[int] = []

@@ -65,7 +65,9 @@ class LocalResponseNorm(nn.Module):
         """Sum over the window of each map: (n, H, W, C) -> the same shape."""
         towers = x.unflatten(-1, (self.groups, -1))
         maps, reach = towers.shape[-1], self.size // 2
-        run = F.pad(towers, (reach, reach))  # sums of 1, 2, 4, ... neighbours: three additions for n = 5 instead of four
+        run = F.pad(
+            towers, (reach, reach)
+        )  # sums of 1, 2, 4, ... neighbours: three additions for n = 5 instead of four
         total, done, length = None, 0, 1
         while True:
             if self.size & length:
