@@ -1,6 +1,6 @@
-"""How a command starts and ends: where the configs are, and exit statuses.
+"""How a command starts and ends.
 
-0 done; 2 the user's mistake, told in a line or two; 1 a fault of ours, with traceback; 130 interrupted.
+Exit status: 0 done; 2 a mistake of the user, reported in a line or two; 1 a bug, with traceback; 130 interrupted.
 """
 
 import errno
@@ -23,7 +23,7 @@ from alexnet_repro.errors import Interrupted, ProcessDied, UserError
 from alexnet_repro.provenance import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
 
-MODULES = {  # where each command's function is
+MODULES = {  # the module of each command's function
     "train": "training.run",
     "evaluate": "training.evaluation",
     "prepare": "data.preparation",
@@ -35,11 +35,11 @@ MODULES = {  # where each command's function is
 def command(name: str) -> None:
     """Compose conf/<name>.yaml with the command line, call the command's function, and exit with the status above.
 
-    Its module is imported when it is called, not before: that takes seconds, and --help needs none of it.
+    The function's module is imported only when it is called. That takes seconds, and --help does not need it.
     """
 
     def guarded(cfg: DictConfig) -> None:
-        # Inside Hydra's own handling, which would print a traceback for each of these.
+        # inside Hydra's own error handling, which would print a traceback for each of these
         try:
             task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
             refuse_added_options()
@@ -50,7 +50,7 @@ def command(name: str) -> None:
         except (UserError, OmegaConfBaseException) as error:
             if not sweeping():
                 _fail(str(error))
-            print(f"error: {error}", file=sys.stderr)  # and go on with the other jobs
+            print(f"error: {error}", file=sys.stderr)  # and continue with the other jobs
             leave_outcome({"error": str(error).splitlines()[0]})
         except ProcessDied as death:
             _fail(str(death), 1)
@@ -68,13 +68,13 @@ def command(name: str) -> None:
             _fail(f"process {rank()} lost the connection to another process of this run", 1)
         except (Interrupted, KeyboardInterrupt) as stop:
             _interrupted(str(stop))
-        except SystemExit as end:  # Lightning makes one of Ctrl-C
+        except SystemExit as end:  # Lightning turns Ctrl-C into one
             if isinstance(end.__context__, KeyboardInterrupt):
                 _interrupted(str(end.__context__))
             raise
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
-    if rank() > 0:  # of several processes the first one speaks
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors pass through Hydra
+    if rank() > 0:  # only the first of several processes prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     try:
@@ -84,7 +84,7 @@ def command(name: str) -> None:
 
 
 def _quoted(argument: str) -> str:
-    """key=value with quotes where Hydra's grammar wants them for a further =, which the names of runs have; also in a list."""
+    """Quote the value of key=value, also in a list, where it has another =, as names of runs do; Hydra's grammar needs it."""
     key, _, value = argument.partition("=")
     if argument.startswith("-") or "=" not in value or re.search(r"""['"({]""", value):
         return argument
@@ -106,7 +106,7 @@ def _fail(message: str, status: int = 2) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's message in a line or two: what it couldn't do, and what there is to choose from."""
+    """Turn Hydra's message into a line or two: what is wrong, and what there is to choose from."""
     text = str(error)
     if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
         group, name, options = missing[1], missing[2], missing[3].split()
@@ -126,9 +126,9 @@ def _explain(error: Exception) -> str:
 
 
 def refuse_other_types(cfg: DictConfig, config: str) -> None:
-    """Raise UserError for a value of another type than the config files give that option: a word for a number, and so on."""
+    """Raise UserError for a value whose type differs from the config files' value, such as a word for a number."""
     if not GlobalHydra.instance().is_initialized():
-        return  # a job of a launcher that works in a process of its own
+        return  # a job that a launcher runs in another process
     nullable = nullable_options()
     groups = [o for o in HydraConfig.get().overrides.task if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "a word"}
@@ -150,18 +150,18 @@ def refuse_other_types(cfg: DictConfig, config: str) -> None:
 
 
 def nullable_options() -> set[str]:
-    """Return the last part of the name of every option that is null in some config file: null is a value that it may have."""
+    """Return the last part of the name of every option that is null in a config file, and so may be null."""
     text = "\n".join(file.read_text() for file in Path(CONF).rglob("*.yaml"))
     return set(re.findall(r"(\w+): null\b", text))
 
 
 def task_overrides() -> list[str]:
-    """Return what the command line chose, as Hydra has it."""
+    """Return the overrides of the command line, as Hydra has them."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def refuse_added_options() -> None:
-    """Raise UserError for +option=value unless it names a config group: Hydra would take any and nothing would read it."""
+    """Raise UserError for +option=value unless it names a config group, since nothing would read the option."""
     groups = sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+").split("=")[0].split("@")[0]

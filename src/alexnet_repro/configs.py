@@ -21,7 +21,7 @@ RUN_OF_ABLATION = {
 
 
 def log_run(data: str, ablation: Mapping[str, Any]) -> str:
-    """Return the name of the run, as in conf/schedule: that of a single ablation, else run 145 on that data.
+    """Return the name, as in conf/schedule, of the run that has this data and this single ablation, or run 145.
 
     Data other than ILSVRC-2012 get run 145 on ILSVRC-2010. Combined ablations have no run in the log.
     """
@@ -43,7 +43,7 @@ OmegaConf.register_new_resolver(
 
 
 def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a config that isn't a mapping itself."""
+    """Yield every (dotted key, value) of a config whose value is not a mapping."""
     key: Any
     for key in node:
         value = None if OmegaConf.is_missing(node, key) else node[key]

@@ -1,8 +1,8 @@
-"""The errors that a command tells in a line or two, without a traceback."""
+"""Errors that a command reports in a line or two, without a traceback."""
 
 
 class UserError(Exception):
-    """Something that the user can mend: what is wrong and where, and what to do about it."""
+    """A problem that the user can solve: what is wrong and where, and what to do about it."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
@@ -13,8 +13,8 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """Ended by Ctrl-C or a termination signal, with everything saved; says how to go on."""
+    """The command was ended by Ctrl-C or a termination signal, with everything saved. Says how to resume."""
 
 
 class ProcessDied(Exception):
-    """One of a run's processes ended before its time, and so did the run."""
+    """A process of a run ended early, and the run with it."""

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """Which of a run's processes this is, by what torchrun or Slurm says; 0 if there is one."""
+    """Return the rank of this process as torchrun or Slurm set it, or 0."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
-    """Hardware, versions, commit, command."""
-    import torch  # here, since it takes a second, and most of what imports this module needs none of it
+    """Return hardware, versions, commit and command."""
+    import torch  # here, since it takes a second and most importers of this module do not need it
 
     if device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name(device)}"
@@ -44,7 +44,7 @@ def _module() -> str:
 
 
 def processor(field: str = "model name") -> str:
-    """Return that field of the first processor in /proc/cpuinfo, or what Python knows of the machine."""
+    """Return a field of the first processor in /proc/cpuinfo or, without that file, what Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith(field))
@@ -53,7 +53,7 @@ def processor(field: str = "model name") -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this package is in, with a + if it has uncommitted changes; None outside of one."""
+    """Return the commit of the checkout, with a + if it has uncommitted changes, or None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / "pyproject.toml").exists():
         return None
@@ -70,7 +70,7 @@ def _commit() -> str | None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at ``path`` whole, when the block ends without an error, or not at all."""
+    """Open a file that appears at ``path``, complete, when the block ends without an error."""
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
         yield file
@@ -78,6 +78,6 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result as JSON."""
+    """Write a result as JSON, complete or not at all."""
     with written_whole(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())

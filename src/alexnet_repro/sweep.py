@@ -1,4 +1,4 @@
-"""Many runs from one command line (-m): each job leaves its outcome, and the end is one table."""
+"""Sweeps (-m): each job leaves its outcome in a file, and the sweep ends with one table."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 
 def sweeping() -> bool:
-    """Whether this is a job of a sweep."""
+    """Return whether this is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def leave_outcome(outcome: dict[str, Any]) -> None:
-    """Write what became of this job into the sweep's folder: {"result": ...} or {"error": ...}."""
+    """Write the outcome of this job into the folder of the sweep: {"result": ...} or {"error": ...}."""
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def leave_outcome(outcome: dict[str, Any]) -> None:
 
 
 def sweep_table(outcomes: list[dict[str, Any]]) -> str:
-    """A line for each job: what it had that not all had, and its errors in percent or why there are none."""
+    """Return a table with a line for each job: the options that differ, and its errors (percent) or its problem."""
     common = set.intersection(*(set(outcome["overrides"]) for outcome in outcomes))
     jobs = [" ".join(o for o in outcome["overrides"] if o not in common) or "-" for outcome in outcomes]
     width = max(map(len, ("errors, %", *jobs)))
@@ -41,10 +41,10 @@ def sweep_table(outcomes: list[dict[str, Any]]) -> str:
 
 
 class TableAtTheEnd(Callback):
-    """Hydra's callback: prints the table when all jobs have ended, with exit status 2 if one of them couldn't be done."""
+    """A Hydra callback that prints the table after the last job. Exit status 2 if a job failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Gather what the jobs left."""
+        """Collect the outcomes of the jobs."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("job-*.json"))]
         if outcomes:

@@ -1,6 +1,6 @@
-"""How fast it is, beside plain baselines measured in the same run: ratios travel between machines, seconds don't.
+"""Measure speed beside plain baselines in the same run. Ratios carry over between machines; seconds do not.
 
-Everything is repeated in turns (one of each, then again), and medians are compared.
+Measurements are repeated in turns (one of each, then again), and their medians are compared.
 """
 
 import json
@@ -22,7 +22,7 @@ PARTS = ("prepare", "loader", "step", "eval", "placement", "memory")
 
 
 def bench(cfg: DictConfig) -> dict[str, Any]:
-    """Measure what ``cfg.only`` names, print one table, and write it to ``cfg.out``."""
+    """Measure the part that ``cfg.only`` names, or all; print one table, and write it to ``cfg.out``."""
     if cfg.only is not None and cfg.only not in PARTS:
         raise UserError(f"there is no only={cfg.only}", f"there are: {', '.join(PARTS)}")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
@@ -40,7 +40,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     for name in [cfg.only] if cfg.only else PARTS:
         print(f"measuring {name} ...", flush=True)
         if name in ("step", "eval"):
-            keep_freed_memory()  # trainer.keep_memory=true; for the baselines, too
+            keep_freed_memory()  # as with trainer.keep_memory=true, also for the baselines
         more, faster = parts[name]()
         ratios |= more
         speed |= faster

@@ -1,4 +1,4 @@
-"""The part of the benchmark that is about images: loading and preparing them, beside torchvision and DALI."""
+"""Benchmarks of loading and preparing images, beside torchvision and DALI."""
 
 import os
 import statistics
@@ -24,7 +24,7 @@ from alexnet_repro.data.store_writer import Example, write_store
 
 
 def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, after one call that isn't counted."""
+    """Return the median seconds of each function, called in turns, after one call that is not timed."""
     for thing in things.values():
         thing()
     seconds: dict[str, list[float]] = {name: [] for name in things}
@@ -37,13 +37,13 @@ def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def picture_store(folder: Path, per_class: int) -> Store:
-    """A store of patches of scikit-image's photographs."""
+    """Write a store of patches of scikit-image's photographs."""
     patches = photos.patches(per_class, 8, 256)
     return write_store([Example(*patch) for patch in patches], photos.PHOTOGRAPHS, folder)
 
 
 def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Shuffled images -> cropped and mirrored uint8 batches, on one core: ours, torchvision's and DALI's."""
+    """Time shuffled images -> cropped and mirrored uint8 batches on one core: ours, torchvision's and DALI's."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,7 +85,7 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
 
 
 def dali_loader(folder: Path, batch: int) -> Callable[[], object] | None:
-    """One epoch of NVIDIA DALI's CPU pipeline with one thread, if it is installed (pip install nvidia-dali-cuda120)."""
+    """Return one epoch of NVIDIA DALI's CPU pipeline with one thread, or None if DALI is not installed."""
     try:
         dali: Any = import_module("nvidia.dali")
         fn: Any = import_module("nvidia.dali.fn")
@@ -114,7 +114,7 @@ def dali_loader(folder: Path, batch: int) -> Callable[[], object] | None:
 
 
 def bench_prepare(repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Full-size JPEGs -> store, with one and with all threads, beside torchvision's transforms on the same files."""
+    """Time full-size JPEGs -> store with one and with all threads, beside torchvision's transforms."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = []

@@ -1,4 +1,4 @@
-"""The part of the benchmark that needs processes of its own: two devices, and peak memory."""
+"""Benchmarks that need their own processes: two devices, and peak memory."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from alexnet_repro.training.trainer import fast_bfloat16, keep_freed_memory
 
 
 def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Two processes of one tower and one thread each, against one process with two threads; and what crosses."""
+    """Time two processes of one tower and one thread each against one process with two threads; measure what crosses."""
     steps = max(repeats, 3)
     one: list[float] = []
     two: list[float] = []
@@ -53,7 +53,7 @@ def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[st
 
 
 def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, meeting: str) -> None:
-    """Times of training steps in this process, one of two towers or the whole net; written by process 0."""
+    """Time training steps in this process, which holds one of two towers or the whole net. Process 0 writes the result."""
     keep_freed_memory()
     precision = "bf16" if fast_bfloat16() else "fp32"
     torch.manual_seed(0)
@@ -85,9 +85,9 @@ def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, m
 
 
 def bench_memory(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Peak resident memory, each in processes of its own: ours and the plain net without LRN; a store and one of ten times.
+    """Measure peak resident memory, each in its own process: our net and the plain net without LRN; a small and a large store.
 
-    With trainer.keep_memory=false: kept, freed memory counts as resident.
+    Uses trainer.keep_memory=false, since kept freed memory counts as resident.
     """
     measured: dict[str, list[float]] = {"ours": [], "plain": [], "store 1": [], "store 10": []}
     for _ in range(repeats):
@@ -105,7 +105,7 @@ def bench_memory(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, 
 
 
 def peak(what: str, batch: int) -> float:
-    """Peak resident megabytes of this process after doing it: two training steps in float32, or reading a store."""
+    """Return the peak resident megabytes of this process after two float32 training steps, or after reading a store."""
     if what.startswith("store"):
         with tempfile.TemporaryDirectory() as temporary:
             split = _empty_split(Path(temporary), 1024 * int(what.split()[1]))
@@ -123,7 +123,7 @@ def peak(what: str, batch: int) -> float:
 
 
 def _resident(kind: str) -> float:
-    """Megabytes of this process in memory: VmHWM, the most so far; RssAnon, without what the page cache shares."""
+    """Return megabytes of this process: VmHWM is the peak; RssAnon excludes memory shared with the page cache."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[kind].split()[0]) / 1024
 

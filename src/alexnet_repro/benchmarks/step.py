@@ -1,4 +1,4 @@
-"""The part of the benchmark that is about one process and its net: training steps, augmentation, evaluation."""
+"""Benchmarks of one process and its net: training steps, augmentation, evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,26 +21,26 @@ AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "
 
 
 class TorchLRN(nn.Module):
-    """torch.nn.LocalResponseNorm inside each tower: what one would write first."""
+    """torch.nn.LocalResponseNorm inside each tower, the obvious implementation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
+        """Return the normalised responses, (N, C, H, W)."""
         return torch.cat([self.norm(tower) for tower in x.chunk(2, 1)], 1)
 
 
 def plain_alexnet() -> AlexNet:
-    """The paper's net with torch's own normalisation."""
+    """Return the paper's net with torch's own normalisation."""
     net = AlexNet()
     net.norm = TorchLRN()
     return net
 
 
 def training_step(net: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
-    """One update as a function: forward, loss, backward, PaperSGD."""
+    """Return a function that does one update: forward, loss, backward, PaperSGD."""
     optimizer = PaperSGD(parameter_groups(net, 1e-6, 0.0005, 1, True))
     device = images.device.type
 
@@ -57,7 +57,7 @@ def training_step(net: nn.Module, images: Tensor, labels: Tensor, precision: str
 
 
 def random_batch(count: int, device: torch.device, channels_last: bool = True) -> tuple[Tensor, Tensor]:
-    """Noise with the deviation of natural images, and labels."""
+    """Return noise with the standard deviation of natural images, and labels."""
     generator = torch.Generator().manual_seed(0)
     images = 60 * torch.randn(count, 3, 224, 224, generator=generator)
     labels = torch.randint(1000, (count,), generator=generator)
@@ -66,7 +66,7 @@ def random_batch(count: int, device: torch.device, channels_last: bool = True) -
 
 
 def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Training steps: with and without normalisation, beside torchvision's alexnet and torch's own normalisation."""
+    """Time training steps with and without normalisation, beside torchvision's alexnet and torch's normalisation."""
     ratios: dict[str, float] = {}
     speed: dict[str, float] = {}
     nets: dict[str, tuple[Callable[[], nn.Module], bool]] = {
@@ -102,7 +102,7 @@ def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
 
 
 def classifier() -> Classifier:
-    """The printed recipe's module with a made-up mean image and covariance."""
+    """Return the module of the printed recipe with a made-up mean image and covariance."""
     augment = {"crop": 224, "mean": "patch", "colour_noise": 0.1, "colour_unit": "eigenvalue", "colour_divisor": 1}
     augment |= {"colour_noise_epochs": None, "jitter": 0}
     return Classifier(
@@ -120,7 +120,7 @@ def classifier() -> Classifier:
 
 
 def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> float:
-    """Mean subtraction and colour noise of a batch, on the training device (Sections 2 and 4.1)."""
+    """Time mean subtraction and colour noise of a batch on the training device (Sections 2 and 4.1)."""
     model = classifier().to(device)
     rng = np.random.default_rng(0)
     tops, lefts, mirror = (torch.from_numpy(rng.integers(0, n, batch)) for n in (33, 33, 2))
@@ -138,7 +138,7 @@ def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> floa
 
 
 def bench_eval(batch: int, repeats: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Ten crops against ten times one view, from uint8 images to averaged probabilities."""
+    """Time ten crops against ten times one view, from uint8 images to averaged probabilities."""
     model = classifier().to(device).eval()
     count = max(batch // 4, 16)
     images = ValBatch(

@@ -1,1 +1,1 @@
-"""What the paper claims (paper.yaml), what was measured (results), and what follows from both (verdict)."""
+"""What the paper claims (paper.yaml), what was measured (results), and the verdicts that follow (verdict)."""

@@ -7,14 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-Values = dict[str, float]  # a measure's numbers by name, such as top1_error
+Values = dict[str, float]  # numbers of a measure by name, such as top1_error
 KINDS = ("number", "difference", "ratio", "every", "count", "picture", "quoted")
-Side = list[dict[str, Any]]  # alternatives: fields of a result that pick it
+Side = list[dict[str, Any]]  # alternatives; each has the fields of a result that select it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One claim of the paper. paper.yaml explains each field."""
+    """A claim of the paper. The header of paper.yaml explains each field."""
 
     name: str
     section: str
@@ -73,12 +73,12 @@ class Claim:
 
 @cache
 def read_claims() -> dict[str, Claim]:
-    """Read every claim by its name, in the paper's order. Raises ValueError for an entry that is not a valid claim."""
+    """Read every claim by its name, in the paper's order. Raise ValueError for an invalid entry."""
     entries: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / "paper.yaml"))
     known = {f.name for f in fields(Claim)}
     claims = {}
     for name, entry in entries.items():
-        if name.startswith("_"):  # values that several claims share
+        if name.startswith("_"):  # values shared by several claims
             continue
         if unknown := set(entry) - known:
             raise ValueError(f"paper.yaml, {name}: unknown fields {', '.join(sorted(unknown))}")
@@ -90,7 +90,7 @@ def read_claims() -> dict[str, Claim]:
 
 
 def expected_errors(name: str) -> Values | None:
-    """Return the errors that the paper has for the experiment of a claim, or None where it doesn't say how it measured them.
+    """Return the paper's errors for the experiment of a claim, or None if it does not say how they were measured.
 
     For a difference, they are the errors of the whole net plus the difference.
     """
@@ -105,7 +105,7 @@ def expected_errors(name: str) -> Values | None:
 
 
 def claim_of(cfg: DictConfig) -> str | None:
-    """Return the claim that a run tests: that of its ablation; none for several ablations at once, or another net."""
+    """Return the claim that a run tests: its ablation's, or None for several ablations at once or another net."""
     if cfg.net.name != "alexnet":
         return None
     claims = list(cfg.ablation.values())

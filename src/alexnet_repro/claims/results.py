@@ -1,4 +1,4 @@
-"""Read results, and compute from them the measures that a claim may name."""
+"""Read results, and compute the measures that claims name."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from alexnet_repro.net.alexnet import AlexNet
 
 
 class Result(TypedDict, total=False):
-    """A run's result.json, an ensemble's or a benchmark's, as read_results returns it. Errors are percent, losses nats."""
+    """The result.json of a run, an ensemble or a benchmark, as read_results returns it. Errors are in percent, losses in nats."""
 
     file: str
     recipe: str
@@ -64,7 +64,7 @@ class Result(TypedDict, total=False):
     images_per_s: dict[str, float]
 
 
-# Types that a file is checked for, as JSON has them; a field may be missing, and only those of NEEDED may not.
+# Types of the fields, as in JSON. Fields may be missing, except those in NEEDED.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "ablation", "data", "split", "net", "precision", "command", "store_sha256"), (str,)),
     **dict.fromkeys(("seed", "members", "batch_size", "epochs", "steps", "images"), (int,)),
@@ -73,7 +73,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("history", "options", "colour_content", "seeds"), (list,)),
 }
 
-# What results must share to be compared seed by seed, besides what a claim compares.
+# Fields that results must share to be compared seed by seed, besides those that a claim compares.
 SHARED_KEYS = (
     "data",
     "split",
@@ -94,10 +94,10 @@ NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # in
 
 
 def read_results(*folders: Path) -> list[Result]:
-    """Read all results in these files and below these folders, each with its "file".
+    """Read all results in these files and below these folders, and add to each its "file".
 
-    A result has "retrieval" if report measured it. A run that is in several folders is taken once, from the first. Raises
-    UserError for a damaged result.
+    A result has "retrieval" if report measured it. A run that is in several folders is read once, from the first.
+    Raises UserError for a damaged result.
     """
     results: dict[Any, Result] = {}
     for folder in folders:
@@ -108,7 +108,7 @@ def read_results(*folders: Path) -> list[Result]:
             if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
                 continue
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
-                content["experiment"] = named[1]  # of results that are older than this field
+                content["experiment"] = named[1]  # results older than this field
             if (beside := path.parent / "retrieval.json").is_file():
                 content["retrieval"] = read_result(beside)
             told = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
@@ -118,26 +118,26 @@ def read_results(*folders: Path) -> list[Result]:
 
 
 def read_result(path: Path) -> Any:
-    """Read one such file. Raises UserError if it is damaged, or if a run's result lacks what every one has."""
+    """Read one result. Raise UserError if it is damaged, lacks a needed field, or has a field of another type."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
+        raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
     if isinstance(content, dict) and "centre" in content:
         missing = [key for key in NEEDED if key not in content]
         history = content.get("history") or []
         if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
-            raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "mend or remove it")
+            raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "repair or remove it")
         for key, types in TYPES.items():
             if key in content and (not isinstance(content[key], types) or isinstance(content[key], bool)):
-                raise UserError(f"{path}: {key}={content[key]!r} is not a {types[0].__name__}", "mend or remove it")
+                raise UserError(f"{path}: {key}={content[key]!r} is not a {types[0].__name__}", "repair or remove it")
     return content
 
 
 def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
-    """Return the scores of each test image, (N, 3) as scores.read_scores gives them, or None if they were not kept.
+    """Return the scores of each test image, (N, 3) as from scores.read_scores, or None if they were not kept.
 
-    They lie beside a result: predictions.npz beside result.json, NAME.npz beside NAME.json.
+    They are beside the result: predictions.npz beside result.json, NAME.npz beside NAME.json.
     """
     if not result.get("file"):
         return None
@@ -148,13 +148,13 @@ def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
     try:
         return read_scores(path).get(view)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}", "mend or remove it") from None
+        raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
 
 
 def crossing(history: Iterable[dict[str, float]], x: str, y: str, level: float, start: float | None = None) -> float:
     """Return where ``y`` first falls to ``level``, in units of ``x``, interpolated linearly between epochs.
 
-    start: y at x = 0, if known. Infinite if it never falls so far.
+    Returns infinity if it never does. start: y at x = 0, if known.
     """
     before: tuple[float, float] | None = None if start is None else (0.0, start)
     for epoch in history:
@@ -171,7 +171,7 @@ def crossing(history: Iterable[dict[str, float]], x: str, y: str, level: float, 
 def _epochs_to_25(result: Result) -> Values | None:
     if not result.get("history"):
         return None
-    return {"epochs": crossing(result["history"], "epoch", "train_error", 25, start=90.0)}  # CIFAR-10's chance
+    return {"epochs": crossing(result["history"], "epoch", "train_error", 25, start=90.0)}  # chance on CIFAR-10
 
 
 def _training_error(result: Result) -> Values | None:
@@ -191,7 +191,7 @@ def _view_gain(result: Result) -> Values | None:
 
 
 def _updates_to_converge(result: Result) -> Values | None:
-    """Updates until the training loss is within 10% of its lowest value before the first drop of the learning rate."""
+    """Return the updates until the training loss is within 10% of its minimum before the learning rate first falls."""
     history = result.get("history") or []
     if not history or not all("lr" in epoch and "train_loss" in epoch for epoch in history):
         return None
@@ -223,11 +223,11 @@ def _training_at_100(result: Result) -> Values | None:
     return {"train_error": epoch["train_error"], "train_loss": epoch["train_loss"]} if epoch else None
 
 
-RANDOM_COLOUR = 2 / 3  # share of the energy of random RGB weights that is colour
+RANDOM_COLOUR = 2 / 3  # share of colour in the energy of random RGB weights
 
 
 def _specialised(result: Result) -> Values | None:
-    """1 if one tower's kernels have at most half the colour of random weights and the other's have more than random ones."""
+    """Return 1 if one tower's kernels have at most half the colour of random weights, and the other's at least theirs."""
     shares = result.get("colour_content", ())
     if len(shares) != 2:
         return None
@@ -271,9 +271,9 @@ MEASURES: dict[str, Callable[[Result], Values | None]] = {
 
 
 def val_error_at_equal_training_error(run: Result, against: Result) -> Values | None:
-    """Return by how many points the validation error of ``run`` is higher when both have the same training error.
+    """Return by how many points the validation error of ``run`` is higher when the training errors are equal.
 
-    That is the higher of the lowest training errors (as met) that the two reach; validation errors are interpolated there.
+    The training error is the higher of the two runs' minima. Validation errors are interpolated between epochs.
     """
     histories = [result.get("history") or [] for result in (run, against)]
     if not all(histories) or not all("val_error" in epoch for history in histories for epoch in history):
@@ -294,14 +294,14 @@ PAIR_MEASURES: dict[str, Callable[[Result, Result], Values | None]] = {
 
 @cache
 def counts() -> dict[str, Values]:
-    """Count properties of the net on the net itself (on the meta device, with no memory for its weights)."""
+    """Count properties of the net on the net itself, on the meta device, which needs no memory for weights."""
     recipe, data = (OmegaConf.load(Path(CONF) / file) for file in ("recipe/paper.yaml", "data/ilsvrc2012.yaml"))
     crop, size = recipe.augment.crop, data.data.image_size
     with torch.device("meta"):
         net, one_gpu = AlexNet(lrn=False), AlexNet(towers=1)  # normalisation has no parameters and no neurons
         image = torch.empty(1, 3, crop, crop)
         neurons = {name: float(maps[0].numel()) for name, maps in net.activations(image).items()}
-    neurons.pop("pool5")  # a pool's outputs are not counted as neurons in Section 3.5
+    neurons.pop("pool5")  # Section 3.5 does not count a pool's outputs as neurons
     parameters = sum(p.numel() for p in net.parameters())
     shares = {
         name: 100 * sum(p.numel() for p in net.get_submodule(name).parameters()) / parameters

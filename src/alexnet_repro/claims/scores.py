@@ -1,7 +1,7 @@
-"""Errors and log-loss of predictions, and the file that keeps them for each image.
+"""Errors and log-loss of predictions, and the file that keeps the scores of each image.
 
-Errors are in percent, log-loss in nats, as in the 2012 log. A prediction is a softmax output, of one view of an image or
-the mean of several views (Section 4.1).
+Errors are in percent, log-loss in nats, as in the 2012 log. A prediction is a softmax output of one view of an image,
+or the mean over several views (Section 4.1).
 """
 
 from pathlib import Path
@@ -22,9 +22,9 @@ Errors = dict[str, float]
 
 
 def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Return (N,): 1 where the label is not among the k highest of ``scores`` (N, classes), else 0.
+    """Return (N,): 1 where the label is not among the k highest of ``scores`` (N, classes), otherwise 0.
 
-    A label that is tied for the last of the k places counts fractionally, as in the 2012 code. A NaN score is a miss.
+    A label that ties for the last of the k places counts fractionally, as in the 2012 code. A NaN score is a miss.
     """
     own = scores.gather(1, labels[:, None])
     higher, equal = (scores > own).sum(1), (scores == own).sum(1)
@@ -32,7 +32,7 @@ def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def score(softmax: Tensor, labels: Tensor) -> Tensor:
-    """Score each image: (N, classes), (N,) -> (N, 3) float32, in the order of MEASURED: two misses (0 to 1) and nats."""
+    """Score each image: (N, classes), (N,) -> (N, 3) float32 with two misses (0 to 1) and nats, in the order of MEASURED."""
     softmax = softmax.float()
     own = softmax.gather(1, labels[:, None]).squeeze(1)
     nats = -own.clamp(min=torch.finfo(torch.float32).tiny).log()
@@ -40,7 +40,7 @@ def score(softmax: Tensor, labels: Tensor) -> Tensor:
 
 
 def errors(scores: Tensor) -> Errors:
-    """Average the scores of N images, (N, 3): errors in percent and log-loss in nats, by the names in MEASURED."""
+    """Average the scores (N, 3) of N images: errors in percent and log-loss in nats, by the names in MEASURED."""
     means = (scores.double().mean(0) * torch.tensor([100.0, 100.0, 1.0], dtype=torch.float64)).tolist()
     return {name: round(mean, 4) for name, mean in zip(MEASURED, means, strict=True)}
 
@@ -67,7 +67,7 @@ def gathered(scores: Tensor, trainer: L.Trainer) -> Tensor:
 
 
 def save_scores(path: Path, by_view: dict[str, Tensor]) -> None:
-    """Write the scores of each view, {"ten_crop": (N, 3)}, as a compressed .npz file of about 4 bytes per image and view."""
+    """Write the scores of each view, {"ten_crop": (N, 3)}, as a compressed .npz file."""
     arrays: dict[str, Any] = {}
     for view, scores in by_view.items():
         arrays[f"{view}/misses"] = scores[:, :2].numpy().astype(np.float16)  # exact for 0, 1 and ties of two
@@ -77,7 +77,7 @@ def save_scores(path: Path, by_view: dict[str, Tensor]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read what ``save_scores`` wrote: by view, (N, 3) with misses of 0 to 1 and log-loss in nats. Raises OSError, ValueError."""
+    """Read the scores that ``save_scores`` wrote, by view: (N, 3). Raise OSError, ValueError or KeyError if damaged."""
     with np.load(path) as arrays:
         return {
             view: np.column_stack([arrays[f"{view}/misses"], arrays[f"{view}/log_loss"]]).astype(np.float64)

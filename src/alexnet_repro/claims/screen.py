@@ -1,4 +1,4 @@
-"""What a command prints at its end: a run's errors beside the paper's."""
+"""What a command prints at its end: the errors of a run beside the paper's."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from alexnet_repro.claims.scores import VIEWS
 
 
 def table(result: dict[str, Any]) -> str:
-    """A few lines for the screen: this run's errors, beside the paper's if there is a claim, and what that is worth."""
+    """Return a few lines for the screen: a run's errors, the paper's if there is a claim, and what they are worth."""
     rows = [("error, %", "top-1", "top-5", "log-loss")]
     who = f"mean of {result['members']} nets" if "members" in result else "this run"
     names = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}

@@ -1,19 +1,26 @@
-"""The verdict that follows from what the paper claims and from what was measured. No verdict is written by hand.
+"""Judge claims by results. No verdict is written by hand.
 
-A claim is decided by the results that its ``run`` and ``against`` pick, in groups that are alike in everything else, for each
-recipe and each net separately. The verdicts, where the 95% interval is Student's t over at least three seeds:
+A claim is decided by the results that its ``run`` and ``against`` select, in groups that are alike in everything else,
+for each recipe and each net separately. Intervals are 95% intervals of Student's t over at least three seeds. The
+verdicts:
 
-reproduced           the interval lies inside the claim's tolerance around the paper's value; for a claim of direction, beyond
-                     the smallest effect that the paper's words ask for
-direction confirmed  the interval excludes no effect, on the paper's side, and is not inside the tolerance
-contradicted         the interval excludes no effect on the other side; for a plain number, the whole tolerance
-undecided            anything else
+reproduced
+    The interval lies inside the claim's tolerance around the paper's value. For a claim of direction, it lies beyond the
+    smallest effect that the paper's words ask for.
+direction confirmed
+    The interval excludes "no effect" on the paper's side, and is not inside the tolerance.
+contradicted
+    The interval excludes "no effect" on the other side or, for a plain number, the whole tolerance.
+undecided
+    Anything else.
 one seed, inside / one seed, outside
-                     a single seed decides nothing, however large its effect
-counted              a property of the net, found by arithmetic: equal to the paper's number or not
-quoted, not run      others' work; no experiment yet
+    A single seed decides nothing, however large its effect.
+counted: equal / counted: differs
+    A property of the net, found by arithmetic.
+quoted, not run
+    Other people's work; no experiment yet.
 
-A proxy (other data, another protocol) is never set beside the paper's value: it agrees, disagrees or is undecided.
+A proxy (other data, another protocol) is never set beside the paper's value. It agrees, disagrees or is undecided.
 """
 
 import math
@@ -38,7 +45,7 @@ LEVEL = 0.05  # of significance; intervals are of 95%
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds. For ratios, low, high and value are of the ratio itself."""
+    """A mean over seeds with its 95% interval. For ratios, value, low and high are of the ratio itself."""
 
     value: float
     low: float | None = None  # of the 95% interval, which needs two seeds
@@ -47,17 +54,17 @@ class Estimate:
     images: bool = False  # whether the interval includes the sampling error of the test images
 
     def inside(self, low: float, high: float) -> bool:
-        """Whether the interval lies inside these bounds."""
+        """Return whether the interval lies inside these bounds."""
         return self.low is not None and self.high is not None and low <= self.low and self.high <= high
 
     def outside(self, low: float, high: float) -> bool:
-        """Whether the interval lies wholly outside these bounds."""
+        """Return whether the interval lies wholly outside these bounds."""
         return self.low is not None and self.high is not None and (self.high < low or high < self.low)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one group of results says of a claim."""
+    """What one group of results says about a claim."""
 
     claim: Claim
     estimates: dict[str, Estimate]  # by measure
@@ -66,16 +73,16 @@ class Finding:
     shared: dict[str, Any] = field(default_factory=dict)  # what its results have in common
     results: list[Result] = field(default_factory=list)
     proxy: str | None = None  # why it is a proxy
-    caveat: str | None = None  # why it can't decide, whatever its numbers
+    caveat: str | None = None  # why it cannot decide, whatever its numbers
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Findings of one recipe, net and ablation answer the same question."""
+        """Recipe, net and ablation: findings that agree in these answer the same question."""
         return tuple(self.shared.get(key) for key in ("recipe", "net", "ablation"))
 
 
 def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
-    """Return the findings of every claim, by its name; those that decide come first, then proxies.
+    """Return the findings of every claim by its name, deciding ones first, then proxies.
 
     Differences of one family of claims are corrected for their number (Holm), for each recipe, net and data set.
     """
@@ -104,8 +111,10 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
 
 
 def deciding(findings: list[Finding]) -> list[Finding]:
-    """Return the findings that answer a claim on the paper's own data and protocol: for each recipe, net and ablation the
-    group of most seeds. Where several have as many, float32 goes before bfloat16."""
+    """Return the findings on the paper's own data and protocol: for each recipe, net and ablation, the one of most seeds.
+
+    Of several with equally many seeds, float32 goes before bfloat16.
+    """
     first: dict[tuple[Any, ...], Finding] = {}
     for finding in findings:
         if finding.proxy is None:
@@ -114,7 +123,7 @@ def deciding(findings: list[Finding]) -> list[Finding]:
 
 
 def status(claim: Claim, findings: list[Finding]) -> str:
-    """Return one word for a claim that has no finding on the paper's own data, or whose kind needs none."""
+    """Return a word for a claim without a finding on the paper's own data, or of a kind that needs none."""
     if claim.kind in ("quoted", "picture"):
         return "quoted" if claim.kind == "quoted" else "to be looked at"
     if claim.kind == "count":
@@ -142,7 +151,7 @@ def _correct(findings: list[Finding], found: dict[str, list[Finding]], places: l
 
 
 def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
-    """One finding, without its verdict, for each group of results that are alike."""
+    """Return a finding, without its verdict, for each group of results that are alike."""
     if claim.kind == "count":
         values = counts()[claim.measure]
         return [Finding(claim=claim, estimates={key: Estimate(value=value) for key, value in values.items()})]
@@ -161,7 +170,9 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
         shared = dict(zip(("ablation", *_keys(claim)), key, strict=True))
         if claim.against:
             finding = _compared(claim, run, against or bases.get(key[1:], []), shared)
-        elif run and not (claim.kind == "number" and _proxy(claim, shared)):  # errors on other data can't stand beside
+        elif run and not (
+            claim.kind == "number" and _proxy(claim, shared)
+        ):  # errors on other data are never set beside the paper's
             by_seed = {tuple(r["seeds"]) if "seeds" in r else r.get("seed", 0): r for r in run}
             measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in by_seed.items()}
             finding = _finding(claim, measured, shared, list(by_seed.values()), {})
@@ -173,7 +184,7 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
 
 
 def _keys(claim: Claim) -> tuple[str, ...]:
-    """What results must share, besides what the claim compares or leaves open."""
+    """Return the fields that results must share, besides those that the claim compares or leaves open."""
     free = {key for side in (claim.run, claim.against) for wanted in side for key in wanted} - {"net"}
     free |= {"lr", "epochs"} if claim.fastest else set()
     return tuple(key for key in SHARED_KEYS if key not in free or (key == "experiment" and claim.fastest))
@@ -184,7 +195,7 @@ def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
     facts["options"] = " ".join(result.get("options", ()))
     facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
     if result.get("of_epochs") and result["epochs"] == result["of_epochs"]:
-        facts["epochs"] = "all"  # of the run of the log, which are not as many in each
+        facts["epochs"] = "all"  # of the log's run; runs have different numbers of epochs
     variants = [wanted["ablation"] for wanted in claim.run if isinstance(wanted.get("ablation"), list)]
     ablation = result["ablation"] if any(result.get("ablation") in names for names in variants) else None
     return (ablation, *(facts.get(key) for key in _keys(claim)))
@@ -193,7 +204,7 @@ def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
 def _matches(result: Result, wanted: dict[str, Any]) -> bool:
     return all(
         result.get(key) in value if isinstance(value, list) else result.get(key) == value
-        for key, value in ({"members": None} | wanted).items()  # a single net, unless an ensemble is wanted
+        for key, value in ({"members": None} | wanted).items()  # a single net unless the claim is about an ensemble
     )
 
 
@@ -202,7 +213,7 @@ def _number(epochs: Any) -> float:
 
 
 def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
-    """Why such results are not the claim's own experiment, or None if they are."""
+    """Return why such results are not the claim's own experiment, or None if they are."""
     data, split, images = (shared.get(key) for key in ("data", "split", "images"))
     own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
     if data not in own:
@@ -222,7 +233,7 @@ def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
 
 
 def _compared(claim: Claim, run: list[Result], against: list[Result], shared: dict[str, Any]) -> Finding | None:
-    """The finding of two sides, seed by seed; None if no seed has both."""
+    """Return the finding of two sides, compared seed by seed, or None if they share no seed."""
     caveat = None
     if claim.fastest:
         (one, caveat_of_one), (other, caveat_of_other) = _fastest(run), _fastest(against)
@@ -254,7 +265,7 @@ def _change(claim: Claim, run: float, against: float) -> float:
 
 
 def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> dict[str, NDArray[np.float64]]:
-    """For each error, (seeds, images): its difference between two sides in points; empty where they were not kept."""
+    """Return, for each error, its difference between two sides in points: (seeds, images). Empty if scores were not kept."""
     if claim.kind != "difference" or claim.measure not in ("centre", "ten_crop"):
         return {}
     scores = [tuple(scores_of(result, claim.measure) for result in pair) for pair in pairs]
@@ -265,10 +276,10 @@ def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> d
 
 
 def _fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
-    """By seed, the results with the learning rate that was fastest for the first seed; and why that is not established.
+    """Return, by seed, the results with the learning rate that was fastest for the first seed, and why that is not established.
 
-    A rate is the fastest if one below and one above it were tried and were slower: they reached 25% later, or ran at least as
-    long without reaching it.
+    A rate is the fastest if a lower one and a higher one were tried and were slower: they reached 25% later, or ran at
+    least as long without reaching it.
     """
     first = min((r["seed"] for r in side), default=None)
     took: dict[float, tuple[float, float, float]] = {}
@@ -313,9 +324,9 @@ def _finding(
 
 
 def _estimate(claim: Claim, numbers: list[float], images: NDArray[np.float64] | None) -> Estimate:
-    """The mean over seeds with its 95% interval; of ratios the geometric mean."""
+    """Return the mean over seeds with its 95% interval; for ratios, the geometric mean."""
     ratio = claim.kind == "ratio"
-    if any(not math.isfinite(n) or (ratio and n <= 0) for n in numbers):  # one side never got there
+    if any(not math.isfinite(n) or (ratio and n <= 0) for n in numbers):  # a side never got there
         all_alike = len(set(numbers)) == 1
         return Estimate(value=numbers[0] if all_alike else math.nan)
     values = [math.log(n) for n in numbers] if ratio else numbers
@@ -333,12 +344,11 @@ def _estimate(claim: Claim, numbers: list[float], images: NDArray[np.float64] | 
 
 
 def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the standard error of the mean of (seeds, images) over seeds and images, both drawn at random, and its degrees
-    of freedom.
+    """Return the standard error, and its degrees of freedom, of the mean of ``differences`` (seeds, images).
 
-    All seeds are measured on the same images. With the mean squares of a two-way table (seeds, images, residual), the
-    variance of the mean is (MS_seeds + max(MS_images - MS_residual, 0)) / (seeds x images); the degrees of freedom are
-    those of Hillis (2007) for such a design.
+    Seeds and images are both random samples, and all seeds are measured on the same images. With the mean squares of a
+    two-way table (seeds, images, residual), the variance of the mean is (MS_seeds + max(MS_images - MS_residual, 0)) /
+    (seeds x images). The degrees of freedom are those of Hillis (2007) for this design.
     """
     seeds, images = differences.shape
     mean, of_seed, of_image = differences.mean(), differences.mean(1), differences.mean(0)
@@ -352,7 +362,7 @@ def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _verdict(finding: Finding) -> str:
-    """By the claim's rule. Where the paper gives several numbers, such as top-1 and top-5 errors, all of them count."""
+    """Apply the claim's rule. Where the paper gives several numbers, such as top-1 and top-5 errors, all of them count."""
     claim = finding.claim
     if claim.kind == "count":
         return "counted: equal" if _count_agrees(finding) else "counted: differs"
@@ -392,7 +402,7 @@ def _effect(claim: Claim, keys: list[str], estimates: list[Estimate]) -> str:
 
 
 def _side(claim: Claim, estimate: Estimate) -> str:
-    """Which side of no effect an estimate is on: "paper", "other" or, if it can't be told, "neither"."""
+    """Return the side of "no effect" that an estimate is on: "paper", "other" or, if the data cannot tell, "neither"."""
     if math.isnan(estimate.value):
         return "neither"
     if estimate.low is None and not (math.isinf(estimate.value) or estimate.value == 0):
@@ -403,7 +413,7 @@ def _side(claim: Claim, estimate: Estimate) -> str:
 
 
 def _beyond(claim: Claim, end: float | None) -> bool:
-    """Whether this end of the interval is at or beyond the smallest effect that the paper's words ask for."""
+    """Return whether this end of the interval is at or beyond the smallest effect that the paper's words ask for."""
     if claim.at_least is None or end is None:
         return claim.at_least is None
     return end >= claim.at_least if claim.more else end <= claim.at_least
@@ -414,7 +424,7 @@ def _bounds(claim: Claim, key: str) -> tuple[float, float]:
 
 
 def _fits(claim: Claim, keys: list[str], estimates: list[Estimate]) -> bool:
-    """Whether the values themselves are where the claim wants them."""
+    """Return whether the values themselves satisfy the claim."""
     if claim.kind == "every":
         return all(e.value == 1 for e in estimates)
     if claim.tolerance:

@@ -1,7 +1,7 @@
 """Mean subtraction, crops and reflections, colour noise and ten crops (Sections 2 and 4.1).
 
-These are pure functions of a batch and random numbers. Images stay on the 0-255 scale: nothing is divided by 255 or by a
-standard deviation. module.py draws the random numbers.
+These are pure functions of a batch and random numbers. Images stay on the 0-255 scale: nothing is divided by 255 or by
+a standard deviation. module.py draws the random numbers.
 """
 
 import numpy as np
@@ -19,7 +19,8 @@ def crop_and_mirror(
 ) -> NDArray[np.uint8]:
     """Cut one patch out of each image and mirror some of them (Section 4.1, first form).
 
-    images: N arrays (H, W, 3). tops, lefts: where the patches begin. mirror: which patches to mirror. Returns (N, size, size, 3).
+    images: N arrays (H, W, 3). tops, lefts: where the patches begin. mirror: which patches to mirror. Returns (N, size,
+    size, 3).
 
     This runs on the CPU, because it reduces the 196,608 bytes of an image to the 150,528 bytes that have to be moved.
     """
@@ -35,9 +36,9 @@ def crop_and_mirror(
 def subtract_mean(patches: Tensor, mean: Tensor, tops: Tensor, lefts: Tensor, mirror: Tensor) -> Tensor:
     """Subtract the matching part of the mean image from each patch (Section 2).
 
-    The paper subtracts the mean image from the whole image and cuts the patch from the difference. Each patch therefore meets
-    the part of the mean image that it was cut from, mirrored if the patch is. The 2012 code always subtracted the central part,
-    never mirrored: ``patches - centre_crop(mean)``.
+    The paper subtracts the mean image from the whole image and cuts the patch from the difference. Each patch therefore
+    meets the part of the mean image that it was cut from, mirrored if the patch is. The 2012 code always subtracted the
+    central part, never mirrored: ``patches - centre_crop(mean)``.
 
     patches: (N, s, s, 3) from crop_and_mirror. mean: (H, W, 3). Returns float32 (N, 3, s, s), channels-last.
     """
@@ -63,9 +64,9 @@ def colour_noise_directions(covariance: Tensor, unit: str = "eigenvalue") -> Ten
     """Return the columns p_i lambda_i of Section 4.1, in grey levels: (3, 3).
 
     covariance: of RGB values on the 0-255 scale.
-    unit="eigenvalue": the paper calls lambda_i an eigenvalue of the covariance and does not name the scale of the pixels. With
-    pixels from 0 to 255 the noise would be about 850 grey levels and drown the image. Pixels from 0 to 1 are the only scale on
-    which the printed formula trains; they give about 3.3 grey levels.
+    unit="eigenvalue": the paper calls lambda_i an eigenvalue of the covariance and does not name the scale of the
+    pixels. With pixels from 0 to 255 the noise would be about 850 grey levels and drown the image. Pixels from 0 to 1
+    are the only scale on which the printed formula trains; they give about 3.3 grey levels.
     unit="deviation": the 2012 code uses the standard deviation of the component instead: about 7.4 grey levels.
     """
     values, vectors = principal_components(covariance)
@@ -84,8 +85,9 @@ def add_colour_noise(images: Tensor, directions: Tensor, alphas: Tensor) -> Tens
 def jitter(patches: Tensor, factors: Tensor) -> Tensor:
     """Multiply brightness, contrast and saturation of patches (N, s, s, 3), 0-255, by factors (N, 3). Returns float32.
 
-    This is not in the paper; many re-implementations use it instead of colour noise. The steps are those of torchvision's
-    ColorJitter: multiply by the factor, move away from the image's mean grey, move away from each pixel's grey.
+    This is not in the paper; many re-implementations use it instead of colour noise. The steps are those of
+    torchvision's ColorJitter: multiply by the factor, move away from the image's mean grey, move away from each pixel's
+    grey.
     """
     brightness, contrast, saturation = factors.float().T[:, :, None, None, None]
     grey_of = torch.tensor([0.2989, 0.587, 0.114], device=patches.device)
@@ -100,8 +102,9 @@ def ten_crop(images: Tensor, size: int = 224) -> Tensor:
     """Cut the corners, the centre and their reflections: (N, 3, 256, 256) -> (N, 10, 3, 224, 224).
 
     Section 4.1: "five 224 x 224 patches (the four corner patches and the center patch) as well as their horizontal
-    reflections", with offsets 0, 16 and 32. The order is top left, top right, bottom left, bottom right, centre, then the
-    reflections. The prediction is the mean of the ten softmax outputs. Raises ValueError for images smaller than ``size``.
+    reflections", with offsets 0, 16 and 32. The order is top left, top right, bottom left, bottom right, centre, then
+    the reflections. The prediction is the mean of the ten softmax outputs. Raises ValueError for images smaller than
+    ``size``.
     """
     height, width = images.shape[-2:]
     if min(height, width) < size:

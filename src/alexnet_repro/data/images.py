@@ -14,9 +14,10 @@ from alexnet_repro.data.store_writer import RGB
 def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
     """Decode an image and return its central square, (size, size, 3), scaled with an antialiased bicubic filter.
 
-    This does in one step what Section 2 says: "rescaled the image such that the shorter side was of length 256, and then cropped
-    out the central 256x256 patch". Greyscale and CMYK become RGB, an EXIF rotation is applied, transparency is dropped, and a
-    gzip-compressed file is unpacked (ILSVRC-2010 has one). Raises OSError or ValueError if the file is not a complete image.
+    This does in one step what Section 2 says: "rescaled the image such that the shorter side was of length 256, and
+    then cropped out the central 256x256 patch". Greyscale and CMYK become RGB, an EXIF rotation is applied,
+    transparency is dropped, and a gzip-compressed file is unpacked (ILSVRC-2010 has one). Raises OSError or ValueError
+    if the file is not a complete image.
     """
     data = read_bytes()
     try:

@@ -1,7 +1,7 @@
 """Batches of a store. All randomness is a function of (seed, epoch, sample index).
 
-It therefore does not depend on the number of workers or processes, or on what ran before. A run that is resumed in the middle
-of an epoch continues with the same images, crops and colours as an uninterrupted one.
+It therefore does not depend on the number of workers or processes, or on what ran before. A run that is resumed in the
+middle of an epoch continues with the same images, crops and colours as an uninterrupted one.
 """
 
 import signal
@@ -54,7 +54,8 @@ def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
 def draw_places(rng: np.random.Generator, count: int, positions: int) -> NDArray[np.int64]:
     """Draw top, left and mirror of ``count`` patches: (count, 3) (Section 4.1).
 
-    positions: number of offsets in each axis, 33 for patches of 224 in images of 256. mirror is 0 or 1 with equal probability.
+    positions: number of offsets in each axis, 33 for patches of 224 in images of 256. mirror is 0 or 1 with equal
+    probability.
     """
     return rng.integers(0, (positions, positions, 2), (count, 3))
 
@@ -89,13 +90,13 @@ class Drawn(NamedTuple):
 class EpochSampler(Sampler[Part]):
     """Batches of indices. The position follows from the number of updates done, so a resumed run needs no other state.
 
-    count: images in the split. steps_done: returns the number of updates done so far. replica, replicas: this process takes part
-    ``replica`` of every batch, which is divided into ``replicas`` nearly equal parts.
-    order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012 program,
-    which read its stored batches in the same order every time; "stored", the order of the store itself.
+    count: images in the split. steps_done: returns the number of updates done so far. replica, replicas: this process
+    takes part ``replica`` of every batch, which is divided into ``replicas`` nearly equal parts.
+    order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012
+    program, which read its stored batches in the same order every time; "stored", the order of the store itself.
     images_per_file: with order="stored" no batch crosses from one file of so many images to the next, as in the 2012
-    program; the last batch of each file is smaller. first_epoch, steps_before: the epoch that this sampler begins with, and
-    the updates before it, where earlier epochs had another number of images.
+    program; the last batch of each file is smaller. first_epoch, steps_before: the epoch that this sampler begins with,
+    and the updates before it, where earlier epochs had another number of images.
 
     Raises ValueError for an unknown order.
     """
@@ -147,9 +148,10 @@ class EpochSampler(Sampler[Part]):
 class TrainImages(Dataset[TrainBatch]):
     """Random patches of a split, fetched one batch at a time.
 
-    crop: side of a patch, in pixels. random_crops, mirror: whether patches are cut at random positions and mirrored at random.
-    share: number of images, consecutive in the epoch's order, that share one position and one reflection: 1 in the paper's words,
-    32 in the 2012 code.
+    crop: side of a patch, in pixels. random_crops, mirror: whether patches are cut at random positions and mirrored at
+    random.
+    share: number of images, consecutive in the epoch's order, that share one position and one reflection: 1 in the
+    paper's words, 32 in the 2012 code.
     """
 
     def __init__(
@@ -212,10 +214,11 @@ class StoreData(L.LightningDataModule):
     """Train and validation batches of a store.
 
     patches: crop, random_crops, mirror and share of TrainImages.
-    workers: loader processes. None means none on a CPU, where they would compete with training, and up to eight on a GPU.
+    workers: loader processes. None means none on a CPU, where they would compete with training, and up to eight on a
+    GPU.
     order, images_per_file: as in EpochSampler.
-    val_joins_after: epoch after which the net is also trained on the validation images (0: from the start; None: never). From
-    then on, the test images are measured after each epoch instead.
+    val_joins_after: epoch after which the net is also trained on the validation images (0: from the start; None:
+    never). From then on, the test images are measured after each epoch instead.
     sample: predict at most this many images, evenly spaced (None: all).
     """
 

@@ -1,8 +1,8 @@
 """The embedded demonstration data: which photograph is this patch from?
 
-Ten photographs that scikit-image ships are the ten classes. Each photograph is divided into a grid of cells. One cell of five,
-a knight's move apart, is kept for validation, so that train and val share no pixel but show the same things. This data shows
-that everything works; it gives no result.
+Ten photographs that scikit-image ships are the ten classes. Each photograph is divided into a grid of cells. One cell
+of five, a knight's move apart, is kept for validation, so that train and val share no pixel but show the same things.
+This data shows that everything works; it gives no result.
 """
 
 from collections.abc import Iterator

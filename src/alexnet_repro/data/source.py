@@ -28,15 +28,16 @@ class Found:
 def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     """Find the images of ``path``, and the class and the split of each.
 
-    The class is the name of the folder, or of the tar inside the tar. Without one, it is the WordNet ID that the file's name
-    begins with. For ILSVRC's flat validation and test images, the development kit beside them names it (that of 2010 also
-    needs ILSVRC2010_test_ground_truth.txt); test images without labels are ignored.
+    The class is the name of the folder, or of the tar inside the tar. Without one, it is the WordNet ID that the file's
+    name begins with. For ILSVRC's flat validation and test images, the development kit beside them names it (that of
+    2010 also needs ILSVRC2010_test_ground_truth.txt); test images without labels are ignored.
 
     Splits are folders or tars named train, val and test above the class folders. Without a val split, every
-    ``hold_out_every``-th image of each class becomes val (None: no image does). A compressed tar is unpacked once, as one file,
-    into ``unpack_into``.
+    ``hold_out_every``-th image of each class becomes val (None: no image does). A compressed tar is unpacked once, as
+    one file, into ``unpack_into``.
 
-    Raises UserError for a missing path, no images, a class folder without images, or a class that has no training images.
+    Raises UserError for a missing path, no images, a class folder without images, or a class that has no training
+    images.
     """
     if not path.exists():
         raise UserError(f"there is nothing at source={path}")

@@ -47,11 +47,13 @@ def write_store(
 ) -> Store:
     """Read all examples with ``workers`` threads (default: one per core) and write them as a store.
 
-    Files of 1024 images are written to ``<store>.partial``. An interrupted call continues there. The finished folder is renamed.
-    alone: for small stores that several processes may make at once. Each makes its own, and the first that ends is kept.
+    Files of 1024 images are written to ``<store>.partial``. An interrupted call continues there. The finished folder is
+    renamed.
+    alone: for small stores that several processes may make at once. Each makes its own, and the first that ends is
+    kept.
 
-    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was begun from other files, or if more
-    than ``max_bad`` images cannot be read. Raises Interrupted on Ctrl-C.
+    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was begun from other files, or if
+    more than ``max_bad`` images cannot be read. Raises Interrupted on Ctrl-C.
     """
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")

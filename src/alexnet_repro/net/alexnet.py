@@ -1,7 +1,7 @@
 """The net of Figure 2, its switches and its initialisation (Sections 3 and 5).
 
-The net is written for one device. The two towers of Figure 2 are the two halves of each layer's maps. conv2, conv4 and conv5
-read only their own tower. conv3 and the fully connected layers read both. Normalisation stays inside a tower.
+The net is written for one device. The two towers of Figure 2 are the two halves of each layer's maps. conv2, conv4 and
+conv5 read only their own tower. conv3 and the fully connected layers read both. Normalisation stays inside a tower.
 """
 
 from collections.abc import Callable, Collection
@@ -34,12 +34,12 @@ WEIGHT_STD = {
 class AlexNet(nn.Module):
     """The net of the printed paper for 224x224x3 images: 60,965,224 parameters with 1000 classes.
 
-    Images are float (N, 3, 224, 224), RGB on the 0-255 scale, with the mean image subtracted. Maps: conv1 96x55x55, conv2
-    256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096, fc8 classes. The
-    first half of each layer's maps belongs to tower 0.
+    Images are float (N, 3, 224, 224), RGB on the 0-255 scale, with the mean image subtracted. Maps: conv1 96x55x55,
+    conv2 256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096, fc8 classes.
+    The first half of each layer's maps belongs to tower 0.
 
-    224 pixels give 55 positions as in the 2012 code: the windows of conv1 start at 0, 4, ..., 216. The last one reaches three
-    rows and columns beyond the image, which are zero (the mean).
+    224 pixels give 55 positions as in the 2012 code: the windows of conv1 start at 0, 4, ..., 216. The last one reaches
+    three rows and columns beyond the image, which are zero (the mean).
 
     classes: outputs of fc8.
     towers: 2, or 1 for the net of one GPU with half as many kernels (Section 3.2). Its last convolutional layer and its
@@ -48,18 +48,20 @@ class AlexNet(nn.Module):
         tower in conv2, 4096 neurons per tower in fc6 and 2048 in fc7, joined in fc8; 60,714,408 parameters.
     conv3, conv4, conv5: whether the net has that layer (Section 7). The other layers keep their width and groups.
     init: standard deviation of the initial weights. "paper" is 0.01 (Section 5); "as_run" is 0.03 in conv3 to conv5.
-    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7, 1 in Section 5. The biases of other layers start at 0.
+    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7, 1 in Section 5. The biases of other layers start at
+    0.
     activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
     lrn: local response normalisation in layers 1 and 2 (Section 3.3). False also turns off ``same_map_norm``.
     lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants. alpha multiplies the plain sum, as printed.
     layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as in the 2012 code.
     same_map_norm: a second normalisation in layer 2, over 5x5 positions of a map (2012 code, not in the paper).
-    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2. The
+    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2.
+    The
         latter pads conv2 by 1 and conv5 by 0, as run 147 of the 2012 log: 55, 28, 26, 13, 13, 13, 11, 6.
     dropout: probability of setting a neuron of fc6 and fc7 to zero in training (Section 4.2).
 
-    Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises ValueError
-    for a value that isn't one of these.
+    Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises
+    ValueError for a value that isn't one of these.
     """
 
     def __init__(
@@ -141,8 +143,8 @@ class AlexNet(nn.Module):
     def activations(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs of each layer's neurons: conv1 ... conv5, pool5, fc6, fc7 after the ReLU, and fc8.
 
-        Outputs of conv1 and conv2 are taken before normalisation and pooling, outputs of fc6 and fc7 before dropout. With
-        layer1_order="norm_pool_relu", conv1 is the ReLU of the layer's responses before normalisation.
+        Outputs of conv1 and conv2 are taken before normalisation and pooling, outputs of fc6 and fc7 before dropout.
+        With layer1_order="norm_pool_relu", conv1 is the ReLU of the layer's responses before normalisation.
         """
         seen: dict[str, Tensor] = {}
         self._run(images, seen)
@@ -181,8 +183,8 @@ class AlexNet(nn.Module):
 class GroupedLinear(nn.Module):
     """A fully connected layer of ``groups`` independent parts, as a grouped convolution.
 
-    Part i maps the i-th share of the inputs to the i-th share of the outputs: (N, inputs) -> (N, outputs). The weight has the
-    shape (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
+    Part i maps the i-th share of the inputs to the i-th share of the outputs: (N, inputs) -> (N, outputs). The weight
+    has the shape (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:

@@ -1,9 +1,10 @@
 """The small nets for CIFAR-10 of Sections 3.1 and 3.3.
 
-The paper prints neither net. Section 3.3's two are public as layer files of the authors' cuda-convnet: conv-local-13pct, and
-conv-local-11pct in two versions. The "four-layer CNN" of the text counts their two convolutional and two locally connected
-layers. Figure 1's "four-layer convolutional neural network" may be the same net without normalisation, or the plainer one of
-that time with three convolutional layers and one fully connected layer (layers-18pct): here are both.
+The paper prints neither net. Section 3.3's two are public as layer files of the authors' cuda-convnet:
+conv-local-13pct, and conv-local-11pct in two versions. The "four-layer CNN" of the text counts their two convolutional
+and two locally connected layers. Figure 1's "four-layer convolutional neural network" may be the same net without
+normalisation, or the plainer one of that time with three convolutional layers and one fully connected layer
+(layers-18pct): here are both.
 """
 
 import torch
@@ -36,11 +37,12 @@ class _SmallNet(nn.Module):
 class FourLayer(_SmallNet):
     """Three convolutional layers of 32, 32 and 64 maps and one fully connected layer: cuda-convnet's layers-18pct.
 
-    Kernels are 5x5, padded by 2. A 3x3 pooling with stride 2 follows each convolution: the first takes the maximum, the other
-    two take the mean.
+    Kernels are 5x5, padded by 2. A 3x3 pooling with stride 2 follows each convolution: the first takes the maximum, the
+    other two take the mean.
 
-    image_size: s, pixels, a multiple of 8. activation: as AlexNet's. same_map_norm: normalise over 3x3 positions of each map
-    after the first and the second pooling, with s = 0.00005 / 9, power 0.75 and constant 1. Raises ValueError for others.
+    image_size: s, pixels, a multiple of 8. activation: as AlexNet's. same_map_norm: normalise over 3x3 positions of
+    each map after the first and the second pooling, with s = 0.00005 / 9, power 0.75 and constant 1. Raises ValueError
+    for others.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class LocallyConnected(_SmallNet):
 
     conv1 5x5 with 64 maps, max-pooling, conv2 5x5 with 64 maps, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
 
-    image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 32 in conv-local-13pct and in the first
-    conv-local-11pct, 64 in the published one. lrn: whether there is normalisation across maps, power 0.75 and constant 1.
+    image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 32 in conv-local-13pct and in the
+    first conv-local-11pct, 64 in the published one. lrn: whether there is normalisation across maps, power 0.75 and
+    constant 1.
     norm: where and how wide. "n9", the published file: 9 maps, s = 0.001 / 9, after the first and before the second
     pooling. "n5_before_pools", the first file: 5 maps, s = 0.001 / 5, before both. Raises ValueError for other values.
     """
@@ -123,9 +126,9 @@ class LocallyConnected(_SmallNet):
 class LocalConv2d(nn.Module):
     """A locally connected layer: a 3x3 convolution, padded by 1, that has other kernels at each position.
 
-    (N, inputs, side, side) -> (N, outputs, side, side). The weight is (positions, 9 * inputs, outputs), with the nine pixels of
-    a window row by row and the inputs of each pixel together. The bias is (positions, 1, outputs). One batched matrix product
-    computes all positions.
+    (N, inputs, side, side) -> (N, outputs, side, side). The weight is (positions, 9 * inputs, outputs), with the nine
+    pixels of a window row by row and the inputs of each pixel together. The bias is (positions, 1, outputs). One
+    batched matrix product computes all positions.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 class Dropout(nn.Module):
     """Dropout as printed (Section 4.2): no rescaling in training, all outputs multiplied by 1 - p in testing.
 
-    After ``draw_from(seed, step)``, the masks of each tower are a function of (seed, step, tower) and of the order of calls
-    in that step. A resumed or distributed run therefore drops the same neurons. Before the first such call, masks come from
-    torch's global generator.
+    After ``draw_from(seed, step)``, the masks of each tower are a function of (seed, step, tower) and of the order of
+    calls in that step. A resumed or distributed run therefore drops the same neurons. Before the first such call, masks
+    come from torch's global generator.
 
-    p: probability of setting an output to zero. masks: number of towers, each of which has its own mask. Raises ValueError
-    unless 0 <= p < 1.
+    p: probability of setting an output to zero. masks: number of towers, each of which has its own mask. Raises
+    ValueError unless 0 <= p < 1.
     """
 
     def __init__(self, p: float = 0.5, masks: int = 2) -> None:

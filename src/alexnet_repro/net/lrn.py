@@ -135,12 +135,12 @@ class _Compiled(torch.autograd.Function):
 class _Normalise(torch.autograd.Function):
     """Normalisation for every device and dtype, across maps or inside a map.
 
-    It is fast for two reasons. The gradient has a closed form, so only the input is kept. On a CPU, both passes work on blocks
-    that fit in cache, so memory is read once and written once. All arithmetic is in float32 (float64 for float64 inputs),
-    since the squares of responses of several hundred are too large for half precision.
+    It is fast for two reasons. The gradient has a closed form, so only the input is kept. On a CPU, both passes work on
+    blocks that fit in cache, so memory is read once and written once. All arithmetic is in float32 (float64 for float64
+    inputs), since the squares of responses of several hundred are too large for half precision.
 
-    With the window sum W and s = k + alpha * W(a^2): b = a s^-beta and
-    da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)). Windows are symmetric: if i's window contains j, j's contains i.
+    With the window sum W and s = k + alpha * W(a^2): b = a s^-beta and da = db s^-beta - 2 alpha beta a W(db a
+    s^(-beta-1)). Windows are symmetric: if i's window contains j, j's contains i.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Place the two towers on two devices (Section 3.2, Figure 2), and exchange only the tensors that both need.
 
-Each device keeps its half of every layer's maps, which is its half of dimension 0 of every parameter, and runs the net of
-alexnet.py on it. A layer that reads both towers first receives the other tower's maps:
+Each device keeps its half of every layer's maps, which is its half of dimension 0 of every parameter, and runs the net
+of alexnet.py on it. A layer that reads both towers first receives the other tower's maps:
 
     conv1                the image, the same on both devices
     conv2, conv4, conv5  their own tower                      nothing crosses
@@ -9,7 +9,8 @@ alexnet.py on it. A layer that reads both towers first receives the other tower'
     fc6, fc7, fc8        all neurons of the layer below       crosses
     softmax              all logits                           crosses
 
-A layer's ``groups`` say what it reads: two for its own tower, one for both. This therefore works for every variant of the net.
+A layer's ``groups`` say what it reads: two for its own tower, one for both. This therefore works for every variant of
+the net.
 """
 
 import time
@@ -133,8 +134,8 @@ def whole_of(half: Tensor, link: Link, rows: int) -> Tensor:
 def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int]:
     """Compute the bytes that each device sends in one training step, by layer.
 
-    In the forward pass a device sends its half of what a layer reads; in the backward pass it sends the gradient of the other
-    half, which has the same size. Of the logits it sends its half in the forward pass only.
+    In the forward pass a device sends its half of what a layer reads; in the backward pass it sends the gradient of the
+    other half, which has the same size. Of the logits it sends its half in the forward pass only.
 
     net: the whole net. images: in the batch. element: bytes of one number.
     """

@@ -1,4 +1,4 @@
-"""What the page says, in words and numbers: a row for each claim, other measurements, and the figures that results alone make."""
+"""The content of the page: a row for each claim, other measurements, and the figures made from results alone."""
 
 import math
 from collections import Counter
@@ -17,7 +17,7 @@ from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
 from alexnet_repro.provenance import machine
 
-CLASS_OF = {  # of a verdict, for its colour
+CLASS_OF = {  # of a verdict's colour
     "reproduced": "good",
     "direction confirmed": "half",
     "undecided": "half",
@@ -31,7 +31,7 @@ CLASS_OF = {  # of a verdict, for its colour
 
 
 def content(results: list[Result]) -> dict[str, Any]:
-    """What the page says in words and numbers: a row for each claim, what else was measured, and sources."""
+    """Return the content of the page: a row for each claim, other measurements, and sources."""
     claims, found = read_claims(), judge(results)
     others = [
         row(claims[name], []) | answer(finding)
@@ -53,7 +53,7 @@ def content(results: list[Result]) -> dict[str, Any]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Count the verdicts: by experiment first (one for each recipe and net), then what was counted, then the rest."""
+    """Count the verdicts: by experiment (one for each recipe and net), then counted properties, then the rest."""
     answers = Counter(answer["verdict"] for row in rows for answer in row["answers"])
     rest = Counter(row["status"] for row in rows if row["status"] not in ("", "counted"))
     order = (*DECIDED, "one seed, inside", "one seed, outside", "counted: equal", "counted: differs")
@@ -61,7 +61,7 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
-    """The figures that results alone make, with their captions; curves of these runs, or of all results if there are none."""
+    """Return the figures made from results alone, with captions. Curves are of ``runs``, or of all results if there are none."""
     found = judge(results)
     drawn: dict[str, tuple[Figure, str]] = {}
     if changes := deltas(found):
@@ -69,7 +69,7 @@ def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure,
             figures.forest(changes, "change of the top-1 error, points"),
             "What each change does to the top-1 error. The paper's values are of its own data and whole protocols, and no measure for others.",
         )
-    raced = read_claims()["figure_1"].run[0]["experiment"]  # have a figure of their own
+    raced = read_claims()["figure_1"].run[0]["experiment"]  # they have their own figure
     chosen = [r for r in results if r.get("history")]
     chosen = [r for r in chosen if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in raced)]
     histories = {label(r): r["history"] for r in chosen}
@@ -96,7 +96,7 @@ def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure,
 
 
 def to_25(races: list[Result]) -> str:
-    """Epochs and updates that each of these runs took to 25% training error, by net and activation."""
+    """Return the epochs and updates that each run took to 25% training error, by net and activation."""
     lines: dict[str, list[tuple[str, str]]] = {}
     for race in sorted(races, key=lambda race: (race["net"], race["activation"], race["seed"])):
         there = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
@@ -107,7 +107,7 @@ def to_25(races: list[Result]) -> str:
 
 
 def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
-    """A line of the claims table: what the paper says, and an answer for each recipe and net."""
+    """Return a row of the claims table: what the paper says, and an answer for each recipe and net."""
     about = {
         "measured on": ", ".join(part for part in (claim.data, claim.split, claim.protocol) if part),
         "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
@@ -130,7 +130,7 @@ def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
 
 
 def answer(finding: Finding) -> dict[str, Any]:
-    """What a finding shows: numbers, interval, where they come from, and its verdict."""
+    """Return what a finding shows: numbers, interval, origin and verdict."""
     claim, facts, first = finding.claim, finding.shared, (finding.results or [{}])[0]
     keys = list(claim.value) or list(finding.estimates)
     intervals = [interval(claim, key, finding.estimates[key]) for key in keys if finding.estimates[key].low is not None]
@@ -161,14 +161,14 @@ def answer(finding: Finding) -> dict[str, Any]:
 
 
 def interval(claim: Claim, key: str, estimate: Estimate) -> str:
-    """The 95% interval of one measure in words."""
+    """Return the 95% interval of one measure as text."""
     assert estimate.low is not None
     assert estimate.high is not None
     return f"{numbers(claim, {key: estimate.low})} to {numbers(claim, {key: estimate.high})}"
 
 
 def logged(claim: Claim) -> str:
-    """The runs of the 2012 log behind a claim, with their errors and log-losses."""
+    """Return the runs of the 2012 log behind a claim, with their errors and log-losses, as text."""
     texts = []
     for run in claim.log:
         errors = " / ".join(f"{value:.2f}" for key, value in run.items() if key.endswith("_error"))
@@ -177,7 +177,7 @@ def logged(claim: Claim) -> str:
 
 
 def said(claim: Claim) -> str:
-    """The paper's value, or the direction that it names."""
+    """Return the paper's value, or the direction that it names."""
     if not claim.value:
         return {"every": "every run"}.get(claim.kind, claim.direction or "")
     if claim.kind == "count" and claim.direction:
@@ -188,7 +188,7 @@ def said(claim: Claim) -> str:
 
 
 def numbers(claim: Claim, values: dict[str, Any]) -> str:
-    """Values as the paper writes them: 40.7 / 18.2, +1.4 / +1.2, 6 times, 60,965,224."""
+    """Format values as the paper does: 40.7 / 18.2, +1.4 / +1.2, 6 times, 60,965,224."""
     kind, measure = claim.kind, claim.measure
     if measure == "loading":
         return f"{100 * values['share']:.1f}% of the time"
@@ -213,7 +213,7 @@ def numbers(claim: Claim, values: dict[str, Any]) -> str:
 
 
 def rule(claim: Claim) -> str | None:
-    """The claim's rule in words."""
+    """Return the claim's rule in words."""
     if claim.kind == "count":
         if claim.direction:
             return "none is above it"
@@ -232,7 +232,7 @@ def rule(claim: Claim) -> str | None:
 
 
 def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
-    """Lines of the forest plot: every difference of top-1 errors of two experiments that was measured."""
+    """Return the lines of the forest plot: every measured difference of the top-1 errors of two experiments."""
     lines = []
     for name, findings in found.items():
         for finding in findings:
@@ -253,7 +253,7 @@ def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
 
 
 def expected_lines() -> list[tuple[str, str, float, float]]:
-    """Ablation, data, top-1 and top-5 error of ten crops: what the paper measured."""
+    """Return ablation, data, top-1 and top-5 error of ten crops for what the paper measured."""
     lines = []
     for name, claim in read_claims().items():
         if claim.run and (pair := expected_errors(name)):
@@ -263,7 +263,7 @@ def expected_lines() -> list[tuple[str, str, float, float]]:
 
 
 def label(result: Result) -> str:
-    """A run in a few words."""
+    """Describe a run in a few words."""
     parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
     if result["net"] != "alexnet":
         parts.append(f"rate {result.get('lr')}")
@@ -272,7 +272,7 @@ def label(result: Result) -> str:
 
 
 def source(result: Result) -> dict[str, str]:
-    """A line of the list of results."""
+    """Return a line of the list of results."""
     errors = [
         f"{view['top1_error']:.1f} / {view['top5_error']:.1f}"
         if (view := cast(dict[str, Any], result).get(key))
@@ -292,7 +292,7 @@ def source(result: Result) -> dict[str, str]:
 
 
 def summary(page: dict[str, Any]) -> str:
-    """How many claims have which verdict, those by experiment apart from what was counted."""
+    """Return the number of claims with each verdict, experiments and counted properties apart."""
     counts = page["verdicts"]
     by_experiment = [f"{n} {word}" for word, n in counts.items() if word in DECIDED or word.startswith("one seed")]
     counted = [
@@ -308,7 +308,7 @@ def summary(page: dict[str, Any]) -> str:
 
 
 def claims_table(page: dict[str, Any]) -> str:
-    """All rows in Markdown, with a line for each recipe and net."""
+    """Return all rows in Markdown, with a line for each recipe and net."""
     lines = [row | answer for row in page["rows"] for answer in row["answers"]]
     lines += [row | _NO_ANSWER | {"verdict": row["status"]} for row in page["rows"] if not row["answers"]]
     return _table(lines, "says", "section", "paper", "here", "interval", "where", "verdict")
@@ -318,7 +318,7 @@ _NO_ANSWER = {"here": "", "interval": "", "where": "", "why": "", "log_loss": ""
 
 
 def others_table(page: dict[str, Any]) -> str:
-    """What else was measured, in Markdown."""
+    """Return the other measurements in Markdown."""
     return _table(page["others"], "says", "section", "where", "why", "here", "interval", "verdict")
 
 
@@ -336,7 +336,7 @@ def _table(lines: list[dict[str, Any]], *columns: str) -> str:
 
 
 def readme_block(page: dict[str, Any]) -> str:
-    """The README's part about claims: what experiments say, what was counted, and what was not run."""
+    """Return the README's part about claims: findings of experiments, counted properties, and what was not run."""
     columns = ("name", "paper", "here", "interval", "where", "verdict")
     answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
     lines = [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]

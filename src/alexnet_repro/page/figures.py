@@ -1,4 +1,4 @@
-"""The paper's figures and ours: arrays and results -> matplotlib Figures. Colours are chosen for light and dark pages."""
+"""The figures of the paper and of the report, as matplotlib Figures. Colours suit light and dark pages."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
 from alexnet_repro.net.placement import crossing_bytes
 
-INK, MUTED = "#111213", "#77787a"  # a page may put its own colours in their places
+INK, MUTED = "#111213", "#77787a"  # a page may replace these by its own colours
 COLOURS = ("#3b78c9", "#d9772b", "#2f9e67", "#b8479f", "#8a6d3b", "#c64545", "#4aa3b5", "#7a68c9")
 RIGHT, WRONG = COLOURS[2], COLOURS[5]
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "alexnet_repro",  # the same picture gives the same file
+    "svg.hashsalt": "alexnet_repro",  # equal pictures give equal files
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": MUTED,
@@ -48,7 +48,7 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> Iterato
 
 
 def training_curves(runs: dict[str, list[dict[str, float]]]) -> Figure:
-    """Name of a run -> its history; training errors solid, validation (or test) errors dashed, percent by epoch."""
+    """Draw the errors by epoch of runs, {name: history}: training solid, validation (or test) dashed, percent."""
     with _figure(7, 3.6) as figure:
         axes = figure.add_subplot(xlabel="epoch", ylabel="top-1 error, %")
         for colour, (name, history) in zip(COLOURS, runs.items(), strict=False):
@@ -62,7 +62,7 @@ def training_curves(runs: dict[str, list[dict[str, float]]]) -> Figure:
 
 
 def forest(rows: Sequence[dict[str, Any]], unit: str) -> Figure:
-    """Changes with their 95% intervals beside the paper's. rows: label, value, interval (or None), paper (or None)."""
+    """Draw changes with their 95% intervals beside the paper's. rows: label, value, interval or None, paper or None."""
     with _figure(7, 1.1 + 0.32 * len(rows)) as figure:
         axes = figure.add_subplot(xlabel=unit)
         axes.axvline(0, color=MUTED, lw=0.8)
@@ -82,7 +82,7 @@ def forest(rows: Sequence[dict[str, Any]], unit: str) -> Figure:
 
 
 def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
-    """Training error by epoch of nets with ReLUs (solid) and tanh (dashed), a line for each seed; one panel for each net."""
+    """Draw the training error by epoch with ReLUs (solid) and tanh (dashed): a line per seed, a panel per net."""
     nets = sorted({result["net"] for result in results})
     last = max(result["history"][-1]["epoch"] for result in results)
     with _figure(7, 3.4) as figure:
@@ -111,9 +111,9 @@ def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
 
 
 def figure_2(net: AlexNet) -> Figure:
-    """The net's layers in its two rows of towers, with the sizes of their outputs; bold arrows where devices talk.
+    """Draw the layers of the two towers with the sizes of their outputs. Bold arrows show where devices communicate.
 
-    Read from the net itself: sizes from a pass of one image, what crosses from its layers' groups.
+    Sizes come from a forward pass of one image, and the communication from the groups of the layers.
     """
     device = next(net.parameters()).device
     with torch.inference_mode():
@@ -173,9 +173,9 @@ def figure_2(net: AlexNet) -> Figure:
 
 
 def figure_3(kernels: Tensor, towers: int = 2) -> Figure:
-    """(maps, 3, h, w) -> the first layer's kernels, those of each tower in rows of their own, as in Figure 3.
+    """Draw the first layer's kernels (maps, 3, h, w), those of each tower in their own rows, as in Figure 3.
 
-    Each kernel is scaled by its largest weight about grey, so that grey is 0 and a kernel without colour looks grey.
+    Each kernel is scaled by its largest weight about grey. Grey is 0, and a kernel without colour looks grey.
     """
     rows_of = [_mosaic(part) for part in kernels.detach().float().cpu().chunk(towers)]
     with _figure(7, 0.25 + 7 * sum(m.shape[0] for m in rows_of) / rows_of[0].shape[1]) as figure:
@@ -190,7 +190,7 @@ def _mosaic(kernels: Tensor, columns: int = 16, zoom: int = 4) -> NDArray[np.flo
     count, _, height, width = kernels.shape
     rows = -(-count // columns)
     mosaic = np.ones((rows * (height * zoom + 2) - 2, columns * (width * zoom + 2) - 2, 4), np.float32)
-    mosaic[..., 3] = 0  # nothing between them
+    mosaic[..., 3] = 0  # transparent between them
     for i, kernel in enumerate(kernels):
         grey = 0.5 + 0.5 * kernel / kernel.abs().max().clamp(min=1e-12)
         big = grey.permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)
@@ -203,7 +203,7 @@ def _mosaic(kernels: Tensor, columns: int = 16, zoom: int = 4) -> NDArray[np.flo
 def figure_4_left(
     images: Sequence[NDArray[np.uint8]], softmax: Tensor, labels: Sequence[int], names: Sequence[str]
 ) -> Figure:
-    """Images (h, w, 3) with their five best labels as bars; the right label is written below, and its bar is green."""
+    """Draw images (h, w, 3) with their five best labels as bars; the correct label is written below, its bar is green."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     best = min(5, softmax.shape[1])
@@ -227,7 +227,7 @@ def figure_4_left(
 def figure_4_right(
     queries: Sequence[NDArray[np.uint8]], found: Sequence[Sequence[NDArray[np.uint8]]], alike: Sequence[Sequence[bool]]
 ) -> Figure:
-    """A row for each query (first column): the training images nearest to it, framed green where the class is the same."""
+    """Draw queries and the training images nearest to them, one row per query; green frames mark the same class."""
     columns = 1 + len(found[0])
     with _figure(7, 7 / columns * len(queries) + 0.2) as figure:
         grid = figure.subplots(

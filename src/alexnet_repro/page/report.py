@@ -1,4 +1,4 @@
-"""One page that says, claim by claim, what the paper says and what we got; with the figures."""
+"""Make one page that compares what the paper says and what was measured, claim by claim, with the figures."""
 
 import io
 import re
@@ -27,13 +27,13 @@ from alexnet_repro.training.trainer import make_trainer
 
 CHECKOUT = Path(CONF).parent
 BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
-QUERIES = 1000  # at most, to judge retrieval with
+QUERIES = 1000  # most queries that retrieval is judged with
 
 
 def report(cfg: DictConfig) -> dict[str, Any]:
-    """Write index.html, report.md and figures/ into ``cfg.out`` and return the page's content; refresh the README if asked to.
+    """Write index.html, report.md and figures/ into ``cfg.out``, and return the content of the page.
 
-    Raises UserError for folders that aren't finished runs and for damaged results.
+    Raises UserError for folders that are not finished runs and for damaged results.
     """
     runs = finished_runs(cfg)
     published = Path(str(cfg.results)) if cfg.results else CHECKOUT / "results"
@@ -68,7 +68,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
 
 
 def finished_runs(cfg: DictConfig) -> list[Path]:
-    """The folders of runs= that hold a finished run, or all of them below runs/, those that ended last first."""
+    """Return the finished runs of runs=, or all below runs/, the latest first."""
     if cfg.runs is None:
         found = [path.parent for path in Path("runs").rglob("result.json")]
         return sorted(found, key=lambda run: -(run / "result.json").stat().st_mtime)
@@ -83,8 +83,10 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
 
 
 def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[Figure, str]]:
-    """Figures 3 and 4 of a run, from its checkpoint and its store; how well it retrieves goes into its retrieval.json and
-    into ``result``, which is what was read of it."""
+    """Draw Figures 3 and 4 of a run from its checkpoint and its store.
+
+    Its retrieval quality is written to retrieval.json in its folder and into ``result``.
+    """
     model, trained = load_run(run)
     towers = trained.net.get("towers", 1)
     weight = model.net.get_submodule("conv1").weight
@@ -137,7 +139,7 @@ def _pictures(split: Split, indices: Any) -> list[Any]:
 
 
 def write(page: dict[str, Any], out: Path) -> None:
-    """index.html, one file that needs nothing else, and report.md with its figures as PNG files beside it."""
+    """Write index.html, a single self-contained file, and report.md with its figures as PNG files beside it."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_repro", "page"),
@@ -161,20 +163,20 @@ def write(page: dict[str, Any], out: Path) -> None:
 
 
 def svg(name: str, figure: Figure) -> str:
-    """A figure as an <svg> element that takes its ink from the page and whose ids are its own."""
+    """Return a figure as an <svg> element that takes its text colour from the page and has unique ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     tag, rest = text.split(">", 1)
-    text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest  # the viewBox stays
+    text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest  # keep the viewBox
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return text.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
 
 
 def refresh_readme(page: dict[str, Any]) -> None:
-    """Put the block into the README of the checkout, between its two marks."""
+    """Replace the block between the two marks of the checkout's README."""
     path = CHECKOUT / "README.md"
     text = path.read_text() if path.is_file() else ""
     if BEGIN in text and END in text:

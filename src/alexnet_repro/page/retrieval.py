@@ -1,4 +1,4 @@
-"""Images that the last hidden layer finds alike, and short binary codes for them (Section 6.1, Figure 4 right)."""
+"""Nearest images in the last hidden layer, and short binary codes for them (Section 6.1, Figure 4 right)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,10 @@ PIXELS = 32  # ours: pixels are compared on copies of 32x32
 
 @dataclass(frozen=True)
 class Seen:
-    """What a net makes of images: fc7 (N, 4096) float16; softmax (N, classes); pixels (N, 3072), 32x32 RGB; labels (N,).
+    """Outputs of a net for images, and the images themselves.
 
-    indices: (N,) which images of their split these are.
+    fc7: (N, 4096) float16. softmax: (N, classes). pixels: (N, 3072), of 32x32 RGB copies. labels: (N,). indices: (N,)
+    in the split.
     """
 
     fc7: Tensor
@@ -49,7 +50,7 @@ class _Look(L.LightningModule):
 
 
 def look(trainer: L.Trainer, model: Classifier, images: Split, at_most: int | None, batch_size: int = 128) -> Seen:
-    """Show the net the central patches of a split's images, or of ``at_most`` of them, evenly spaced."""
+    """Run the net on the central patches of a split's images, or of ``at_most`` of them, evenly spaced."""
     count = len(images) if at_most is None else min(at_most, len(images))
     indices = np.linspace(0, len(images) - 1, count).astype(np.int64)
     loader = DataLoader(ValImages(images), batch_size, sampler=indices.tolist(), collate_fn=already_a_batch)
@@ -59,7 +60,7 @@ def look(trainer: L.Trainer, model: Classifier, images: Split, at_most: int | No
 
 
 def nearest(queries: Tensor, images: Tensor, k: int = NEAREST) -> Tensor:
-    """(Q, d), (N, d) -> (Q, k) indices of the images with the smallest Euclidean distance, the nearest first."""
+    """Return indices (Q, k) of the images (N, d) with the smallest Euclidean distance to each query (Q, d), nearest first."""
     best: Tensor | None = None
     places: Tensor | None = None
     wanted = queries.float()
@@ -78,10 +79,10 @@ def nearest(queries: Tensor, images: Tensor, k: int = NEAREST) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """Features (N, d) -> codes of ``bits`` zeros and ones -> features, after Krizhevsky and Hinton 2011 (the paper's [14]).
+    """An autoencoder with a code of ``bits`` zeros and ones, after Krizhevsky and Hinton 2011 (the paper's [14]).
 
-    They pre-trained theirs as restricted Boltzmann machines; this one is trained at once, with noise on the code's inputs
-    that drives its outputs to 0 and 1.
+    They pre-trained theirs as restricted Boltzmann machines. This one is trained end to end, with noise on the inputs
+    of the code that drives its outputs to 0 and 1.
     """
 
     def __init__(self, features: Tensor, bits: int = BITS, hidden: int = 256) -> None:

@@ -1,1 +1,1 @@
-"""A run: the classifier, its optimizer and schedule, its folder, checkpoints and processes."""
+"""Training: the classifier, its optimizer and schedule, the run folder, checkpoints and processes."""

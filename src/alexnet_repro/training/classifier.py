@@ -1,4 +1,4 @@
-"""A net, the training rule and the measurements, as a LightningModule."""
+"""A net with its training rule and its measurements, as a LightningModule."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -37,20 +37,17 @@ NETS: dict[str, type[Net]] = {"alexnet": AlexNet, "four_layer": FourLayer, "loca
 
 
 def build(name: str, **options: Any) -> Net:
-    """The net of that name. Raises ValueError for a name or an option that there isn't, or for a value that it can't have."""
+    """Build a net by its name. Raise ValueError for an unknown name or option, or an invalid value."""
     if name not in NETS:
         raise ValueError(f"net.name={name}: this must be one of {', '.join(NETS)}")
-    known = signature(NETS[name]).parameters
-    if unknown := [option for option in options if option not in known]:
-        raise ValueError(f"net={name} has no {', '.join(unknown)} to choose")
+    parameters = signature(NETS[name]).parameters
+    if unknown := [option for option in options if option not in parameters]:
+        raise ValueError(f"net={name} has no {', '.join(unknown)} option{'s' * (len(unknown) > 1)}")
     return NETS[name](**options)
 
 
 class TrainingMeans(Metric):
-    """Training error and loss of the current epoch, of images as they were met, for each stored batch file.
-
-    compute() -> (files, 2): error in percent, loss in nats.
-    """
+    """Training error and loss of the current epoch, of images as they were seen, for each stored batch file."""
 
     full_state_update = False
     sums: Tensor  # (files, 3): misses, nats, images
@@ -60,7 +57,7 @@ class TrainingMeans(Metric):
         self.add_state("sums", torch.zeros(1, 3), dist_reduce_fx="sum")
 
     def update(self, file: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add a batch: the number of its file, logits (N, classes), labels (N,) and losses (N,)."""
+        """Add a batch: its file number, logits (N, classes), labels (N,) and losses (N,)."""
         if file >= len(self.sums):
             self.sums = F.pad(self.sums, (0, 0, 0, file + 1 - len(self.sums)))
         self.sums[file] += torch.stack(
@@ -68,17 +65,20 @@ class TrainingMeans(Metric):
         )
 
     def compute(self) -> Tensor:
-        """Means of each file and, last, of all: (files + 1, 2)."""
+        """Return error (percent) and loss (nats) of each file and, in the last row, of all: (files + 1, 2)."""
         sums = torch.cat([self.sums, self.sums.sum(0, keepdim=True)])
         return sums[:, :2] / sums[:, 2:] * sums.new_tensor([100.0, 1.0])
 
 
 class Classifier(L.LightningModule):
-    """A net with everything that its checkpoint needs to be used again: ``Classifier.load_from_checkpoint(path)``.
+    """A net with everything that its checkpoint needs: ``Classifier.load_from_checkpoint(path)``.
 
-    net: its name, as conf/net has it, and its keyword arguments. optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, where each is
-    explained. image_size: of the store, pixels. class_names: what a label means. seed: of dropout's masks. mean (size, size, 3) and covariance (3, 3), 0-255:
-    of the training images; in a checkpoint they are buffers. Raises ValueError for values that don't exist.
+    net: its name, as in conf/net, and its keyword arguments.
+    optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, which explains each of them.
+    image_size: of the store, in pixels. class_names: meaning of the labels. seed: of the dropout masks.
+    mean (size, size, 3), covariance (3, 3): of the training images, 0-255. They are buffers in a checkpoint.
+
+    Raises ValueError for invalid values.
     """
 
     mean: Tensor
@@ -113,21 +113,21 @@ class Classifier(L.LightningModule):
             raise ValueError(f"schedule.rule={schedule['rule']}: this must be one of {', '.join(RULES)}")
         shape = (image_size, image_size, 3)
         self.register_buffer("mean", torch.zeros(shape) if mean is None else torch.from_numpy(mean.copy()))
-        known = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
-        self.register_buffer("noise_directions", colour_noise_directions(known, augment["colour_unit"]))
+        colour_covariance = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
+        self.register_buffer("noise_directions", colour_noise_directions(colour_covariance, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
         self.history: list[
             dict[str, Any]
-        ] = []  # of each epoch: number from 1, updates so far, errors (%), losses (nats)
+        ] = []  # one entry per epoch: its number from 1, updates so far, errors (%), losses (nats)
         self.errors = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURED})
         self.training_means = TrainingMeans()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 224, 224), 0-255 and mean-subtracted -> logits (N, classes)."""
+        """Return logits (N, classes) for images (N, 3, 224, 224), 0-255 and mean-subtracted."""
         return self.net(images)
 
     def training_images(self, batch: TrainBatch) -> Tensor:
-        """What the net sees of a batch in training: (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
+        """Return what the net sees of a batch in training: (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
         patches = batch.patches
         if self.augment["jitter"]:
             patches = jitter(patches, 1 + self.augment["jitter"] * batch.jitter)
@@ -141,23 +141,26 @@ class Classifier(L.LightningModule):
         return images
 
     def mean_centre(self) -> Tensor:
-        """The central patch of the mean image, (crop, crop, 3)."""
+        """Return the central patch of the mean image, (crop, crop, 3)."""
         return centre_crop(self.mean.permute(2, 0, 1), self.crop).permute(1, 2, 0)
 
     def colour_noise_is_on(self) -> bool:
-        """The 2012 run turned it off late in training; the paper doesn't."""
+        """Return whether there is colour noise in the current epoch. The 2012 run turned it off late in training."""
         until = self.augment["colour_noise_epochs"]
         of_epochs = self.hparams["schedule"]["by_hand"]["of_epochs"]
-        still = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
-        return bool(self.augment["colour_noise"]) and still
+        in_effect = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
+        return bool(self.augment["colour_noise"]) and in_effect
 
     def draw_dropout(self, batch: TrainBatch) -> None:
-        """Make the next dropout masks those of this update."""
+        """Use the dropout masks of this update from now on."""
         if isinstance(self.net, AlexNet):
             self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.global_batch_size)
 
     def loss(self, batch: TrainBatch) -> Tensor:
-        """Multinomial logistic regression, averaged over the batch (Sections 3.5 and 5); of a part of it, its part."""
+        """Return the multinomial logistic loss, averaged over the global batch (Sections 3.5 and 5).
+
+        For a part of the global batch, return its contribution to that average.
+        """
         self.draw_dropout(batch)
         logits = at_least_float32(self.net(self.training_images(batch)))
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
@@ -165,31 +168,37 @@ class Classifier(L.LightningModule):
         return losses.sum() / batch.global_batch_size
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """One update's loss, and its rate."""
-        loss, whole = self.loss(batch), None
+        """Return and log the loss of one update, and log the learning rate."""
+        loss, global_loss = self.loss(batch), None
         _, replicas = replica_of(self.trainer)
-        if replicas > 1:  # each has its part of the batch; their gradients will be averaged, and shall be summed
-            whole = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean") * replicas
+        if replicas > 1:  # DDP averages gradients; multiply by the number of replicas to sum them
+            global_loss = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean") * replicas
             loss = loss * replicas
-        self.log("train/loss", loss if whole is None else whole, prog_bar=True, batch_size=batch.global_batch_size)
+        logged = loss if global_loss is None else global_loss
+        self.log("train/loss", logged, prog_bar=True, batch_size=batch.global_batch_size)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
     def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Patches of whole images, cut by ``centre_crop`` (N, 3, s, s) or ``ten_crop`` (N, 10, 3, s, s), mean subtracted."""
+        """Cut patches of whole images and subtract the mean.
+
+        cut: ``centre_crop``, ``ten_crop`` or ``nine_crop``. Returns (N, 3, s, s) or (N, crops, 3, s, s).
+        """
         if self.augment["mean"] == "patch":
             return cut(torch.sub(batch.images, self.mean).permute(0, 3, 1, 2), self.crop)
         return cut(batch.images.permute(0, 3, 1, 2), self.crop) - self.mean_centre().permute(2, 0, 1)
 
     def validation_step(self, batch: ValBatch, batch_idx: int) -> None:
-        """Measure the centre patch: top-1 and top-5 error and log-loss."""
+        """Measure top-1 error, top-5 error and log-loss on the centre patch."""
         softmax = at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
         for name, values in zip(MEASURED, score(softmax, batch.labels).T, strict=True):
             self.errors[name].update(100 * values if name.endswith("error") else values)  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/top1_error, val/top5_error (percent) and val/log_loss (nats). After an epoch of training, also log
-        train/top1_error and train/log_loss of its images as they were met, before each update, and step the schedule."""
+        """Log validation errors (percent) and log-loss (nats), and after an epoch of training also those of training.
+
+        Training errors are of the images as they were seen, before each update. Then update the schedule.
+        """
         errors = {f"val/{name}": metric.compute() for name, metric in self.errors.items()}  # type: ignore[operator]
         for metric in self.errors.values():
             metric.reset()  # type: ignore[operator]
@@ -208,7 +217,7 @@ class Classifier(L.LightningModule):
                 f"{watched}_top5_error": round(float(errors["val/top5_error"]), 4),
                 f"{watched}_loss": round(float(errors["val/log_loss"]), 5),
             }
-            if len(means) > 2:  # of each stored batch file, as the 2012 program printed them
+            if len(means) > 2:  # for each stored batch file, as the 2012 program printed them
                 entry["files"] = [[round(error, 4), round(loss, 5)] for error, loss in means[:-1].tolist()]
             self.history.append(entry)
             self.schedule.after_epoch(val_error)
@@ -218,11 +227,11 @@ class Classifier(L.LightningModule):
         return getattr(self.trainer.datamodule, "watched_split", "val")  # type: ignore[attr-defined]
 
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
-        """Return labels (N,) and, for each of ``predicted_views``, the mean softmax of its patches (N, classes)."""
+        """Return labels (N,) and, for each of ``predicted_views``, the mean softmax over its patches, (N, classes)."""
         if self.predicted_views == ("centre",):
             return batch.labels, at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
         parts = []
-        for images in batch.images.split(16):  # so that ten patches of each image need little memory
+        for images in batch.images.split(16):  # ten patches of each image would need much memory
             part = ValBatch(images, batch.labels)
             softmax = self._softmax_of(self.views(part, ten_crop))
             views = {"centre": softmax[:, 4], "ten_crop": softmax.mean(1)}
@@ -232,11 +241,14 @@ class Classifier(L.LightningModule):
         return batch.labels, *(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _softmax_of(self, crops: Tensor) -> Tensor:
-        """(N, crops, 3, s, s) -> (N, crops, classes)."""
+        """Return the softmax outputs of crops (N, crops, 3, s, s): (N, crops, classes)."""
         return at_least_float32(self.net(crops.flatten(0, 1))).softmax(1).unflatten(0, crops.shape[:2])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """PaperSGD. The schedule is stepped here and not by Lightning, which would do it after the epoch's checkpoint."""
+        """Return the optimizer, and make the schedule.
+
+        The schedule is not Lightning's, because Lightning would update it after the checkpoint of the epoch.
+        """
         optim, schedule = dict(self.hparams["optim"]), self.hparams["schedule"]
         momentum = optim.pop("momentum")
         optimizer = PaperSGD(parameter_groups(self.net, **optim), momentum=momentum)
@@ -258,21 +270,23 @@ class Classifier(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the schedule's state, the errors of all epochs, and the training error of this one so far."""
+        """Add the schedule's state, the history, and the training error and loss of this epoch so far."""
         checkpoint["history"] = self.history
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
-        with self.training_means.sync_context():  # over all processes; both towers of a replica count its images
+        with (
+            self.training_means.sync_context()
+        ):  # sums over all processes; both towers of a replica count the same images
             so_far = self.training_means.sums.clone()
         checkpoint["training_means"] = so_far / getattr(self._trainer and self._trainer.strategy, "towers", 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the schedule's state for configure_optimizers, which comes after this."""
+        """Restore them. configure_optimizers, which is called later, restores the schedule."""
         self.history = list(checkpoint["history"])
         self._schedule_state = checkpoint.get("schedule")
         if replica_of(self._trainer)[0] == 0:
             if "training_means" in checkpoint:
                 self.training_means.sums = checkpoint["training_means"].to(self.training_means.sums)
-            else:  # a checkpoint of version 0.1: mean error and number of images, without the loss
+            else:  # version 0.1 stored the mean error and the number of images, but no loss
                 error, count = checkpoint["train_error"].float().tolist()
                 self.training_means.sums = torch.tensor([[error / 100 * count, torch.nan, count]])

@@ -1,4 +1,4 @@
-"""Say early how long a run will take."""
+"""Print early how long a run will take."""
 
 import statistics
 import time
@@ -6,17 +6,17 @@ from typing import Any
 
 import lightning as L
 
-MEASURED = 5  # updates that are timed, after a first one that is slower
+MEASURED = 5  # updates that are timed, after a slower first one
 
 
 class EstimateTime(L.Callback):
-    """Print once, after the first updates, how long the rest of the training will take at their speed."""
+    """Print an estimate of the remaining training time once, after the first updates."""
 
     def __init__(self) -> None:
-        self._ends: list[float] | None = []  # None: said already
+        self._ends: list[float] | None = []  # None once it has been printed
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the time, and print the estimate when enough updates are timed."""
+        """Record the time, and print the estimate once enough updates have been timed."""
         if self._ends is None:
             return
         self._ends.append(time.monotonic())
@@ -30,7 +30,7 @@ class EstimateTime(L.Callback):
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as one would say it: about 40 seconds, about 7 minutes, about 3 hours, about 2.5 days."""
+    """Return a duration in words: about 40 seconds, about 7 minutes, about 3 hours, about 2.5 days."""
     for size, unit, up_to in ((1, "seconds", 100), (60, "minutes", 100), (3600, "hours", 48)):
         if seconds < up_to * size:
             return f"about {seconds / size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Errors of a trained net, or of several whose predictions are averaged (Table 2), for one view and for ten crops (Section 4.1)."""
+"""Measure a trained net, or several nets whose predictions are averaged (Table 2)."""
 
 import hashlib
 from pathlib import Path
@@ -29,10 +29,10 @@ from alexnet_repro.training.trainer import make_trainer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Measure a run's net, print the table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder.
+    """Measure a run's net, print a table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder.
 
-    Of several runs the softmax outputs are averaged, each net with the same weight, and ensemble-<their number>-... goes into
-    the folder that holds the first. Raises UserError for runs that can't be measured, or not together.
+    For several runs, average the softmax outputs with equal weights and write ensemble-<number>-... into the folder
+    that holds the first run. Raises UserError for runs that cannot be measured, or not together.
     """
     if cfg.views not in MEASURED_WITH:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
@@ -59,19 +59,19 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         **({"run": str(runs[0])} if len(runs) == 1 else {"runs": [str(run) for run in runs]}),
         "checkpoint": cfg.checkpoint,
         "split": data.predict_split,
-        "claim": claim_of(trained) if len(runs) == 1 else _claim_of_several(facts),
+        "claim": claim_of(trained) if len(runs) == 1 else _ensemble_claim(facts),
         "data": store.manifest.get("name", trained.data.name),
         **facts,
         "images": len(scores["centre"]),
-        **{view: errors(of_view) for view, of_view in scores.items()},
+        **{view: errors(view_scores) for view, view_scores in scores.items()},
         **circumstances(trainer),
     }
     print(table(result))
     if trainer.is_global_zero:
         path = runs[0] / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
         if len(runs) > 1:
-            which = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
-            path = runs[0].parent / f"ensemble-{len(runs)}-{which}-{path.name.removeprefix('evaluation-')}"
+            digest = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
+            path = runs[0].parent / f"ensemble-{len(runs)}-{digest}-{path.name.removeprefix('evaluation-')}"
         write_json(path, result)
         save_scores(path.with_suffix(".npz"), scores)
         print(f"written to {path}")
@@ -79,15 +79,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def chosen_runs(cfg: DictConfig) -> list[Path]:
-    """The folder of run=, or those of runs=, where a folder of finished runs stands for all of them.
+    """Return the folder of run=, or those of runs=, where a folder of runs stands for all finished runs in it.
 
-    Raises UserError if there are none, or one twice.
+    Raises UserError if there is none, or if a run is named twice.
     """
     chosen = cfg.runs if cfg.run is None else cfg.run
     folders = named(chosen)
     if not folders or (cfg.run is not None and cfg.runs is not None):
         raise UserError(
-            "say which run: run=FOLDER, or which several: runs=[FOLDER,FOLDER]",
+            "say which run to evaluate: run=FOLDER, or runs=[FOLDER,FOLDER] for an ensemble",
             "for example run=runs/paper/seed-0, or runs=runs/paper for all its seeds",
         )
     runs = []
@@ -95,19 +95,19 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
         seeds = [] if (folder / "config.yaml").exists() else sorted(folder.glob("*/result.json"))
         runs += [result.parent for result in seeds] if seeds and cfg.run is None else [folder]
     if len({run.resolve() for run in runs}) < len(runs):
-        raise UserError(f"runs={cfg.runs} names a run twice", "each net's predictions are to count once")
+        raise UserError(f"runs={cfg.runs} names a run twice", "name each run of an ensemble once")
     return runs
 
 
 def common_facts(runs: list[Path]) -> dict[str, Any]:
-    """What the results of these runs say of how they were made, where it differs joined by "and"; and how many they are.
+    """Return what the results of several runs have in common; values that differ are joined by "and".
 
-    Raises UserError for a run that isn't finished.
+    Raises UserError for an unfinished run.
     """
     results = []
     for run in runs:
         if not (run / "result.json").is_file():
-            raise UserError(f"{run} holds no finished run", "let it end first: train with resume=true")
+            raise UserError(f"{run} holds no finished run", "finish it first: train with resume=true")
         results.append(read_result(run / "result.json"))
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
     for key in ("ablation", "recipe", "experiment", "source", "net", "batch_size", "lr"):
@@ -117,6 +117,6 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
     return facts | {"seed": results[0]["seed"], "epochs": min(result["epochs"] for result in results)}
 
 
-def _claim_of_several(facts: dict[str, Any]) -> str | None:
-    similar = (facts["members"], facts["ablation"], facts["net"]) == (5, "none", "alexnet")
-    return "five_cnns" if similar else None
+def _ensemble_claim(facts: dict[str, Any]) -> str | None:
+    is_ensemble_of_table_2 = (facts["members"], facts["ablation"], facts["net"]) == (5, "none", "alexnet")
+    return "five_cnns" if is_ensemble_of_table_2 else None

@@ -1,6 +1,6 @@
-"""How many processes a run needs, and how they are started.
+"""Work out how many processes a run needs, and start them.
 
-torch.distributed's own launcher starts them on one machine; under torchrun, Slurm or submitit they exist already.
+torch.distributed's launcher starts them on one machine. Under torchrun, Slurm or submitit they exist already.
 """
 
 import logging
@@ -19,7 +19,7 @@ from alexnet_repro.net.placement import TOWERS
 
 
 def world(cfg: DictConfig) -> int:
-    """How many processes the run needs, on all its machines. Raises UserError for numbers that don't go together."""
+    """Return the number of processes that a run needs on all machines. Raise UserError for inconsistent numbers."""
     towers, replicas, devices = cfg.placement.devices, cfg.placement.replicas, cfg.trainer.devices
     for key, value in {
         "placement.replicas": replicas,
@@ -36,20 +36,20 @@ def world(cfg: DictConfig) -> int:
             raise UserError(
                 f"placement={cfg.placement.name} with {replicas} replica{'s' * (replicas > 1)} needs {size} devices, "
                 f"not trainer.devices={devices} on {cfg.trainer.nodes} machine{'s' * (cfg.trainer.nodes > 1)}",
-                "leave trainer.devices out, and say how many replicas with placement.replicas=N",
+                "remove trainer.devices, and set the number of replicas with placement.replicas=N",
             )
     if size % cfg.trainer.nodes:
-        raise UserError(f"{size} processes can't be shared evenly by trainer.nodes={cfg.trainer.nodes} machines")
-    if (there := os.environ.get("WORLD_SIZE")) is not None and int(there) != size:
+        raise UserError(f"{size} processes can't be shared evenly between trainer.nodes={cfg.trainer.nodes} machines")
+    if (running := os.environ.get("WORLD_SIZE")) is not None and int(running) != size:
         raise UserError(
-            f"there are {there} processes, and placement={cfg.placement.name} placement.replicas={replicas} needs {size}",
-            "two towers need an even number" if towers == TOWERS and int(there) % 2 else "give placement.replicas",
+            f"{running} processes are running, but placement={cfg.placement.name} placement.replicas={replicas} needs {size}",
+            "two towers need an even number" if towers == TOWERS and int(running) % 2 else "set placement.replicas",
         )
     return size
 
 
 def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
-    """Raise UserError for a net, a precision or a number of processes that ``cfg.placement`` can't do with."""
+    """Raise UserError if ``cfg.placement`` does not support the net, the precision or the number of processes."""
     world(cfg)
     if cfg.placement.devices != TOWERS:
         return
@@ -59,20 +59,22 @@ def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
             "choose bf16-mixed or 32-true",
         )
     if net.name != "alexnet" or net.towers != TOWERS:
-        what = "+ablation=one_gpu" if net.name == "alexnet" else f"net={net.name}"
-        raise UserError(f"placement=two_devices: {what} has no second tower to put there", "use placement=one_device")
+        choice = "+ablation=one_gpu" if net.name == "alexnet" else f"net={net.name}"
+        raise UserError(
+            f"placement=two_devices: {choice} has no second tower for the second device", "use placement=one_device"
+        )
 
 
 def launched() -> bool:
-    """Whether this is one of several processes already: of torchrun's, of Slurm's, or of our own."""
+    """Return whether this is one of several processes that torchrun, Slurm or this module has started."""
     return "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) -> bool:
     """Rerun a command in as many local processes as its placement needs, and wait for them.
 
-    Return False, having done nothing, where one process is enough or where this is one of several already. Raises
-    ProcessDied if one of them dies, and SystemExit if they ended by the user's mistake or wish.
+    Returns False, having done nothing, if one process is enough or if this is one of several already. Raises
+    ProcessDied if a process dies, and SystemExit if the processes ended by a mistake of the user or an interruption.
     """
     processes = world(cfg)
     if processes == 1 or launched():
@@ -97,12 +99,12 @@ def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", f"alexnet_repro.{command}", *arguments)
     except SignalException:
-        raise SystemExit(130) from None  # process 0 has said what it saved
+        raise SystemExit(130) from None  # process 0 has printed what it saved
     except ChildFailedError as failure:
         rank, first = failure.get_first_failure()
-        if first.exitcode in (2, 130):  # the user's mistake, or interrupted: it has said so
+        if first.exitcode in (2, 130):  # a mistake of the user or an interruption, which the process has reported
             raise SystemExit(first.exitcode) from None
         raise ProcessDied(
             f"process {rank} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "
-            "and so did the run\n  the same command with resume=true goes on from the last checkpoint"
+            "and so did the run\n  the same command with resume=true continues from the last checkpoint"
         ) from None

@@ -1,4 +1,4 @@
-"""The update rule of Section 5, and when its rate falls: by the printed rule, or at the epochs of the 2012 log."""
+"""The update rule of Section 5, and the schedules of the learning rate: the printed rule, and the 2012 log's."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,11 +14,13 @@ class PaperSGD(torch.optim.SGD):
         v <- momentum v - weight_decay lr w - lr g
         w <- w + v
 
-    torch.optim.SGD keeps the rate outside of its buffer (w <- w - lr buffer). The two agree while the rate stands still;
-    when it falls, torch shrinks the velocity at once, and the paper's rule lets it run out over about ten steps. So here
-    the buffer is multiplied by old rate / new rate at each change, and torch's fused kernel does the rest.
+    torch.optim.SGD keeps the learning rate outside its buffer (w <- w - lr buffer). The two rules agree while the
+    learning rate is constant. When it falls, torch shrinks the velocity at once, while the paper's velocity decays over
+    about ten steps. This class multiplies the buffer by old rate / new rate at each change and leaves the rest to
+    torch's fused kernel.
 
-    A rate of exactly 0 leaves a group's parameters and velocity as they are (2012 code: "freezing" conv1).
+    A learning rate of exactly 0 leaves a group's parameters and velocity unchanged (the 2012 code froze conv1 in this
+    way).
 
     lr: learning rate, epsilon in the paper. Raises ValueError for a negative lr, momentum or weight_decay.
     """
@@ -33,10 +35,14 @@ class PaperSGD(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         for group in self.param_groups:
             group["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
-            group["velocity_lr"] = group["lr"]  # the rate by which the buffers are to be multiplied to get -v
+            group["velocity_lr"] = group["lr"]  # the rate by which the buffers have to be multiplied to give -v
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state. The fused kernel takes it that buffers lie in memory as their parameters do: so they shall."""
+        """Restore a saved state.
+
+        The fused kernel assumes that momentum buffers have the same memory layout as their parameters, so they are
+        copied into it.
+        """
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             if (buffer := state.get("momentum_buffer")) is not None:
@@ -44,7 +50,7 @@ class PaperSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the parameters' gradients."""
+        """Update the parameters from their gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -76,12 +82,14 @@ def parameter_groups(
     bias_decay: bool,
     decay_multiples: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases; one of each name for each decay.
+    """Return groups for PaperSGD named weights, biases, conv1_weights and conv1_biases, one for each weight decay.
 
-    bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay takes in biases.
-    The paper speaks of one rate and one decay; the 2012 code had twice the rate for biases and no decay on them.
-    decay_multiples: {layer: its decay as a multiple of weight_decay} where that isn't 1. Raises ValueError for a negative
-    number, or for a layer that the net doesn't have.
+    bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay includes
+    biases. The paper speaks of one learning rate and one decay; the 2012 code had twice the rate for biases and no
+    decay on them.
+    decay_multiples: {layer: its decay as a multiple of weight_decay}, where that is not 1.
+
+    Raises ValueError for a negative number, or for a layer that the net does not have.
     """
     multiples = decay_multiples or {}
     for name, value in {"weight_decay": weight_decay, "bias_rate": bias_rate, **multiples}.items():
@@ -102,13 +110,15 @@ def parameter_groups(
 
 
 class DivideWhenErrorStalls:
-    """Section 5: "divide the learning rate by 10 when the validation error rate stopped improving with the current learning
-    rate", "reduced three times prior to termination".
+    """Divide the learning rate when the validation error stops improving (Section 5).
 
-    The error has stopped improving when ``patience`` epochs in a row were not at least ``threshold`` percentage points
-    below the best one. The paper says neither number: it was done by hand. An error that has not begun to improve can't
-    stop: epochs above 95% of ``chance`` (the error of guessing, percent) don't count, since the printed initialisation can
-    sit at chance for many epochs.
+    The paper: "divide the learning rate by 10 when the validation error rate stopped improving with the current
+    learning rate", "reduced three times prior to termination".
+
+    The error has stopped improving when ``patience`` epochs in a row are not at least ``threshold`` percentage points
+    below the best one. The paper gives neither number, since this was judged by hand. Epochs with an error above 95% of
+    ``chance`` (the error of guessing, in percent) do not count, because the printed initialisation can stay at chance
+    for many epochs.
     """
 
     def __init__(
@@ -125,7 +135,8 @@ class DivideWhenErrorStalls:
             optimizer,
             mode="min",
             factor=1 / factor,
-            patience=patience - 1,  # torch counts the epochs that are borne, we the one at which the rate falls
+            patience=patience
+            - 1,  # torch counts the epochs that are tolerated; patience also counts the one at which the rate falls
             threshold=threshold,
             threshold_mode="abs",
             min_lr=[group["lr"] / factor**times for group in optimizer.param_groups],
@@ -133,33 +144,36 @@ class DivideWhenErrorStalls:
         )
 
     def after_epoch(self, val_top1_error: float) -> None:
-        """Take an epoch's validation top-1 error (percent) and lower the rate if it's time."""
+        """Take the validation top-1 error (percent) of an epoch, and lower the learning rate if it is time."""
         if val_top1_error < self.begun_below:
             self.plateau.step(val_top1_error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: what the rule remembers between epochs. The rates themselves are in the optimizer's state."""
+        """Return what the rule remembers, as plain values. The optimizer's state holds the learning rates."""
         return {k: v for k, v in self.plateau.state_dict().items() if k in ("best", "num_bad_epochs", "last_epoch")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.plateau.load_state_dict(state)
 
 
 class ByHand:
-    """Rates changed by hand at given epochs, as in the log of the 2012 program.
+    """Change learning rates at given epochs, as in the log of the 2012 program.
 
-    changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the first rate of the weights}; the change
-    holds from when so many epochs are done. The epochs are those of a run of ``of_epochs``; for another number of epochs
-    they are scaled and rounded. A negative epoch counts back from the end and isn't scaled, except in a run so short that
-    more than half of it would come after the first of them: then they share its second half. A rate of 0 freezes the
-    group. Raises ValueError for a group that there isn't.
+    changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the weights' first rate}. A change
+    takes effect after that number of epochs. A rate of 0 freezes the group.
+
+    Epochs are those of a run of ``of_epochs``; for a run of another length they are scaled and rounded. A negative
+    epoch counts back from the end and is not scaled, unless the changes would then take more than half of the run: then
+    they share its second half.
+
+    Raises ValueError for an unknown group.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
     ) -> None:
-        self.optimizer = optimizer  # and not its groups: loading its state replaces them
+        self.optimizer = optimizer  # not its groups, since loading a state replaces them
         if unknown := set(changes) - set(GROUPS):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(unknown))}")
         tail = -min((epoch for at in changes.values() for epoch in at if epoch < 0), default=0)
@@ -177,7 +191,7 @@ class ByHand:
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:
-        """Set the rates of the next epoch; the error doesn't matter."""
+        """Set the learning rates of the next epoch, whatever the error."""
         self.epochs_done += 1
         for group in self.optimizer.param_groups:
             for epoch, _, multiple in self.changes.get(group["name"], []):
@@ -185,14 +199,14 @@ class ByHand:
                     group["lr"] = self.first_rate * multiple
 
     def state_dict(self) -> dict[str, Any]:
-        """How many epochs are done, and the rate that the multiples are of."""
+        """Return the number of epochs done and the first learning rate of the weights."""
         return {"epochs_done": self.epochs_done, "first_rate": self.first_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave. The rates themselves are in the optimizer's state."""
+        """Restore what ``state_dict`` returned. The optimizer's state holds the learning rates."""
         self.epochs_done, self.first_rate = state["epochs_done"], state["first_rate"]
 
 
 def scaled_epoch(epoch: int, epochs: int, of_epochs: int) -> int:
-    """The epoch of a run of ``epochs`` that stands where ``epoch`` stands in one of ``of_epochs``; at least 1."""
+    """Scale an epoch of a run of ``of_epochs`` to a run of ``epochs``; at least 1."""
     return max(1, round(epoch * epochs / of_epochs))

@@ -1,4 +1,4 @@
-"""Train a net by one of the recipes, measure it, and set it beside the paper."""
+"""Train a net by one of the recipes, measure it, and compare it with the paper."""
 
 import json
 import os
@@ -37,16 +37,17 @@ from alexnet_repro.training.watch import Watchman
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Do one run in its folder, begun anew or resumed, and return what result.json holds.
+    """Do one run in its folder, from the start or resumed, and return what result.json holds.
 
-    Raises UserError for options, stores or folders that can't be used; Interrupted when stopped, with everything saved.
+    Raises UserError for options, stores or folders that cannot be used, and Interrupted when stopped, with everything
+    saved.
     """
     check(cfg)
     store = open_store(cfg)
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
     run = Path(str(cfg.run))
-    if sweeping() and (done := done_before(run, cfg)):  # a sweep that is called again does what is left
+    if sweeping() and (done := done_before(run, cfg)):  # a sweep that is called again does the remaining runs
         print(f"{run} is finished already")
         return done
     quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
@@ -57,7 +58,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     measuring = make_trainer(cfg)
     checkpoints = run / "checkpoints"
     if rank() == 0:
-        last = open_run(run, cfg)  # once nothing of what the user said can fail any more
+        last = open_run(run, cfg)  # after all user input has been validated
     else:
         last = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
 
@@ -68,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
     callbacks: list[Callback] = [keep_last, watchman, EstimateTime()]
-    if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images choose nothing
+    if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never choose a checkpoint
         callbacks.append(
             ModelCheckpoint(
                 checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
@@ -87,7 +88,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         callbacks=callbacks,
         enable_checkpointing=True,
         log_every_n_steps=10,
-        reload_dataloaders_every_n_epochs=1 if joining_epoch(cfg) else 0,  # the images change when val joins
+        reload_dataloaders_every_n_epochs=1 if joining_epoch(cfg) else 0,  # the training images change when val joins
     )
     patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
     data = StoreData(
@@ -109,7 +110,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         f"{world(cfg)} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
     if trainer.precision == "64-true":
-        model.double()  # else Lightning would load a checkpoint into it first, and round
+        model.double()  # otherwise Lightning would load a checkpoint in float32 first, and round
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
         scores = measure(measuring, model, data, VIEWS if cfg.recipe == "cuda_convnet" else VIEWS[:2])
@@ -130,7 +131,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "recipe": cfg.recipe,
         **choices(task_overrides()),
         "data": cfg.data.name,
-        "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,  # not where it was
+        "source": Path(store.manifest["source"]).name
+        if store.manifest.get("source")
+        else None,  # its name, not its place
         "net": cfg.net.name,
         "activation": cfg.net.activation,
         "lrn": cfg.net.get("lrn", False),
@@ -148,7 +151,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         **measured,
         "train_sample": train_sample,
         "parameters": parameters,
-        "colour_content": [round(share, 4) for share in colour],  # of the first kernels, by tower (Figure 3)
+        "colour_content": [round(share, 4) for share in colour],  # of the first layer's kernels, by tower (Figure 3)
         "seconds": round(keep_last.seconds, 1),
         "placement": cfg.placement.name,
         **circumstances(trainer),
@@ -166,7 +169,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError for values that no run can be made with."""
+    """Raise UserError for values that no run can have."""
     positive = {"epochs": int, "batch_size": int, "optim.lr": float, "trainer.checkpoint_minutes": float}
     for key, kind in positive.items():
         value = OmegaConf.select(cfg, key)
@@ -193,7 +196,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def open_store(cfg: DictConfig) -> Store:
-    """The data's store; the embedded one is made if it isn't there. Raises UserError if it doesn't fit the net."""
+    """Open the data's store, making the embedded one if needed. Raise UserError if it does not fit the net."""
     path = Path(str(cfg.data.store))
     if cfg.data.source == "embedded" and not path.exists():
         prepare_photos(cfg)
@@ -233,7 +236,7 @@ def open_store(cfg: DictConfig) -> Store:
 
 
 def joining_epoch(cfg: DictConfig) -> int | None:
-    """Return the epoch after which validation images are trained on, too, scaled as the schedule is; None for never."""
+    """Return the epoch after which the net is also trained on the validation images, scaled as the schedule; None for never."""
     by_hand = cfg.schedule.by_hand
     joins = by_hand.val_joins_after
     if cfg.schedule.rule == "when_error_stalls" or joins is None:
@@ -242,18 +245,18 @@ def joining_epoch(cfg: DictConfig) -> int | None:
 
 
 def default_run(cfg: DictConfig) -> Path:
-    """runs/<name>/seed-<n>, the name from what the command line chose."""
+    """Return runs/<name>/seed-<n>, where the name comes from what the command line chose."""
     name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet"])
     return Path("runs") / name / f"seed-{cfg.seed}"
 
 
 def ablation_of(cfg: DictConfig) -> str:
-    """The names of a run's ablations, as its result has them."""
+    """Return the names of a run's ablations, joined by +, or none."""
     return "+".join(cfg.ablation) or "none"
 
 
 def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
-    """The net with its weights drawn and all that its checkpoints will hold, as plain values."""
+    """Build the net with its initial weights, and everything that its checkpoints will hold, as plain values."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     try:
         model = Classifier(
@@ -268,7 +271,7 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
             mean=store.mean,
             covariance=store.covariance,
         )
-        model.configure_optimizers()  # refuses what it can't do
+        model.configure_optimizers()  # raises ValueError for invalid options
         with torch.no_grad():
             model.net.eval()(torch.zeros(1, 3, model.crop, model.crop))
         model.train()
@@ -283,7 +286,7 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
 
 
 def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
-    """Weights & Biases, online if that is possible without asking anything, else offline with a hint."""
+    """Return a logger for Weights & Biases: online if that needs no question, otherwise offline with a hint."""
     import wandb
 
     mode = cfg.logger.mode
@@ -293,7 +296,7 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["ablation"] = ablation_of(cfg)
-    id_file = run / "wandb-id"  # so that a resumed run goes on in the same W&B run
+    id_file = run / "wandb-id"  # so that a resumed run continues in the same W&B run
     if not id_file.exists():
         id_file.write_text(uuid4().hex[:8])
     return WandbLogger(
@@ -305,12 +308,12 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         entity=cfg.logger.entity,
         config=config,
         log_model=False,
-        mode=mode,  # and not offline=: that sets a variable which wandb, loaded by now, reads no more
+        mode=mode,  # not offline=, which sets a variable that wandb, already imported, no longer reads
     )
 
 
 def finish_wandb(loggers: Sequence[Logger]) -> None:
-    """End the W&B run: else the next one of a sweep would go on in it."""
+    """End the W&B run; otherwise the next run of a sweep would continue in it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

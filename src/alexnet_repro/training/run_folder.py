@@ -1,6 +1,6 @@
-"""A run's folder: runs/<name>/seed-<n> with config.yaml, metrics.csv, checkpoints/ and result.json.
+"""The folder of a run: runs/<name>/seed-<n> with config.yaml, metrics.csv, checkpoints/ and result.json.
 
-Nothing in it is ever overwritten by another run; a run that was stopped goes on in it, exactly.
+No other run ever overwrites anything in it. A run that was stopped resumes in it, exactly.
 """
 
 import csv
@@ -17,17 +17,17 @@ from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import rank
 
-# Options that say where and how a run works, not what it computes: not part of its name, free to change when it goes on.
+# Options that say where and how a run works, not what it computes. They are not part of its name and may change on resuming.
 RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
-    """paper, paper-no_lrn, paper-imagenette-epochs=2: the recipe and what else the command line chose.
+    """Return a name from the recipe and what else the command line chose: paper-no_lrn, paper-imagenette-epochs=2.
 
-    Of a config group its choice is enough, and one that is the default anyhow (``defaults``: group=choice) adds nothing.
+    A config group contributes its choice only. ``defaults`` (group=choice) contribute nothing.
     """
     parts = [recipe]
-    first = ("ablation", "net", "data")  # whatever the order on the command line
+    first = ("ablation", "net", "data")  # in any order on the command line
     chosen = [override.lstrip("+").partition("=") for override in overrides]
     for key, _, value in sorted(chosen, key=lambda part: first.index(part[0]) if part[0] in first else len(first)):
         if key in ("recipe", "seed") or RUNTIME_OPTIONS.fullmatch(key) or f"{key}={value}" in defaults:
@@ -40,7 +40,7 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
 
 
 def choices(overrides: Sequence[str]) -> dict[str, Any]:
-    """The experiment that the command line named, and its options that no other field of a result tells."""
+    """Return the experiment that the command line named, and the options that no other field of a result records."""
     told: tuple[str, ...] = (
         "recipe",
         "seed",
@@ -53,7 +53,7 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
         "optim.lr",
         "data.store",
     )
-    told = (*told, "trainer.precision", "schedule")  # replaying a run of the log is no option of one's own
+    told = (*told, "trainer.precision", "schedule")  # replaying a run of the log is not an option of one's own
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     others = [
         f"{key}={value}" for key, value in given.items() if key not in told and not RUNTIME_OPTIONS.fullmatch(key)
@@ -64,16 +64,17 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def named(folders: Any) -> list[Path]:
-    """The folders that an option names: one, several, or none."""
+    """Return the folders that an option names: one, several, or none."""
     if folders is None:
         return []
     return [Path(str(folder)) for folder in (folders if OmegaConf.is_list(folders) else [folders])]
 
 
 def open_run(run: Path, cfg: DictConfig) -> Path | None:
-    """Take the folder for this run; return the checkpoint to go on from, or None to begin.
+    """Take the folder for this run. Return the checkpoint to resume from, or None to start from the beginning.
 
-    Raises UserError if another run is there: a finished one, an unfinished one without resume=true, or one of another config.
+    Raises UserError if the folder holds another run: a finished one, an unfinished one without resume=true, or one of
+    another config.
     """
     config = run / "config.yaml"
     if (run / "result.json").exists():
@@ -96,7 +97,7 @@ def open_run(run: Path, cfg: DictConfig) -> Path | None:
 
 
 def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
-    """The result of this very run, if the folder holds it finished. Raises UserError if it was made with other options."""
+    """Return the result of this very run if it is finished. Raise UserError if it was made with other options."""
     if not (run / "result.json").exists():
         return None
     _refuse_differences(run, cfg)
@@ -115,15 +116,15 @@ def _refuse_differences(run: Path, cfg: DictConfig) -> None:
 
 
 def csv_logger(run: Path, steps_done: int) -> CSVLogger:
-    """metrics.csv in the run's folder, keeping what an earlier part of the run wrote in its first ``steps_done`` steps."""
+    """Return the logger of metrics.csv, keeping the rows of the first ``steps_done`` steps of an earlier part of the run."""
     if rank() > 0:
-        return CSVLogger(run, name="", version="")  # which writes nothing there
+        return CSVLogger(run, name="", version="")  # which writes nothing in these processes
     path = run / "metrics.csv"
     rows: list[dict[str, str]] = []
     if path.exists() and steps_done:
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps_done]
-    path.unlink(missing_ok=True)  # Lightning would remove it, with a warning
+    path.unlink(missing_ok=True)  # Lightning would remove it with a warning
     logger = CSVLogger(run, name="", version="")
     if rows:
         logger.experiment.metrics_keys = sorted({key for row in rows for key in row})

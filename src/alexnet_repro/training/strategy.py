@@ -17,10 +17,12 @@ from alexnet_repro.net.placement import TOWERS, Link, half_of, keep_tower, whole
 
 
 class TowerStrategy(DDPStrategy):
-    """Lightning's strategy for world = replicas x towers processes, one for each device.
+    """A Lightning strategy for replicas x towers processes, one for each device.
 
-    towers: 2 for one tower on each device, 1 for the whole net on each. Gradients are averaged over the replicas of the same
-    tower, checkpoints hold the whole net and its whole optimizer state, whatever the number of processes.
+    Gradients are averaged over the replicas of the same tower. Checkpoints hold the whole net and its whole optimizer
+    state, whatever the number of processes.
+
+    towers: 2 for one tower on each device, 1 for the whole net on each.
     """
 
     def __init__(self, towers: int) -> None:
@@ -28,7 +30,7 @@ class TowerStrategy(DDPStrategy):
         self.towers = towers
 
     def setup_environment(self) -> None:
-        """Join the processes; then keep this process's tower of the net."""
+        """Join the processes, then keep this process's tower of the net."""
         super().setup_environment()
         mesh = init_device_mesh(
             self.root_device.type, (self.world_size // self.towers, self.towers), mesh_dim_names=("replica", "tower")
@@ -38,7 +40,7 @@ class TowerStrategy(DDPStrategy):
         if self.towers == TOWERS:
             self.link = Link(mesh["tower"].get_group(), mesh["tower"].get_local_rank())
             net: Any = self.lightning_module.net  # type: ignore[union-attr]
-            if not hasattr(net, "whole_rows"):  # else it was done in an earlier call
+            if not hasattr(net, "whole_rows"):  # otherwise an earlier call did it
                 keep_tower(net, self.link)
             self.rows: dict[str, int] = {f"net.{name}": rows for name, rows in net.whole_rows.items()}
 
@@ -50,11 +52,11 @@ class TowerStrategy(DDPStrategy):
         )
 
     def configure_ddp(self) -> None:
-        """Average gradients over replicas, where there are several."""
+        """Average gradients over replicas, if there are several."""
         self.model = self._setup_model(self.model)  # type: ignore[arg-type]
 
     def setup(self, trainer: L.Trainer) -> None:
-        """As Lightning's; but measuring must not copy process 0's weights to the others, whose tower is another one."""
+        """Set up as Lightning does, but never copy process 0's weights to the others, which hold another tower."""
         if trainer.state.fn == TrainerFn.FITTING or self.towers == 1:
             return super().setup(trainer)
         assert self.accelerator is not None
@@ -65,7 +67,7 @@ class TowerStrategy(DDPStrategy):
         return None
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole net's. Every process must call this."""
+        """Return the state of the whole net. Every process must call this."""
         state = super().lightning_module_state_dict()
         if self.towers == 1:
             return state
@@ -75,7 +77,7 @@ class TowerStrategy(DDPStrategy):
         }
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
-        """Take this process's part of the whole net's."""
+        """Load this process's part of the whole net's state."""
         state = checkpoint["state_dict"]
         if self.towers == TOWERS:
             state = {
@@ -84,7 +86,7 @@ class TowerStrategy(DDPStrategy):
         self.lightning_module.load_state_dict(state, strict=strict)  # type: ignore[union-attr]
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The whole net's. Every process must call this."""
+        """Return the optimizer state of the whole net. Every process must call this."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
         if self.towers == 1:
             return state
@@ -100,7 +102,7 @@ class TowerStrategy(DDPStrategy):
         return self.rows[name]
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Take this process's part of the whole net's."""
+        """Load this process's part of the whole net's optimizer state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             if self.towers == TOWERS:
                 halves = {

@@ -1,4 +1,4 @@
-"""A watchman over training: says once and clearly what is probably wrong, and records how the net is doing."""
+"""Warn of common failures while a net trains, and record how it is doing."""
 
 import math
 from collections import deque
@@ -13,27 +13,28 @@ from alexnet_repro.errors import UserError
 from alexnet_repro.training.classifier import Classifier
 
 RECENT = 50  # updates over which the loss is averaged
-LEFT_PLATEAU = 0.95  # share of ln(classes), the loss of guessing: a mean loss below it has left the starting plateau
+LEFT_PLATEAU = 0.95  # of ln(classes), the loss of guessing; a mean loss below this share has left the starting plateau
 
 
 class Watchman(L.Callback):
-    """Ends a run whose loss is no number, and warns once of a net that doesn't leave its starting plateau, or of images that
-    aren't on the 0-255 scale.
+    """End a run with a NaN loss, warn once of a starting plateau or of badly scaled images, and log summaries.
 
-    plateau_steps: after so many updates a mean loss of 99% of ln(classes) or more is called a plateau. every: updates between
-    two summaries, 0 for none. A summary is, for each layer, the mean absolute output of its neurons and the share of them
-    that is 0 (``activation/conv1``, ``silent/conv1``), and the length of the last update as a share of that of the weights
-    (``update/conv1``).
+    plateau_steps: a mean loss of 99% of ln(classes) or more after this many updates is called a plateau.
+    every: updates between two summaries, 0 for none. A summary has, for each layer, the mean absolute output of its
+    neurons (``activation/conv1``), the share of outputs that are 0 (``silent/conv1``), and the norm of the last update
+    relative to that of the weights (``update/conv1``).
     """
 
     def __init__(self, plateau_steps: int, every: int) -> None:
         self.plateau_steps, self.every = plateau_steps, every
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._judged = False
-        self.left_plateau: int | None = None  # updates after which the mean loss of the last 50 was below that share
+        self.left_plateau: int | None = (
+            None  # the first update at which the mean loss of the last 50 was below that share
+        )
 
         self._pending: list[torch.Tensor] = []  # losses that are still on the device
-        self._updates = 0  # after which the last of them was computed
+        self._updates = 0  # number of updates after which the last of them was computed
         self._threshold = 0.0  # nats
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class Watchman(L.Callback):
         self.left_plateau = state_dict["left_plateau"]
 
     def _record(self) -> list[float]:
-        """Take the pending losses from the device and see whether the net has left its plateau."""
+        """Fetch the pending losses from the device, and check whether the net has left its plateau."""
         losses = torch.stack(self._pending).tolist() if self._pending else []
         self._pending = []
         for updates, loss in enumerate(losses, self._updates - len(losses) + 1):
@@ -60,7 +61,7 @@ class Watchman(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TrainBatch, *_: Any
     ) -> None:
-        """Look at the images before the first update, and at the activations now and then."""
+        """Check the images before the first update, and log activations at intervals."""
         assert isinstance(pl_module, Classifier)
         if trainer.global_step == 0:
             deviation = float(pl_module.training_images(batch).std())
@@ -81,15 +82,15 @@ class Watchman(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
     ) -> None:
-        """Look at the loss."""
+        """Check the loss, and log update sizes at intervals."""
         assert isinstance(pl_module, Classifier)
         loss = outputs["loss"].detach()
         self._pending.append(loss)
         self._updates, self._threshold = trainer.global_step, LEFT_PLATEAU * math.log(pl_module.classes)
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if loss.device.type == "cpu" or batch_idx % 10 == 0 or is_last:  # a GPU is not made to wait after each update
+        if loss.device.type == "cpu" or batch_idx % 10 == 0 or is_last:  # do not make a GPU wait after each update
             self._look_at(self._record(), trainer, pl_module)
-        step = trainer.global_step - 1  # the one that was just done
+        step = trainer.global_step - 1  # the update just done
         if self._is_due(step):
             self._log(trainer, step, "update", update_sizes(pl_module.net, trainer.optimizers[0]))
 
@@ -97,7 +98,7 @@ class Watchman(L.Callback):
         if bad := [loss for loss in losses if not math.isfinite(loss)]:
             raise UserError(
                 f"the loss is {bad[0]} after {trainer.global_step} updates",
-                f"the learning rate is probably too high: begin anew with less than optim.lr={model.hparams['optim']['lr']}",
+                f"the learning rate is probably too high: start again with less than optim.lr={model.hparams['optim']['lr']}",
             )
         plateau = math.log(model.classes)
         mean = sum(self._recent) / len(self._recent)
@@ -120,7 +121,7 @@ class Watchman(L.Callback):
         return self.every > 0 and step % self.every == 0
 
     def _log(self, trainer: L.Trainer, step: int, kind: str, values: dict[str, torch.Tensor]) -> None:
-        # of several processes each has its tower, or its images: their mean is the whole net's, or the whole batch's
+        # average over processes, which hold other images or another tower; of update/ this is the mean of the towers' ratios
         means = {
             f"{kind}/{name}": trainer.strategy.reduce(x.float(), reduce_op="mean").item() for name, x in values.items()
         }
@@ -130,7 +131,7 @@ class Watchman(L.Callback):
 
 @torch.no_grad()
 def update_sizes(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """{layer: length of the last update of its weights / length of the weights}."""
+    """Return, by layer, the norm of the last update of the weights divided by the norm of the weights."""
     rates = {id(p): group["velocity_lr"] for group in optimizer.param_groups for p in group["params"]}
     sizes = {}
     for name, p in net.named_parameters():
