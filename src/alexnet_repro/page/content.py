@@ -17,7 +17,7 @@ from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
 from alexnet_repro.provenance import machine
 
-CLASS_OF = {  # of a verdict's colour
+CLASS_OF = {  # CSS class of a verdict, for its colour
     "reproduced": "good",
     "direction confirmed": "half",
     "undecided": "half",

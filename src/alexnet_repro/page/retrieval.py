@@ -64,9 +64,11 @@ def nearest(queries: Tensor, images: Tensor, k: int = NEAREST) -> Tensor:
     best: Tensor | None = None
     places: Tensor | None = None
     wanted = queries.float()
-    for first, part in zip(range(0, len(images), 4096), images.split(4096), strict=True):  # so that memory stays small
+    for first, part in zip(
+        range(0, len(images), 4096), images.split(4096), strict=True
+    ):  # in parts, to need little memory
         part = part.float()
-        distances = part.square().sum(1) - 2 * wanted @ part.T  # up to a constant of each query
+        distances = part.square().sum(1) - 2 * wanted @ part.T  # up to a constant for each query
         if best is not None and places is not None:
             distances = torch.cat([best, distances], 1)
             indices = torch.cat([places, torch.arange(first, first + len(part)).expand(len(wanted), -1)], 1)
@@ -93,7 +95,7 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(bits, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, noise: float = 0.0) -> Tensor:
-        """(N, d) standardised -> the same shape, through the code."""
+        """Reconstruct standardised features (N, d) through the code."""
         before = self.encoder(x)
         return self.decoder(torch.sigmoid(before + noise * torch.randn_like(before)))
 
@@ -108,7 +110,7 @@ class Autoencoder(nn.Module):
 
 
 def train_autoencoder(features: Tensor, seed: int = 0, steps: int = 200, batch_size: int = 256) -> Autoencoder:
-    """An autoencoder of these features: Adam, squared error, noise of standard deviation 2 on the code's inputs."""
+    """Train an autoencoder on these features: Adam, squared error, noise of standard deviation 2 on the code's inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Autoencoder(features)

@@ -1,7 +1,7 @@
-"""The page's content as a W&B Report: the paper's table as text, panels over the project's runs beside it.
+"""Publish the page's content as a W&B Report: the claims as text, beside panels over the project's runs.
 
-Runs that train logged with logger=wandb have config.ablation, config.recipe and config.data.name, and the summaries
-ten_crop/top1_error and centre/top1_error; a user's own panels can use the same names.
+Runs logged with logger=wandb have config.ablation, config.recipe and config.data.name, and the summaries
+ten_crop/top1_error and centre/top1_error. A user's own panels can use the same names.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from alexnet_repro.page.content import claims_table, others_table
 
 
 def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
-    """Save a report in that project of Weights & Biases and return its address.
+    """Save a report in a project of Weights & Biases and return its address.
 
-    Raises UserError without wandb-workspaces, without an API key, or when the service can't be reached.
+    Raises UserError without wandb-workspaces, without an API key, or if the service cannot be reached.
     """
     import wandb
 
@@ -43,7 +43,7 @@ def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
             blocks=blocks(page, wr),
         )
         report.save()
-    except Exception as error:  # the client has no common one: wandb's, requests', its own ValueErrors
+    except Exception as error:  # the client has no common error class: wandb's, requests' and its own ValueErrors
         said = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"W&B took no report: {type(error).__name__}: {said}",
@@ -53,7 +53,7 @@ def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
 
 
 def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
-    """The report's parts. wr: wandb_workspaces.reports.v2."""
+    """Return the parts of the report. wr: wandb_workspaces.reports.v2."""
     runs = wr.Runset(name="finished runs", filters="State = 'finished'", groupby=["config.ablation"])
     errors = (
         ("ten_crop/top1_error", "top-1 error, ten crops, %"),
@@ -99,7 +99,7 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
 
 
 def paper_lines(page: dict[str, Any]) -> str:
-    """What the bars are to be read against: the paper's ImageNet errors by ablation."""
+    """Return the paper's ImageNet errors by ablation, to set beside the bars."""
     lines = ["The paper, ten crops:", "", "| ablation | data | top-1 | top-5 |", "|---|---|---|---|"]
     lines += [f"| {name} | {data} | {one:.1f} | {five:.1f} |" for name, data, one, five in page["expected"]]
     return "\n".join(lines)
