@@ -1,4 +1,7 @@
-"""ImageNet Classification with Deep Convolutional Neural Networks (Krizhevsky, Sutskever, Hinton 2012), reproduced."""
+"""Reproduction of AlexNet.
+
+The paper is "ImageNet Classification with Deep Convolutional Neural Networks" (Krizhevsky, Sutskever, Hinton 2012).
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -25,7 +28,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that importing the package takes no time."""
+    """Import a public name on first use, so that importing the package takes no time."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Measure speed beside plain baselines.
+"""Measure speed against plain baselines.
 
 python -m alexnet_repro.bench [only=step|loader|eval|placement|memory|prepare] [out=FILE.json]
 """

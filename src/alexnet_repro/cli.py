@@ -1,6 +1,6 @@
-"""How a command starts and ends.
+"""Start a command with its config, and end it with an exit status.
 
-Exit status: 0 done; 2 a mistake of the user, reported in a line or two; 1 a bug, with traceback; 130 interrupted.
+Exit statuses: 0 success; 2 user error, reported in a line or two; 1 internal error, with traceback; 130 interrupted.
 """
 
 import errno
@@ -23,7 +23,7 @@ from alexnet_repro.errors import Interrupted, ProcessDied, UserError
 from alexnet_repro.provenance import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
 
-MODULES = {  # the module of each command's function
+MODULES = {  # the module that defines each command's function
     "train": "training.run",
     "evaluate": "training.evaluation",
     "prepare": "data.preparation",
@@ -33,13 +33,13 @@ MODULES = {  # the module of each command's function
 
 
 def command(name: str) -> None:
-    """Compose conf/<name>.yaml with the command line, call the command's function, and exit with the status above.
+    """Compose conf/<name>.yaml with the command line, call the command's function, and exit.
 
-    The function's module is imported only when it is called. That takes seconds, and --help does not need it.
+    The function's module is imported just before the call, because that takes seconds and --help doesn't need it.
     """
 
     def guarded(cfg: DictConfig) -> None:
-        # inside Hydra's own error handling, which would print a traceback for each of these
+        # Catch errors inside hydra.main, which would print a traceback for each of these.
         try:
             task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
             refuse_added_options()
@@ -50,7 +50,7 @@ def command(name: str) -> None:
         except (UserError, OmegaConfBaseException) as error:
             if not sweeping():
                 _fail(str(error))
-            print(f"error: {error}", file=sys.stderr)  # and continue with the other jobs
+            print(f"error: {error}", file=sys.stderr)  # and continue with the next job
             leave_outcome({"error": str(error).splitlines()[0]})
         except ProcessDied as death:
             _fail(str(death), 1)
@@ -58,7 +58,7 @@ def command(name: str) -> None:
             if error.errno != errno.ENOSPC:
                 raise
             _fail(
-                f"the disk is full: {error}\n  make room (a checkpoint of the full net has 490 MB); resume=true goes on"
+                f"the disk is full: {error}\n  free some space (a checkpoint of the full net takes 490 MB), then continue with resume=true"
             )
         except RuntimeError as error:
             if "WORLD_SIZE" not in os.environ or not re.search(
@@ -68,13 +68,13 @@ def command(name: str) -> None:
             _fail(f"process {rank()} lost the connection to another process of this run", 1)
         except (Interrupted, KeyboardInterrupt) as stop:
             _interrupted(str(stop))
-        except SystemExit as end:  # Lightning turns Ctrl-C into one
+        except SystemExit as end:  # Lightning turns Ctrl-C into SystemExit
             if isinstance(end.__context__, KeyboardInterrupt):
                 _interrupted(str(end.__context__))
             raise
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors pass through Hydra
-    if rank() > 0:  # only the first of several processes prints
+    if rank() > 0:  # only process 0 prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     try:
@@ -84,7 +84,10 @@ def command(name: str) -> None:
 
 
 def _quoted(argument: str) -> str:
-    """Quote the value of key=value, also in a list, where it has another =, as names of runs do; Hydra's grammar needs it."""
+    """Return key=value with quotes around a value that contains another =, as Hydra's grammar requires.
+
+    Names of runs contain =. The items of a list are quoted one by one.
+    """
     key, _, value = argument.partition("=")
     if argument.startswith("-") or "=" not in value or re.search(r"""['"({]""", value):
         return argument
@@ -106,7 +109,7 @@ def _fail(message: str, status: int = 2) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Turn Hydra's message into a line or two: what is wrong, and what there is to choose from."""
+    """Return Hydra's message in a line or two: what is wrong, and what the choices are."""
     text = str(error)
     if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
         group, name, options = missing[1], missing[2], missing[3].split()
@@ -118,17 +121,17 @@ def _explain(error: Exception) -> str:
     lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
     if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
         return f"there is no option '{unknown[1]}'\n  " + (
-            f"a config group that is not in use yet is added with +{unknown[1]}=..."
+            f"add a config group that is not in use yet with +{unknown[1]}=..."
             if (Path(CONF) / unknown[1]).is_dir()
-            else "the options are those that --cfg job prints"
+            else "list the options with --cfg job"
         )
     return "\n  ".join([lines[0], " ".join(lines[1:])]).rstrip()
 
 
 def refuse_other_types(cfg: DictConfig, config: str) -> None:
-    """Raise UserError for a value whose type differs from the config files' value, such as a word for a number."""
+    """Raise UserError for a value of another type than in the config files, such as a word for a number."""
     if not GlobalHydra.instance().is_initialized():
-        return  # a job that a launcher runs in another process
+        return  # a job that a launcher runs in a process of its own
     nullable = nullable_options()
     groups = [o for o in HydraConfig.get().overrides.task if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "a word"}
@@ -150,18 +153,24 @@ def refuse_other_types(cfg: DictConfig, config: str) -> None:
 
 
 def nullable_options() -> set[str]:
-    """Return the last part of the name of every option that is null in a config file, and so may be null."""
+    """Return the last part of the name of every option that may be null.
+
+    An option may be null if some config file sets it to null.
+    """
     text = "\n".join(file.read_text() for file in Path(CONF).rglob("*.yaml"))
     return set(re.findall(r"(\w+): null\b", text))
 
 
 def task_overrides() -> list[str]:
-    """Return the overrides of the command line, as Hydra has them."""
+    """Return the overrides on the command line, as Hydra parsed them."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def refuse_added_options() -> None:
-    """Raise UserError for +option=value unless it names a config group, since nothing would read the option."""
+    """Raise UserError for +option=value unless it names a config group.
+
+    Hydra would add any option, and nothing would read it.
+    """
     groups = sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+").split("=")[0].split("@")[0]
@@ -170,5 +179,5 @@ def refuse_added_options() -> None:
             raise UserError(
                 f"there is no option '{key}'",
                 (f"did you mean +{near[0]}=...? " if near else "")
-                + "a + is for config groups that are not in use yet, such as +ablation=no_lrn; see --help",
+                + "use + only to add config groups that are not in use yet, such as +ablation=no_lrn; see --help",
             )

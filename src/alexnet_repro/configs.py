@@ -1,4 +1,4 @@
-"""Where the config files are, and what they compute: schedule=log follows a run of the authors' 2012 log."""
+"""Locate the config files, and resolve schedule=log to a run of the authors' 2012 log."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -11,7 +11,7 @@ _packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
 CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
 CHECKOUT = Path(CONF).parent
 
-# The log's runs of ablations; the baseline has one for each of the two data sets.
+# The run of each ablation in the 2012 log. The baseline has one run for each of the two data sets.
 RUN_OF_ABLATION = {
     "one_gpu": "run_145_half",
     "non_overlapping_pooling": "run_147",
@@ -21,9 +21,10 @@ RUN_OF_ABLATION = {
 
 
 def log_run(data: str, ablation: Mapping[str, Any]) -> str:
-    """Return the name, as in conf/schedule, of the run that has this data and this single ablation, or run 145.
+    """Return the name, as in conf/schedule, of the run in the 2012 log that has this single ablation.
 
-    Data other than ILSVRC-2012 get run 145 on ILSVRC-2010. Combined ablations have no run in the log.
+    Without such a run, return run 145 on ILSVRC-2012, or on ILSVRC-2010 for all other data. The log has no combined
+    ablations.
     """
     if len(ablation) == 1 and (run := RUN_OF_ABLATION.get(next(iter(ablation)))):
         return run
@@ -36,14 +37,14 @@ def _schedule(name: str) -> dict[str, Any]:
     return loaded
 
 
-# ${log_run:data,ablation,key} in a config: what the schedule of that run has
+# ${log_run:data,ablation,key} in a config: the value of key in that run's schedule
 OmegaConf.register_new_resolver(
     "log_run", lambda data, ablation, key: _schedule(log_run(data, ablation or {}))[key], replace=True
 )
 
 
 def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every (dotted key, value) of a config whose value is not a mapping."""
+    """Yield (dotted key, value) for every value of a config that is not a mapping."""
     key: Any
     for key in node:
         value = None if OmegaConf.is_missing(node, key) else node[key]

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A problem that the user can solve: what is wrong and where, and what to do about it."""
+    """An error that the user can fix: what is wrong and where, and how to fix it."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)
@@ -13,8 +13,8 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The command was ended by Ctrl-C or a termination signal, with everything saved. Says how to resume."""
+    """Ctrl-C or a termination signal ended the command, with everything saved; says how to resume."""
 
 
 class ProcessDied(Exception):
-    """A process of a run ended early, and the run with it."""
+    """A process of a run died, which ended the run."""

@@ -1,4 +1,4 @@
-"""Measure a trained net, or several whose predictions are averaged (Table 2), with one view or ten crops.
+"""Measure a trained net, or an ensemble of nets (Table 2), on one view or ten crops.
 
 python -m alexnet_repro.evaluate run=runs/paper/seed-0 views=ten_crop
 python -m alexnet_repro.evaluate runs=[runs/paper/seed-0,runs/paper/seed-1] views=ten_crop

@@ -1,4 +1,4 @@
-"""Turn images into a store (Section 2).
+"""Convert images into a store (Section 2).
 
 python -m alexnet_repro.prepare data=imagenette source=imagenette.tar
 """

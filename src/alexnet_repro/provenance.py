@@ -1,4 +1,4 @@
-"""What a result depends on besides its config: hardware, versions, commit and command."""
+"""Record what a result depends on besides its config: hardware, versions, commit and command."""
 
 import json
 import os
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """Return the rank of this process as torchrun or Slurm set it, or 0."""
+    """Return the rank that torchrun or Slurm gave this process, or 0 if there is only one process."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
-    """Return hardware, versions, commit and command."""
-    import torch  # here, since it takes a second and most importers of this module do not need it
+    """Return the hardware, package versions, commit and command."""
+    import torch  # imported here because it takes a second and most users of this module don't need it
 
     if device.type == "cuda":
         hardware = f"{processes} x {torch.cuda.get_device_name(device)}"
@@ -44,7 +44,7 @@ def _module() -> str:
 
 
 def processor(field: str = "model name") -> str:
-    """Return a field of the first processor in /proc/cpuinfo or, without that file, what Python knows."""
+    """Return a field of the first processor in /proc/cpuinfo, or else the name that Python reports."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith(field))
@@ -53,7 +53,7 @@ def processor(field: str = "model name") -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout, with a + if it has uncommitted changes, or None outside a checkout."""
+    """Return the commit of the checkout, with a + for uncommitted changes, or None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / "pyproject.toml").exists():
         return None
@@ -70,7 +70,7 @@ def _commit() -> str | None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears at ``path``, complete, when the block ends without an error."""
+    """Open a file for writing that appears at ``path`` only when the block ends without an error."""
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
         yield file

@@ -1,4 +1,4 @@
-"""Make one page that sets the paper's claims beside what was measured, with the figures.
+"""Make one page that compares the paper's claims with the measurements and shows the figures.
 
 python -m alexnet_repro.report [runs=[runs/paper/seed-0]] [logger=wandb]
 """

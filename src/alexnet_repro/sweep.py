@@ -1,4 +1,4 @@
-"""Sweeps (-m): each job leaves its outcome in a file, and the sweep ends with one table."""
+"""Sweeps (-m): each job writes its outcome to a file, and the sweep ends with one table."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,10 @@ def leave_outcome(outcome: dict[str, Any]) -> None:
 
 
 def sweep_table(outcomes: list[dict[str, Any]]) -> str:
-    """Return a table with a line for each job: the options that differ, and its errors (percent) or its problem."""
+    """Return a table with one line per job.
+
+    A line has the options that not all jobs share, and the errors in percent or, for a failed job, the error message.
+    """
     common = set.intersection(*(set(outcome["overrides"]) for outcome in outcomes))
     jobs = [" ".join(o for o in outcome["overrides"] if o not in common) or "-" for outcome in outcomes]
     width = max(map(len, ("errors, %", *jobs)))
@@ -41,10 +44,10 @@ def sweep_table(outcomes: list[dict[str, Any]]) -> str:
 
 
 class TableAtTheEnd(Callback):
-    """A Hydra callback that prints the table after the last job. Exit status 2 if a job failed."""
+    """A Hydra callback that prints the table after the last job, and exits with status 2 if a job failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Collect the outcomes of the jobs."""
+        """Collect the outcomes of the jobs and print the table."""
         folder = Path(config.hydra.sweep.dir)
         outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("job-*.json"))]
         if outcomes:

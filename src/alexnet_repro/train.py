@@ -1,4 +1,4 @@
-"""Train a net by one of the recipes, measure it, and set it beside the paper.
+"""Train a net with one of the recipes, measure it, and compare it with the paper.
 
 python -m alexnet_repro.train +ablation=no_lrn
 """

@@ -1,4 +1,4 @@
-"""Write checkpoints, stop on signals with everything saved, and read checkpoints."""
+"""Write and read checkpoints, and save the run when a signal asks it to stop."""
 
 import pickle
 import signal
@@ -16,7 +16,7 @@ from alexnet_repro.provenance import rank
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, leaving its tensors in the file. Raise UserError if it is damaged."""
+    """Read a checkpoint with its tensors memory-mapped. Raise UserError if the file is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -27,11 +27,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class KeepLast(Checkpoint):
-    """Write last.ckpt after every epoch, at intervals, and when the user or the system asks the run to stop.
+    """Write last.ckpt after every epoch, every few minutes, and when a signal asks the run to stop.
 
-    Ctrl-C and SIGTERM finish the current update, save, and end the run. A second Ctrl-C ends it at once.
+    After Ctrl-C or SIGTERM, the current update finishes, the run is saved, and training ends. A second Ctrl-C ends it
+    at once, without saving.
 
-    path: of last.ckpt. minutes: interval between checkpoints inside an epoch.
+    path: path of last.ckpt. minutes: interval between checkpoints within an epoch.
     """
 
     def __init__(self, path: Path, minutes: float) -> None:
@@ -47,32 +48,35 @@ class KeepLast(Checkpoint):
         return self._earlier_seconds + time.monotonic() - self._started_at
 
     def state_dict(self) -> dict[str, float]:
-        """Return the time spent, which goes into the checkpoint."""
+        """Return the time spent so far."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Continue counting from the time of the earlier parts."""
+        """Restore the time that was spent before the run was resumed."""
         self._earlier_seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Handle signals instead of Lightning's own handlers, which would end a run without saving it."""
+        """Install signal handlers. They replace Lightning's, which would end a run without saving it."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous_handlers[number] = signal.signal(number, self._ask_to_stop)
-            except ValueError:  # not in the main thread, where the caller handles signals
+            except ValueError:  # not in the main thread: the caller handles signals
                 break
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         if self._asked_to_stop and number == signal.SIGINT:
-            if time.monotonic() - self._asked_at > 1:  # and not the same signal, passed on by a launcher
-                raise KeyboardInterrupt(f"{self.path} is as it was last saved; resume=true continues from there")
+            if time.monotonic() - self._asked_at > 1:  # sooner, it may be the same Ctrl-C, forwarded by a launcher
+                raise KeyboardInterrupt(f"resume=true continues from the last checkpoint, {self.path}")
             return
         self._asked_to_stop, self._asked_at = True, time.monotonic()
         if rank() == 0:
             print("\nstopping after this update; press Ctrl-C again to stop at once, without saving", file=sys.stderr)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save in the middle of an epoch, but not at its last batch, where validation and saving follow anyway."""
+        """Save within an epoch, if it is time or a signal asks the run to stop.
+
+        Do nothing after the last batch of an epoch: on_train_epoch_end saves after validation.
+        """
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         stop, due = self._agree(trainer)
@@ -82,7 +86,7 @@ class KeepLast(Checkpoint):
             raise self._interrupted()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after the epoch."""
+        """Save after the epoch and its validation."""
         self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,12 +95,12 @@ class KeepLast(Checkpoint):
             raise self._interrupted()
 
     def _agree(self, trainer: L.Trainer) -> tuple[bool, bool]:
-        """Return whether to stop and whether to save: yes in all processes as soon as it is so in one of them."""
+        """Return whether to stop and whether to save. If one process says yes, all processes return yes."""
         due = time.monotonic() - self._saved_at > 60 * self.minutes
         if trainer.world_size == 1:
             return self._asked_to_stop, due
         device = trainer.strategy.root_device
-        if device.type != "cpu" and trainer.global_step % 20:  # reducing makes a GPU wait
+        if device.type != "cpu" and trainer.global_step % 20:  # the reduction makes a GPU wait
             return False, False
         flags = torch.tensor([self._asked_to_stop, due], dtype=torch.float32, device=device)
         stop, due = (bool(share) for share in trainer.strategy.reduce(flags, reduce_op="mean"))
@@ -109,7 +113,7 @@ class KeepLast(Checkpoint):
         unfinished = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(unfinished)
         if trainer.is_global_zero:
-            unfinished.replace(self.path)  # there is a complete checkpoint at every moment
+            unfinished.replace(self.path)  # atomic, so that a complete checkpoint exists at every moment
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""A net with its training rule and its measurements, as a LightningModule."""
+"""The LightningModule: a net, its training rule and its measurements."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -47,7 +47,10 @@ def build(name: str, **options: Any) -> Net:
 
 
 class TrainingMeans(Metric):
-    """Training error and loss of the current epoch, of images as they were seen, for each stored batch file."""
+    """Mean training error and loss of the current epoch, for each stored batch file and for all images.
+
+    Each image is measured in training mode, in the forward pass of its own update.
+    """
 
     full_state_update = False
     sums: Tensor  # (files, 3): misses, nats, images
@@ -65,18 +68,20 @@ class TrainingMeans(Metric):
         )
 
     def compute(self) -> Tensor:
-        """Return error (percent) and loss (nats) of each file and, in the last row, of all: (files + 1, 2)."""
+        """Return error (percent) and loss (nats), (files + 1, 2): one row per file, then one for all images."""
         sums = torch.cat([self.sums, self.sums.sum(0, keepdim=True)])
         return sums[:, :2] / sums[:, 2:] * sums.new_tensor([100.0, 1.0])
 
 
 class Classifier(L.LightningModule):
-    """A net with everything that its checkpoint needs: ``Classifier.load_from_checkpoint(path)``.
+    """A net with its training rule and everything needed to load it from a checkpoint.
 
-    net: its name, as in conf/net, and its keyword arguments.
-    optim, schedule, augment, epochs: as in conf/recipe/paper.yaml, which explains each of them.
-    image_size: of the store, in pixels. class_names: meaning of the labels. seed: of the dropout masks.
-    mean (size, size, 3), covariance (3, 3): of the training images, 0-255. They are buffers in a checkpoint.
+    ``Classifier.load_from_checkpoint(path)`` needs no other arguments.
+
+    net: name of the net, as in conf/net, and its keyword arguments.
+    optim, schedule, augment, epochs: options that conf/recipe/paper.yaml explains.
+    image_size: size of the store's images, in pixels. class_names: class of each label. seed: for the dropout masks.
+    mean (size, size, 3), covariance (3, 3): of the training images, on the 0-255 scale, stored as buffers.
 
     Raises ValueError for invalid values.
     """
@@ -116,18 +121,17 @@ class Classifier(L.LightningModule):
         colour_covariance = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
         self.register_buffer("noise_directions", colour_noise_directions(colour_covariance, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
-        self.history: list[
-            dict[str, Any]
-        ] = []  # one entry per epoch: its number from 1, updates so far, errors (%), losses (nats)
+        # one entry per epoch: its number from 1, updates so far, errors (%), losses (nats)
+        self.history: list[dict[str, Any]] = []
         self.errors = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURED})
         self.training_means = TrainingMeans()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, classes) for images (N, 3, 224, 224), 0-255 and mean-subtracted."""
+        """Return logits (N, classes) of mean-subtracted images (N, 3, 224, 224) on the 0-255 scale."""
         return self.net(images)
 
     def training_images(self, batch: TrainBatch) -> Tensor:
-        """Return what the net sees of a batch in training: (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
+        """Return the augmented training input of a batch, (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
         patches = batch.patches
         if self.augment["jitter"]:
             patches = jitter(patches, 1 + self.augment["jitter"] * batch.jitter)
@@ -141,25 +145,28 @@ class Classifier(L.LightningModule):
         return images
 
     def mean_centre(self) -> Tensor:
-        """Return the central patch of the mean image, (crop, crop, 3)."""
+        """Return the centre patch of the mean image, (crop, crop, 3)."""
         return centre_crop(self.mean.permute(2, 0, 1), self.crop).permute(1, 2, 0)
 
     def colour_noise_is_on(self) -> bool:
-        """Return whether there is colour noise in the current epoch. The 2012 run turned it off late in training."""
+        """Return whether the current epoch has colour noise.
+
+        In the paper, every epoch has it. The 2012 run turned the noise off late in training.
+        """
         until = self.augment["colour_noise_epochs"]
         of_epochs = self.hparams["schedule"]["by_hand"]["of_epochs"]
         in_effect = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
         return bool(self.augment["colour_noise"]) and in_effect
 
     def draw_dropout(self, batch: TrainBatch) -> None:
-        """Use the dropout masks of this update from now on."""
+        """Select the dropout masks of the current update."""
         if isinstance(self.net, AlexNet):
             self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.global_batch_size)
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Return the multinomial logistic loss, averaged over the global batch (Sections 3.5 and 5).
 
-        For a part of the global batch, return its contribution to that average.
+        For one replica's part of the batch, return its contribution to the average.
         """
         self.draw_dropout(batch)
         logits = at_least_float32(self.net(self.training_images(batch)))
@@ -168,7 +175,7 @@ class Classifier(L.LightningModule):
         return losses.sum() / batch.global_batch_size
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Return and log the loss of one update, and log the learning rate."""
+        """Return the loss of one update; log the loss and the learning rate."""
         loss, global_loss = self.loss(batch), None
         _, replicas = replica_of(self.trainer)
         if replicas > 1:  # DDP averages gradients; multiply by the number of replicas to sum them
@@ -180,9 +187,9 @@ class Classifier(L.LightningModule):
         return loss
 
     def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Cut patches of whole images and subtract the mean.
+        """Return mean-subtracted patches of whole images.
 
-        cut: ``centre_crop``, ``ten_crop`` or ``nine_crop``. Returns (N, 3, s, s) or (N, crops, 3, s, s).
+        cut: ``centre_crop`` for (N, 3, s, s); ``nine_crop`` or ``ten_crop`` for (N, crops, 3, s, s).
         """
         if self.augment["mean"] == "patch":
             return cut(torch.sub(batch.images, self.mean).permute(0, 3, 1, 2), self.crop)
@@ -195,9 +202,10 @@ class Classifier(L.LightningModule):
             self.errors[name].update(100 * values if name.endswith("error") else values)  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
-        """Log validation errors (percent) and log-loss (nats), and after an epoch of training also those of training.
+        """Log validation errors. After a training epoch, also log training errors and step the schedule.
 
-        Training errors are of the images as they were seen, before each update. Then update the schedule.
+        Logs val/top1_error and val/top5_error (percent) and val/log_loss (nats). A training epoch adds train/top1_error
+        and train/log_loss, measured on each batch before its update.
         """
         errors = {f"val/{name}": metric.compute() for name, metric in self.errors.items()}  # type: ignore[operator]
         for metric in self.errors.values():
@@ -227,11 +235,14 @@ class Classifier(L.LightningModule):
         return getattr(self.trainer.datamodule, "watched_split", "val")  # type: ignore[attr-defined]
 
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
-        """Return labels (N,) and, for each of ``predicted_views``, the mean softmax over its patches, (N, classes)."""
+        """Return labels (N,) and the softmax (N, classes) of each of ``predicted_views``.
+
+        The softmax of a view is the mean over its patches.
+        """
         if self.predicted_views == ("centre",):
             return batch.labels, at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
         parts = []
-        for images in batch.images.split(16):  # ten patches of each image would need much memory
+        for images in batch.images.split(16):  # limits the memory for ten patches per image
             part = ValBatch(images, batch.labels)
             softmax = self._softmax_of(self.views(part, ten_crop))
             views = {"centre": softmax[:, 4], "ten_crop": softmax.mean(1)}
@@ -241,13 +252,13 @@ class Classifier(L.LightningModule):
         return batch.labels, *(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _softmax_of(self, crops: Tensor) -> Tensor:
-        """Return the softmax outputs of crops (N, crops, 3, s, s): (N, crops, classes)."""
+        """Return the softmax (N, crops, classes) of crops (N, crops, 3, s, s)."""
         return at_least_float32(self.net(crops.flatten(0, 1))).softmax(1).unflatten(0, crops.shape[:2])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, and make the schedule.
+        """Return the optimizer, and create the schedule.
 
-        The schedule is not Lightning's, because Lightning would update it after the checkpoint of the epoch.
+        on_validation_epoch_end steps the schedule, because Lightning would step it after saving the epoch's checkpoint.
         """
         optim, schedule = dict(self.hparams["optim"]), self.hparams["schedule"]
         momentum = optim.pop("momentum")
@@ -270,18 +281,20 @@ class Classifier(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the schedule's state, the history, and the training error and loss of this epoch so far."""
+        """Add the schedule's state, the history, and the training sums of the current epoch."""
         checkpoint["history"] = self.history
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
-        with (
-            self.training_means.sync_context()
-        ):  # sums over all processes; both towers of a replica count the same images
-            so_far = self.training_means.sums.clone()
-        checkpoint["training_means"] = so_far / getattr(self._trainer and self._trainer.strategy, "towers", 1)
+        with self.training_means.sync_context():  # sums over all processes
+            sums = self.training_means.sums.clone()
+        # both towers of a replica count the same images
+        checkpoint["training_means"] = sums / getattr(self._trainer and self._trainer.strategy, "towers", 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them. configure_optimizers, which is called later, restores the schedule."""
+        """Restore the history and the training sums.
+
+        Keep the schedule's state for configure_optimizers, which Lightning calls later.
+        """
         self.history = list(checkpoint["history"])
         self._schedule_state = checkpoint.get("schedule")
         if replica_of(self._trainer)[0] == 0:

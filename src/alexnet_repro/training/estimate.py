@@ -1,4 +1,4 @@
-"""Print early how long a run will take."""
+"""Estimate the training time from the first updates."""
 
 import statistics
 import time
@@ -6,17 +6,17 @@ from typing import Any
 
 import lightning as L
 
-MEASURED = 5  # updates that are timed, after a slower first one
+MEASURED = 5  # number of timed updates; the slower first update is not timed
 
 
 class EstimateTime(L.Callback):
     """Print an estimate of the remaining training time once, after the first updates."""
 
     def __init__(self) -> None:
-        self._ends: list[float] | None = []  # None once it has been printed
+        self._ends: list[float] | None = []  # end of each update; None once the estimate is printed
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Record the time, and print the estimate once enough updates have been timed."""
+        """Record the time; print the estimate once enough updates are timed."""
         if self._ends is None:
             return
         self._ends.append(time.monotonic())

@@ -1,4 +1,4 @@
-"""Measure a trained net, or several nets whose predictions are averaged (Table 2)."""
+"""Measure a trained net, or an ensemble of nets (Table 2), on one view or several crops (Section 4.1)."""
 
 import hashlib
 from pathlib import Path
@@ -29,10 +29,11 @@ from alexnet_repro.training.trainer import make_trainer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Measure a run's net, print a table, and write evaluation-<checkpoint>-<split>-<views>.json into its folder.
+    """Measure one run, or an ensemble of several runs; print a table and write the result as JSON.
 
-    For several runs, average the softmax outputs with equal weights and write ensemble-<number>-... into the folder
-    that holds the first run. Raises UserError for runs that cannot be measured, or not together.
+    For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder. For several runs, the softmax
+    outputs are averaged with equal weights, and the file is ensemble-<number of runs>-... in the parent folder of the
+    first run. Raises UserError for runs that cannot be measured or combined.
     """
     if cfg.views not in MEASURED_WITH:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
@@ -79,9 +80,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def chosen_runs(cfg: DictConfig) -> list[Path]:
-    """Return the folder of run=, or those of runs=, where a folder of runs stands for all finished runs in it.
+    """Return the run folders that ``run`` or ``runs`` names.
 
-    Raises UserError if there is none, or if a run is named twice.
+    A folder of several runs in ``runs`` stands for all finished runs in it. Raises UserError if no run is named, if
+    both options are given, or if a run is named twice.
     """
     chosen = cfg.runs if cfg.run is None else cfg.run
     folders = named(chosen)
@@ -100,9 +102,9 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
 
 
 def common_facts(runs: list[Path]) -> dict[str, Any]:
-    """Return what the results of several runs have in common; values that differ are joined by "and".
+    """Return how the runs of an ensemble were trained, with their number and seeds.
 
-    Raises UserError for an unfinished run.
+    Values that differ between runs are joined by "and". Raises UserError for an unfinished run.
     """
     results = []
     for run in runs:

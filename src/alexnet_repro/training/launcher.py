@@ -1,6 +1,6 @@
-"""Work out how many processes a run needs, and start them.
+"""Determine how many processes a run needs, and start them.
 
-torch.distributed's launcher starts them on one machine. Under torchrun, Slurm or submitit they exist already.
+torch.distributed's launcher starts them on one machine. Under torchrun, Slurm or submitit, they are already running.
 """
 
 import logging
@@ -19,7 +19,10 @@ from alexnet_repro.net.placement import TOWERS
 
 
 def world(cfg: DictConfig) -> int:
-    """Return the number of processes that a run needs on all machines. Raise UserError for inconsistent numbers."""
+    """Return the number of processes that a run needs, over all machines.
+
+    Raises UserError for invalid or inconsistent numbers of devices, replicas, machines and processes.
+    """
     towers, replicas, devices = cfg.placement.devices, cfg.placement.replicas, cfg.trainer.devices
     for key, value in {
         "placement.replicas": replicas,
@@ -49,7 +52,7 @@ def world(cfg: DictConfig) -> int:
 
 
 def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
-    """Raise UserError if ``cfg.placement`` does not support the net, the precision or the number of processes."""
+    """Raise UserError if ``cfg.placement`` does not support the net, precision or number of processes."""
     world(cfg)
     if cfg.placement.devices != TOWERS:
         return
@@ -66,15 +69,15 @@ def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
 
 
 def launched() -> bool:
-    """Return whether this is one of several processes that torchrun, Slurm or this module has started."""
+    """Return whether torchrun, Slurm or this module started this process as one of several."""
     return "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) -> bool:
     """Rerun a command in as many local processes as its placement needs, and wait for them.
 
-    Returns False, having done nothing, if one process is enough or if this is one of several already. Raises
-    ProcessDied if a process dies, and SystemExit if the processes ended by a mistake of the user or an interruption.
+    Returns False without starting any if one process is enough, or if this process is already one of several. Raises
+    ProcessDied if a process dies, and SystemExit if the processes end with a user error or an interruption.
     """
     processes = world(cfg)
     if processes == 1 or launched():
@@ -99,10 +102,10 @@ def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", f"alexnet_repro.{command}", *arguments)
     except SignalException:
-        raise SystemExit(130) from None  # process 0 has printed what it saved
+        raise SystemExit(130) from None  # process 0 has reported what it saved
     except ChildFailedError as failure:
         rank, first = failure.get_first_failure()
-        if first.exitcode in (2, 130):  # a mistake of the user or an interruption, which the process has reported
+        if first.exitcode in (2, 130):  # user error or interruption, which the process has reported
             raise SystemExit(first.exitcode) from None
         raise ProcessDied(
             f"process {rank} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "

@@ -16,11 +16,10 @@ from alexnet_repro.provenance import machine
 from alexnet_repro.training.checkpoints import load_checkpoint
 from alexnet_repro.training.classifier import Classifier
 
-# For each choice of views=, the views that are measured in one pass over the images.
+# The views that each choice of views= measures in one pass over the images.
 MEASURED_WITH: dict[str, tuple[str, ...]] = {"centre": VIEWS[:1], "ten_crop": VIEWS[:2], "nine_crop": VIEWS}
 
-
-SAMPLE = 10_000  # at most this many training images, evenly spaced, are measured as test images are
+SAMPLE = 10_000  # maximum number of training images, evenly spaced, that measure_training_sample measures
 
 
 def predict(
@@ -39,13 +38,16 @@ def predict(
 def measure(
     trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...] = VIEWS[:2]
 ) -> dict[str, Tensor]:
-    """Score every image of ``data.predict_split`` over all processes: by view, (N, 3) as from ``scores.score``."""
+    """Score every image of ``data.predict_split``: return {view: (N, 3), as from ``scores.score``}.
+
+    With several processes, each returns the scores of all images.
+    """
     labels, softmax = predict(trainer, model, data, views)
     return {view: gathered(score(p, labels), trainer) for view, p in softmax.items()}
 
 
 def run_config(run: Path) -> DictConfig:
-    """Return the config of a run. Raise UserError if the folder is not that of a run."""
+    """Return the config that a run was trained with. Raise UserError if the folder holds no run."""
     if not (run / "config.yaml").is_file():
         raise UserError(
             f"{run} is not the folder of a run", "name a folder that train created, such as run=runs/paper/seed-0"
@@ -54,7 +56,7 @@ def run_config(run: Path) -> DictConfig:
 
 
 def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
-    """Return the trained net and the config of a run. Raise UserError if the folder holds none."""
+    """Return the trained net and the config of a run. Raise UserError for a missing or damaged checkpoint."""
     trained = run_config(run)
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
@@ -62,13 +64,16 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
             f"{run} has no checkpoint '{checkpoint}'",
             "choose checkpoint=last or checkpoint=best, after at least one epoch of training",
         )
-    load_checkpoint(path)  # reports a damaged file
+    load_checkpoint(path)  # raises UserError if the file is damaged
     model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     return model, trained
 
 
 def fitting_store(path: str, model: Classifier, run: Path) -> Store:
-    """Open a store. Raise UserError if its classes or image size differ from those that the net was trained on."""
+    """Open the store at ``path``.
+
+    Raises UserError if its classes or image size differ from those that the run's net was trained on.
+    """
     store = Store(path)
     if store.classes != model.class_names:
         raise UserError(
@@ -81,7 +86,10 @@ def fitting_store(path: str, model: Classifier, run: Path) -> Store:
 
 
 def measure_training_sample(trainer: L.Trainer, model: Classifier, data: StoreData) -> dict[str, Any]:
-    """Measure the centre patch of at most SAMPLE training images, without dropout: errors, log-loss and their number."""
+    """Measure the centre patch of at most SAMPLE training images, without dropout.
+
+    Returns errors (percent), log-loss (nats) and the number of images.
+    """
     sample = StoreData(
         data.store, data.batch_size, data.seed, {"crop": model.crop}, data.workers, "train", sample=SAMPLE
     )
@@ -90,7 +98,7 @@ def measure_training_sample(trainer: L.Trainer, model: Classifier, data: StoreDa
 
 
 def circumstances(trainer: L.Trainer) -> dict[str, Any]:
-    """Return what a number depends on besides the config: hardware, processes, precision, versions, commit, command."""
+    """Return what a result depends on besides its config: hardware, precision, versions, commit and so on."""
     facts = machine(trainer.strategy.root_device, trainer.world_size)
     return {
         "hardware": facts.pop("machine"),

@@ -1,4 +1,4 @@
-"""The update rule of Section 5, and the schedules of the learning rate: the printed rule, and the 2012 log's."""
+"""The update rule of Section 5, and the learning rate schedules of the paper and of the 2012 log."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,12 +15,11 @@ class PaperSGD(torch.optim.SGD):
         w <- w + v
 
     torch.optim.SGD keeps the learning rate outside its buffer (w <- w - lr buffer). The two rules agree while the
-    learning rate is constant. When it falls, torch shrinks the velocity at once, while the paper's velocity decays over
-    about ten steps. This class multiplies the buffer by old rate / new rate at each change and leaves the rest to
-    torch's fused kernel.
+    learning rate is constant. When it falls, torch.optim.SGD shrinks the velocity at once, whereas the paper's velocity
+    decays over about ten steps. To follow the paper, this class multiplies the buffer by old rate / new rate at each
+    change, and leaves the rest to torch's fused kernel.
 
-    A learning rate of exactly 0 leaves a group's parameters and velocity unchanged (the 2012 code froze conv1 in this
-    way).
+    A learning rate of exactly 0 leaves a group's parameters and velocity unchanged (2012 code: "freezing" conv1).
 
     lr: learning rate, epsilon in the paper. Raises ValueError for a negative lr, momentum or weight_decay.
     """
@@ -35,13 +34,12 @@ class PaperSGD(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         for group in self.param_groups:
             group["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
-            group["velocity_lr"] = group["lr"]  # the rate by which the buffers have to be multiplied to give -v
+            group["velocity_lr"] = group["lr"]  # momentum buffer * velocity_lr = -v
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a saved state.
+        """Load a saved state.
 
-        The fused kernel assumes that momentum buffers have the same memory layout as their parameters, so they are
-        copied into it.
+        The buffers are copied, because the fused kernel assumes that they have the memory layout of their parameters.
         """
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
@@ -50,7 +48,7 @@ class PaperSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update the parameters from their gradients."""
+        """Perform one update from the parameters' gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -82,12 +80,14 @@ def parameter_groups(
     bias_decay: bool,
     decay_multiples: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return groups for PaperSGD named weights, biases, conv1_weights and conv1_biases, one for each weight decay.
+    """Return groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases.
 
-    bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay includes
-    biases. The paper speaks of one learning rate and one decay; the 2012 code had twice the rate for biases and no
-    decay on them.
-    decay_multiples: {layer: its decay as a multiple of weight_decay}, where that is not 1.
+    Parameters of one name that differ in weight decay are in separate groups.
+
+    bias_rate: learning rate of the biases as a multiple of the weights'. bias_decay: whether weight decay applies to
+    biases. The paper gives one learning rate and one decay; the 2012 code had twice the rate for biases and no decay on
+    them.
+    decay_multiples: {layer: its weight decay as a multiple of ``weight_decay``}, for layers where this is not 1.
 
     Raises ValueError for a negative number, or for a layer that the net does not have.
     """
@@ -115,10 +115,10 @@ class DivideWhenErrorStalls:
     The paper: "divide the learning rate by 10 when the validation error rate stopped improving with the current
     learning rate", "reduced three times prior to termination".
 
-    The error has stopped improving when ``patience`` epochs in a row are not at least ``threshold`` percentage points
-    below the best one. The paper gives neither number, since this was judged by hand. Epochs with an error above 95% of
-    ``chance`` (the error of guessing, in percent) do not count, because the printed initialisation can stay at chance
-    for many epochs.
+    The error has stopped improving after ``patience`` consecutive epochs that are not at least ``threshold``
+    percentage points below the best one. The paper gives neither number, because the rate was changed by hand. Epochs
+    with an error above 95% of ``chance`` (the error of guessing, in percent) do not count, because the printed
+    initialisation can stay at chance for many epochs.
     """
 
     def __init__(
@@ -135,8 +135,7 @@ class DivideWhenErrorStalls:
             optimizer,
             mode="min",
             factor=1 / factor,
-            patience=patience
-            - 1,  # torch counts the epochs that are tolerated; patience also counts the one at which the rate falls
+            patience=patience - 1,  # torch doesn't count the epoch at which the rate falls
             threshold=threshold,
             threshold_mode="abs",
             min_lr=[group["lr"] / factor**times for group in optimizer.param_groups],
@@ -144,16 +143,16 @@ class DivideWhenErrorStalls:
         )
 
     def after_epoch(self, val_top1_error: float) -> None:
-        """Take the validation top-1 error (percent) of an epoch, and lower the learning rate if it is time."""
+        """Lower the learning rate if the validation top-1 error (percent) has stopped improving."""
         if val_top1_error < self.begun_below:
             self.plateau.step(val_top1_error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the rule remembers, as plain values. The optimizer's state holds the learning rates."""
+        """Return the state of the rule as plain values. The optimizer's state holds the learning rates."""
         return {k: v for k, v in self.plateau.state_dict().items() if k in ("best", "num_bad_epochs", "last_epoch")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Resume from what ``state_dict`` returned."""
         self.plateau.load_state_dict(state)
 
 
@@ -163,9 +162,9 @@ class ByHand:
     changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the weights' first rate}. A change
     takes effect after that number of epochs. A rate of 0 freezes the group.
 
-    Epochs are those of a run of ``of_epochs``; for a run of another length they are scaled and rounded. A negative
-    epoch counts back from the end and is not scaled, unless the changes would then take more than half of the run: then
-    they share its second half.
+    The epochs refer to a run of ``of_epochs`` epochs; for a run of another length, they are scaled and rounded. A
+    negative epoch counts back from the end and is not scaled. The exception is a run so short that the first of the
+    negative epochs would be in its first half: then they are scaled to fit its second half.
 
     Raises ValueError for an unknown group.
     """
@@ -173,25 +172,25 @@ class ByHand:
     def __init__(
         self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
     ) -> None:
-        self.optimizer = optimizer  # not its groups, since loading a state replaces them
+        self.optimizer = optimizer  # not its param_groups, which loading a state replaces
         if unknown := set(changes) - set(GROUPS):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(unknown))}")
         tail = -min((epoch for at in changes.values() for epoch in at if epoch < 0), default=0)
 
-        def placed(epoch: int) -> int:
+        def scaled(epoch: int) -> int:
             if epoch >= 0:
                 return scaled_epoch(epoch, epochs, of_epochs)
             return max(1, epochs + round(epoch * min(1, epochs / (2 * tail))))
 
         self.changes = {
-            name: sorted((placed(epoch), epoch, multiple) for epoch, multiple in at.items())
+            name: sorted((scaled(epoch), epoch, multiple) for epoch, multiple in at.items())
             for name, at in changes.items()
         }
         self.first_rate = next(group["lr"] for group in optimizer.param_groups if group["name"] == "weights")
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:
-        """Set the learning rates of the next epoch, whatever the error."""
+        """Set the learning rates of the next epoch. The error is ignored."""
         self.epochs_done += 1
         for group in self.optimizer.param_groups:
             for epoch, _, multiple in self.changes.get(group["name"], []):
@@ -199,14 +198,14 @@ class ByHand:
                     group["lr"] = self.first_rate * multiple
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of epochs done and the first learning rate of the weights."""
+        """Return the number of epochs done and the weights' first rate."""
         return {"epochs_done": self.epochs_done, "first_rate": self.first_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned. The optimizer's state holds the learning rates."""
+        """Resume from what ``state_dict`` returned. The optimizer's state holds the learning rates."""
         self.epochs_done, self.first_rate = state["epochs_done"], state["first_rate"]
 
 
 def scaled_epoch(epoch: int, epochs: int, of_epochs: int) -> int:
-    """Scale an epoch of a run of ``of_epochs`` to a run of ``epochs``; at least 1."""
+    """Scale ``epoch`` from a run of ``of_epochs`` epochs to a run of ``epochs`` epochs; return at least 1."""
     return max(1, round(epoch * epochs / of_epochs))

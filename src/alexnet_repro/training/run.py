@@ -1,4 +1,4 @@
-"""Train a net by one of the recipes, measure it, and compare it with the paper."""
+"""Train a net with one of the recipes, measure it, and compare it with the paper."""
 
 import json
 import os
@@ -37,17 +37,17 @@ from alexnet_repro.training.watch import Watchman
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Do one run in its folder, from the start or resumed, and return what result.json holds.
+    """Start or resume one run in its folder, and return the content of its result.json.
 
-    Raises UserError for options, stores or folders that cannot be used, and Interrupted when stopped, with everything
-    saved.
+    Raises UserError for options, stores or folders that cannot be used, and Interrupted if a signal stops the run,
+    after saving it.
     """
     check(cfg)
     store = open_store(cfg)
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
     run = Path(str(cfg.run))
-    if sweeping() and (done := done_before(run, cfg)):  # a sweep that is called again does the remaining runs
+    if sweeping() and (done := done_before(run, cfg)):  # a repeated sweep does only the remaining runs
         print(f"{run} is finished already")
         return done
     quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
     callbacks: list[Callback] = [keep_last, watchman, EstimateTime()]
-    if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never choose a checkpoint
+    if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never select a checkpoint
         callbacks.append(
             ModelCheckpoint(
                 checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
@@ -110,7 +110,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         f"{world(cfg)} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
     if trainer.precision == "64-true":
-        model.double()  # otherwise Lightning would load a checkpoint in float32 first, and round
+        model.double()  # otherwise Lightning would load the checkpoint as float32, and round it
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
         scores = measure(measuring, model, data, VIEWS if cfg.recipe == "cuda_convnet" else VIEWS[:2])
@@ -131,9 +131,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "recipe": cfg.recipe,
         **choices(task_overrides()),
         "data": cfg.data.name,
-        "source": Path(store.manifest["source"]).name
-        if store.manifest.get("source")
-        else None,  # its name, not its place
+        # the name only: the path differs between machines
+        "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,
         "net": cfg.net.name,
         "activation": cfg.net.activation,
         "lrn": cfg.net.get("lrn", False),
@@ -164,12 +163,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         save_scores(run / "predictions.npz", scores)
         write_json(run / "result.json", result)
     print(table(result))
-    print(f"{result['seconds']:.0f} seconds; everything about this run is in {run}")
+    print(f"finished after {result['seconds']:.0f} seconds; results and checkpoints are in {run}")
     return result
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise UserError for values that no run can have."""
+    """Raise UserError for invalid or contradictory options."""
     positive = {"epochs": int, "batch_size": int, "optim.lr": float, "trainer.checkpoint_minutes": float}
     for key, kind in positive.items():
         value = OmegaConf.select(cfg, key)
@@ -179,8 +178,8 @@ def check(cfg: DictConfig) -> None:
         for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml"))):
             if OmegaConf.select(cfg, key) != value:
                 raise UserError(
-                    f"+ablation={name} is not in effect: it means {key}={value}, and {key}={OmegaConf.select(cfg, key)} came after it",
-                    "leave one of the two out",
+                    f"+ablation={name} is not in effect: it sets {key}={value}, but {key}={OmegaConf.select(cfg, key)} overrides it",
+                    "remove one of the two",
                 )
     if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
         raise UserError(
@@ -196,7 +195,10 @@ def check(cfg: DictConfig) -> None:
 
 
 def open_store(cfg: DictConfig) -> Store:
-    """Open the data's store, making the embedded one if needed. Raise UserError if it does not fit the net."""
+    """Open the store of the data set; prepare that of the embedded data set if it does not exist.
+
+    Raises UserError if the store is missing, or if it does not fit the net or the schedule.
+    """
     path = Path(str(cfg.data.store))
     if cfg.data.source == "embedded" and not path.exists():
         prepare_photos(cfg)
@@ -211,32 +213,35 @@ def open_store(cfg: DictConfig) -> Store:
     if store.image_size != cfg.data.image_size:
         raise UserError(
             f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
-            "name another store with data.store=PATH",
+            "choose another store with data.store=PATH",
         )
     for split in ("train", store.watched_split):
         store.split(split)
     if joining_epoch(cfg) and not store.has("val"):
         raise UserError(
             f"{path} has no validation images, which this protocol trains on after {joining_epoch(cfg)} epochs",
-            "prepare the store again with overwrite=true: CIFAR-10's batch 5 is its val split; or schedule.by_hand.val_joins_after=null",
+            "prepare the store again with overwrite=true (CIFAR-10's batch 5 is its val split), or set schedule.by_hand.val_joins_after=null",
         )
     if store.watched_split != "val" and cfg.schedule.rule == "when_error_stalls":
         raise UserError(
-            f"{path} has test images but no validation images, and schedule.rule=when_error_stalls would look at those",
+            f"{path} has no validation images, and schedule.rule=when_error_stalls must not follow the error of test images",
             "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
         )
     for split in ("train", "val"):
         wanted = cfg.data.get(f"{split}_per_class")
-        if wanted and (there := len(store.split(split))) != wanted * len(store.classes):
+        if wanted and (found := len(store.split(split))) != wanted * len(store.classes):
             raise UserError(
-                f"{path} has {there} {split} images, not {wanted} for each of {len(store.classes)} classes",
-                "make it anew with: python -m alexnet_repro.prepare overwrite=true, and the same options",
+                f"{path} has {found} {split} images, not {wanted} for each of the {len(store.classes)} classes",
+                "make it again with: python -m alexnet_repro.prepare overwrite=true and the same options",
             )
     return store
 
 
 def joining_epoch(cfg: DictConfig) -> int | None:
-    """Return the epoch after which the net is also trained on the validation images, scaled as the schedule; None for never."""
+    """Return the epoch after which validation images join the training images, or None for never.
+
+    The epoch is scaled to the length of the run, as those of the schedule are.
+    """
     by_hand = cfg.schedule.by_hand
     joins = by_hand.val_joins_after
     if cfg.schedule.rule == "when_error_stalls" or joins is None:
@@ -245,18 +250,21 @@ def joining_epoch(cfg: DictConfig) -> int | None:
 
 
 def default_run(cfg: DictConfig) -> Path:
-    """Return runs/<name>/seed-<n>, where the name comes from what the command line chose."""
+    """Return runs/<name>/seed-<n>, where the name lists what the command line chose."""
     name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet"])
     return Path("runs") / name / f"seed-{cfg.seed}"
 
 
 def ablation_of(cfg: DictConfig) -> str:
-    """Return the names of a run's ablations, joined by +, or none."""
+    """Return the names of a run's ablations, joined by +, or 'none'."""
     return "+".join(cfg.ablation) or "none"
 
 
 def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
-    """Build the net with its initial weights, and everything that its checkpoints will hold, as plain values."""
+    """Build the classifier with its initial weights; its checkpoints hold the options as plain values.
+
+    Raises UserError for values that the net, the optimizer or the schedule cannot use.
+    """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     try:
         model = Classifier(
@@ -280,20 +288,20 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
     except RuntimeError:
         raise UserError(
             f"augment.crop={cfg.augment.crop}: net={cfg.net.name} takes patches of another size",
-            "its own is 224" if cfg.net.name == "alexnet" else "give net.image_size the same number",
+            "use augment.crop=224" if cfg.net.name == "alexnet" else "set net.image_size to the same number",
         ) from None
     return model
 
 
 def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
-    """Return a logger for Weights & Biases: online if that needs no question, otherwise offline with a hint."""
+    """Return a Weights & Biases logger: online if that needs no prompt, otherwise offline with a hint."""
     import wandb
 
     mode = cfg.logger.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     if mode == "offline":
-        print(f"W&B: no API key or offline by choice; upload later with: wandb sync {run}/wandb/offline-run-*")
+        print(f"W&B: offline, by choice or without an API key; upload later with: wandb sync {run}/wandb/offline-run-*")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["ablation"] = ablation_of(cfg)
     id_file = run / "wandb-id"  # so that a resumed run continues in the same W&B run
@@ -308,7 +316,7 @@ def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
         entity=cfg.logger.entity,
         config=config,
         log_model=False,
-        mode=mode,  # not offline=, which sets a variable that wandb, already imported, no longer reads
+        mode=mode,  # not offline=, which sets an environment variable that wandb has already read
     )
 
 

@@ -1,6 +1,7 @@
-"""The folder of a run: runs/<name>/seed-<n> with config.yaml, metrics.csv, checkpoints/ and result.json.
+"""The folder of a run, runs/<name>/seed-<n>.
 
-No other run ever overwrites anything in it. A run that was stopped resumes in it, exactly.
+It holds config.yaml, metrics.csv, checkpoints/ and result.json. A run never overwrites another run's files. A stopped
+run resumes in its folder, exactly where it stopped.
 """
 
 import csv
@@ -17,17 +18,19 @@ from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import rank
 
-# Options that say where and how a run works, not what it computes. They are not part of its name and may change on resuming.
+# Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
+# change them.
 RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?")
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
-    """Return a name from the recipe and what else the command line chose: paper-no_lrn, paper-imagenette-epochs=2.
+    """Return the name of a run: the recipe and what else the command line chose.
 
-    A config group contributes its choice only. ``defaults`` (group=choice) contribute nothing.
+    For example paper, paper-no_lrn or paper-imagenette-epochs=2. Of a config group, the name has only the choice, and
+    nothing if it is one of ``defaults`` (group=choice).
     """
     parts = [recipe]
-    first = ("ablation", "net", "data")  # in any order on the command line
+    first = ("ablation", "net", "data")  # regardless of the order on the command line
     chosen = [override.lstrip("+").partition("=") for override in overrides]
     for key, _, value in sorted(chosen, key=lambda part: first.index(part[0]) if part[0] in first else len(first)):
         if key in ("recipe", "seed") or RUNTIME_OPTIONS.fullmatch(key) or f"{key}={value}" in defaults:
@@ -40,8 +43,8 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
 
 
 def choices(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the experiment that the command line named, and the options that no other field of a result records."""
-    told: tuple[str, ...] = (
+    """Return the experiment that was chosen, and the options that no other field of a result records."""
+    recorded = {
         "recipe",
         "seed",
         "data",
@@ -52,11 +55,12 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
         "batch_size",
         "optim.lr",
         "data.store",
-    )
-    told = (*told, "trainer.precision", "schedule")  # replaying a run of the log is not an option of one's own
+        "trainer.precision",
+        "schedule",  # listed below unless it is a run of the 2012 log
+    }
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     others = [
-        f"{key}={value}" for key, value in given.items() if key not in told and not RUNTIME_OPTIONS.fullmatch(key)
+        f"{key}={value}" for key, value in given.items() if key not in recorded and not RUNTIME_OPTIONS.fullmatch(key)
     ]
     if not re.fullmatch(r"log|run_\w+", given.get("schedule", "log")):
         others.append(f"schedule={given['schedule']}")
@@ -71,21 +75,19 @@ def named(folders: Any) -> list[Path]:
 
 
 def open_run(run: Path, cfg: DictConfig) -> Path | None:
-    """Take the folder for this run. Return the checkpoint to resume from, or None to start from the beginning.
+    """Create or reopen the folder of a run. Return the checkpoint to resume from, or None to start.
 
-    Raises UserError if the folder holds another run: a finished one, an unfinished one without resume=true, or one of
-    another config.
+    Raises UserError if the folder holds a finished run, an unfinished run without resume=true, a run with other
+    options, or something that isn't a run.
     """
     config = run / "config.yaml"
     if (run / "result.json").exists():
-        raise UserError(
-            f"{run} holds a finished run", "to keep it, choose another folder with run=PATH; to do it again, remove it"
-        )
+        raise UserError(f"{run} holds a finished run", "choose another folder with run=PATH, or remove it to run again")
     if config.exists():
         if not cfg.resume:
             raise UserError(
                 f"{run} holds an unfinished run",
-                "go on with resume=true, choose another folder with run=PATH, or remove it",
+                "resume it with resume=true, choose another folder with run=PATH, or remove it",
             )
         _refuse_differences(run, cfg)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
@@ -97,7 +99,7 @@ def open_run(run: Path, cfg: DictConfig) -> Path | None:
 
 
 def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
-    """Return the result of this very run if it is finished. Raise UserError if it was made with other options."""
+    """Return the result of a finished run, or None. Raise UserError if the run used other options."""
     if not (run / "result.json").exists():
         return None
     _refuse_differences(run, cfg)
@@ -110,15 +112,15 @@ def _refuse_differences(run: Path, cfg: DictConfig) -> None:
     keys = [key for key in {**old, **new} if not RUNTIME_OPTIONS.fullmatch(str(key)) and old.get(key) != new.get(key)]
     if keys:
         raise UserError(
-            f"{run} was begun with other options: {', '.join(f'{k}={new.get(k)} (was {old.get(k)})' for k in keys[:3])}",
-            "go on with the same ones, or choose another folder with run=PATH",
+            f"{run} was started with other options: {', '.join(f'{k}={new.get(k)} (was {old.get(k)})' for k in keys[:3])}",
+            "use the same options, or choose another folder with run=PATH",
         )
 
 
 def csv_logger(run: Path, steps_done: int) -> CSVLogger:
-    """Return the logger of metrics.csv, keeping the rows of the first ``steps_done`` steps of an earlier part of the run."""
+    """Return the logger of metrics.csv, keeping the existing rows of the first ``steps_done`` steps."""
     if rank() > 0:
-        return CSVLogger(run, name="", version="")  # which writes nothing in these processes
+        return CSVLogger(run, name="", version="")  # only process 0 writes
     path = run / "metrics.csv"
     rows: list[dict[str, str]] = []
     if path.exists() and steps_done:

@@ -1,6 +1,6 @@
-"""Lightning's strategy for replicas of the net (data parallelism) and for the two towers of each replica.
+"""A Lightning strategy for replicas of the net (data parallelism) and the two towers of each replica.
 
-Process ``rank`` works for tower ``rank % towers`` of replica ``rank // towers``.
+Process ``rank`` holds tower ``rank % towers`` of replica ``rank // towers``.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ class TowerStrategy(DDPStrategy):
         if self.towers == TOWERS:
             self.link = Link(mesh["tower"].get_group(), mesh["tower"].get_local_rank())
             net: Any = self.lightning_module.net  # type: ignore[union-attr]
-            if not hasattr(net, "whole_rows"):  # otherwise an earlier call did it
+            if not hasattr(net, "whole_rows"):  # otherwise an earlier call split it
                 keep_tower(net, self.link)
             self.rows: dict[str, int] = {f"net.{name}": rows for name, rows in net.whole_rows.items()}
 
@@ -56,7 +56,10 @@ class TowerStrategy(DDPStrategy):
         self.model = self._setup_model(self.model)  # type: ignore[arg-type]
 
     def setup(self, trainer: L.Trainer) -> None:
-        """Set up as Lightning does, but never copy process 0's weights to the others, which hold another tower."""
+        """Set up as Lightning does, except when measuring with two towers.
+
+        Lightning would then copy process 0's weights to the other processes, which may hold the other tower.
+        """
         if trainer.state.fn == TrainerFn.FITTING or self.towers == 1:
             return super().setup(trainer)
         assert self.accelerator is not None

@@ -1,4 +1,4 @@
-"""Make Lightning's Trainer: which device trains, and in which precision."""
+"""Create Lightning's Trainer: device, precision and strategy."""
 
 import ctypes
 import logging
@@ -18,17 +18,20 @@ from alexnet_repro.training.strategy import TowerStrategy
 
 
 def fast_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX), about 3 times as fast."""
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX).
+
+    Training is then about 3 times as fast.
+    """
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system, on Linux.
 
-    A training step on a CPU frees and allocates gigabytes, and fresh pages for them cost a quarter of its time.
-    However, the alignment of memory from the heap depends on its history, and some kernels round differently for it. A
-    resumed run is then equal to an uninterrupted one only up to rounding.
+    A training step on a CPU frees and reallocates gigabytes, and fresh pages for them cost a quarter of its time.
+    However, the alignment of heap memory depends on earlier allocations, and some kernels round differently for another
+    alignment. A resumed run then equals an uninterrupted one only up to rounding.
     """
     if sys.platform == "linux":
         no_mmap, no_trim = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
@@ -38,25 +41,22 @@ def keep_freed_memory() -> None:
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
-    """Make Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``, passing ``options`` on to it.
+    """Create Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``, and pass ``options`` on to it.
 
     Raises UserError for a device or a precision that is not available.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "The '.*dataloader' does not have many workers")
-    warnings.filterwarnings(
-        "ignore", "You're resuming from a checkpoint that ended before the epoch ended"
-    )  # data/module.py handles it
+    # data/module.py resumes within an epoch
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
-    warnings.filterwarnings(
-        "ignore", "Experiment logs directory .* exists and is not empty"
-    )  # run_folder.py keeps them
-    warnings.filterwarnings(
-        "ignore", "It is recommended to use `self.log.*sync_dist=True"
-    )  # they are synchronised already
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # and it has no replacement yet
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # in Lightning itself
+    # run_folder.py keeps the logs
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+    # logged values are already synchronised
+    warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist=True")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # without a replacement yet
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own call
     if cfg.trainer.keep_memory:
         keep_freed_memory()
     accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
