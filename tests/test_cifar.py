@@ -373,7 +373,7 @@ def test_a_schedule_does_not_look_at_test_images(cwd: Path, run_command: Run) ->
     assert "no validation images" in err
 
 
-def test_a_rule_that_a_recipe_has_no_numbers_for_is_refused(served: None, cwd: Path, run_command: Run) -> None:
+def test_a_schedule_rule_without_settings_in_the_recipe_is_refused(served: None, cwd: Path, run_command: Run) -> None:
     assert run_command("prepare", "data=cifar10")[0] == 0
     status, _, err = run_command("train", "+experiment=cifar10_13pct", "schedule.rule=when_error_stalls")
     assert status == 2
@@ -391,7 +391,7 @@ def test_a_rule_that_a_recipe_has_no_numbers_for_is_refused(served: None, cwd: P
         (["+experiment=figure_1", "stop_at=120"], "stop_at=120"),
     ],
 )
-def test_what_a_net_does_not_have_is_refused(
+def test_options_that_a_net_does_not_have_are_refused(
     overrides: list[str], problem: str, served: None, cwd: Path, run_command: Run
 ) -> None:
     assert run_command("prepare", "data=cifar10")[0] == 0
@@ -409,7 +409,7 @@ def test_training_ends_at_the_error_of_figure_1(served: None, cwd: Path, run_com
     assert errors[-1] <= 25 < min(errors[:-1])
 
 
-def test_training_error_is_that_of_the_images_as_they_were_met(served: None, cwd: Path) -> None:
+def test_training_error_is_that_of_the_images_as_they_were_seen(served: None, cwd: Path) -> None:
     """Against predictions made one batch at a time, before each update, also over a resumption's saved sum."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["+experiment=figure_1"])
@@ -476,7 +476,7 @@ def test_a_protocol_of_two_parts_is_one_run_and_resumes_exactly(served: None, cw
         assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_batch_5_is_told_by_the_number_of_the_image(cwd: Path) -> None:
+def test_batch_5_is_recognised_by_the_number_of_the_image(cwd: Path) -> None:
     names = ["train/a/39999.png", "train/b/00003.png", "train/b/40000.png", "test/a/00001.png", "train/a/00010.png"]
     files = [File(name, Path(name), 0, 0, split=name.split("/")[0]) for name in names]
     found = [(file.split, Path(file.name).stem) for file in in_official_order(files)]
@@ -485,7 +485,7 @@ def test_batch_5_is_told_by_the_number_of_the_image(cwd: Path) -> None:
     assert in_official_order(named) == named
 
 
-def test_a_store_of_the_older_layout_is_refused_where_batch_5_has_to_join(
+def test_a_store_without_batch_5_as_val_is_refused_where_it_has_to_join(
     served: None, cwd: Path, run_command: Run
 ) -> None:
     image_folder(cwd / "images", train=6, val=0)

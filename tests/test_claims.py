@@ -360,7 +360,7 @@ def test_runs_of_the_log_have_their_own_numbers_of_epochs() -> None:
         ({"lr": 0.02}, "lr=0.02"),
     ],
 )
-def test_what_is_not_the_claims_own_experiment_is_a_proxy(other: dict[str, Any], why: str) -> None:
+def test_another_protocol_is_a_proxy(other: dict[str, Any], why: str) -> None:
     whole = pairs(40.7, [1.4])
     others = [r | other for r in pairs(40.7, around(1.4, 0.5))]
     found = findings("no_lrn", whole + others)
@@ -395,7 +395,7 @@ def test_another_recipe_and_a_smaller_group_never_change_a_verdict() -> None:
     assert verdict("one_cnn", good + smaller) == "reproduced"
 
 
-def test_a_middle_layer_is_each_of_three() -> None:
+def test_each_middle_layer_has_its_own_finding() -> None:
     results = pairs(40.7, around(2.0, 0.5), "no_conv3") + pairs(40.7, around(2.1, 0.5), "no_conv5")[3:]
     found = deciding(findings("no_middle_layer", results))
     assert {f.shared["ablation"]: f.estimates["top1_error"].value for f in found} == pytest.approx(
@@ -432,7 +432,7 @@ def test_a_number_is_judged_by_its_interval() -> None:
     assert view.estimates["top1_error"].value == pytest.approx(2.0)
 
 
-def test_a_mean_of_five_nets_is_that_of_table_2_and_no_single_net(tmp_path: Path) -> None:
+def test_an_ensemble_of_five_decides_five_cnns_and_not_one_cnn(tmp_path: Path) -> None:
     five = result(38.3, members=5, seeds=[0, 1, 2, 3, 4])
     five["ten_crop"]["top5_error"] = 16.5
     for kind in ("centre", "ten_crop"):  # both are read, whichever comes first
@@ -554,7 +554,7 @@ def test_each_net_that_the_paper_leaves_open_has_its_own_verdict() -> None:
     assert findings("figure_1", [*with_norm, *(r for r in local if r["ablation"] == "none")]) == []  # other experiments
 
 
-def test_a_side_that_never_got_there_is_told() -> None:
+def test_a_side_that_never_reached_25_percent_is_reported() -> None:
     relu, tanh = best()[:3], best()[3:]
     for results, word in (
         ([*map(never, relu), *tanh], "contradicted"),

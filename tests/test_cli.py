@@ -143,7 +143,7 @@ MISTAKES = [
     MISTAKES,
     ids=[f"{m[0]} {' '.join(m[1])}"[:60] + f" {i}" for i, m in enumerate(MISTAKES)],
 )
-def test_mistake_is_told_in_a_line_or_two(
+def test_a_user_error_is_reported_in_a_line_or_two(
     name: str, arguments: list[str], arrange: Callable[[Path], None] | None, expected: str, cwd: Path, run_command: Run
 ) -> None:
     if name == "train" and not any(a.startswith("data=") for a in arguments):
@@ -174,7 +174,7 @@ def test_a_real_process_exits_with_2_and_without_traceback(cwd: Path) -> None:
     assert "no_lrn" in done.stderr
 
 
-def test_a_fault_of_ours_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None:
+def test_an_internal_error_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None:
     program = (
         "import sys, alexnet_repro.training.evaluation, alexnet_repro.cli as cli\n"
         "alexnet_repro.training.evaluation.evaluate = lambda cfg: 1 / 0\n"

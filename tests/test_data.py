@@ -50,7 +50,7 @@ def test_batches_do_not_depend_on_workers_or_on_the_global_generator(small_store
     assert not any(map(same, here, batches(small_store, seed=1)))
 
 
-def test_an_epoch_goes_on_where_it_was_left(small_store: Path) -> None:
+def test_an_epoch_resumes_where_it_stopped(small_store: Path) -> None:
     second_epoch = batches(small_store, steps_done=3)
     assert not any(map(same, batches(small_store), second_epoch))
     for done in (1, 2):
@@ -105,7 +105,7 @@ def test_patches_colours_and_jitter_have_their_distributions(small_store: Path) 
 
 
 @pytest.mark.parametrize(("random_crops", "mirror"), [(True, True), (True, False), (False, False)])
-def test_a_patch_is_the_part_of_the_image_that_it_says(random_crops: bool, mirror: bool, small_store: Path) -> None:
+def test_a_patch_equals_the_image_at_its_position(random_crops: bool, mirror: bool, small_store: Path) -> None:
     split = Store(small_store).split("train")
     images = TrainImages(split, seed=4, crop=224, random_crops=random_crops, mirror=mirror)
     places, turned = set(), []
@@ -166,7 +166,7 @@ def test_no_batch_crosses_from_one_stored_file_to_the_next() -> None:
     assert [part.global_batch_size for part in parts(25, order="fixed", images_per_file=10)] == [4] * 6 + [1]
 
 
-def test_validation_images_join_after_an_epoch_and_the_count_of_updates_goes_on(small_store: Path) -> None:
+def test_validation_images_join_after_an_epoch_and_updates_continue_to_count(small_store: Path) -> None:
     class Trainer:
         global_step, current_epoch, strategy = 0, 0, SimpleNamespace(root_device=torch.device("cpu"))
 

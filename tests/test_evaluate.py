@@ -77,7 +77,7 @@ def test_nine_crops_are_a_grid_of_places_unmirrored() -> None:
         assert torch.equal(crops[:, number], images[:, :, top : top + 4, left : left + 4])
 
 
-def test_table_sets_the_paper_beside_and_says_what_the_data_is() -> None:
+def test_table_shows_the_papers_errors_and_names_the_data() -> None:
     view = {"top1_error": 12.34, "top5_error": 1.0}
     result = {"claim": "no_lrn", "data": "imagenette", "centre": view, "ten_crop": view}
     text = table(result)
@@ -152,7 +152,7 @@ def test_several_nets_are_judged_by_the_mean_of_their_softmax(pair: Pair, cwd: P
     assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
 
 
-def test_a_folder_of_runs_stands_for_all_of_them_and_names_may_hold_equals_signs(
+def test_a_folder_of_runs_selects_all_of_them_and_names_may_contain_equals_signs(
     pair: Pair, cwd: Path, run_command: Run
 ) -> None:
     (cwd / "runs").mkdir()

@@ -149,7 +149,7 @@ def test_same_map_norm_in_bfloat16_is_as_exact_as_its_rounding() -> None:
 @pytest.mark.parametrize("maps", [12, 48, 128, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [5, 3, 33])
-def test_both_forms_are_one(maps: int, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_forms_agree(maps: int, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loop of lrn.c, over several threads, against the other form."""
     norm = LocalResponseNorm(size, 1e-3, 0.75, 1.0, groups=2)
     a = (torch.randn(3, 2 * maps, 5, 7) * 30).to(dtype)
@@ -165,13 +165,13 @@ def test_both_forms_are_one(maps: int, dtype: torch.dtype, size: int, monkeypatc
         torch.testing.assert_close(one, other, **tolerance)
 
 
-def test_what_is_no_number_stays_so() -> None:
+def test_nan_stays_nan() -> None:
     a = torch.ones(1, 8, 1, 1, dtype=torch.bfloat16)
     a[0, 7] = math.nan
     assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a).isnan().flatten().tolist() == [False] * 5 + [True] * 3
 
 
-def test_without_a_compiler_it_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str) -> None:
+def test_a_missing_compiler_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str) -> None:
     if form == "operations":
         pytest.skip("says nothing of lrn.c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

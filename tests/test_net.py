@@ -121,7 +121,7 @@ def test_variants_have_their_sizes(options: dict, parameters: int, maps: list[tu
     assert [(seen[name].shape[1], seen[name].shape[2]) for name in seen if name.startswith(("conv", "pool"))] == maps
 
 
-def test_biases_begin_at_one_or_at_zero() -> None:
+def test_biases_start_at_one_or_at_zero() -> None:
     for value in (1.0, 0.0):
         net = AlexNet(2, bias_init=value)
         found = {name for name, p in net.named_parameters() if name.endswith("bias") and p.unique().tolist() == [1.0]}
@@ -217,7 +217,7 @@ def test_initialisation_of_section_5() -> None:
             assert (p == (1 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0)).all(), name
 
 
-def test_no_lrn_takes_the_normalisation_away(images: torch.Tensor) -> None:
+def test_no_lrn_removes_the_normalisation(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     plain = AlexNet(classes=3, lrn=False).double().eval()
     torch.manual_seed(0)

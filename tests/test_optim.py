@@ -29,7 +29,7 @@ def test_update_equals_the_rule_of_section_5_over_rate_changes(momentum: float) 
         np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-12, atol=1e-14)
 
 
-def test_it_differs_from_torch_after_a_rate_change() -> None:
+def test_the_rule_differs_from_torch_after_a_rate_change() -> None:
     ours, theirs = (torch.ones(3, requires_grad=True) for _ in range(2))
     optimizers = PaperSGD([ours], 0.1, 0.9, 0.0), torch.optim.SGD([theirs], 0.1, 0.9)
     for lr in (0.1, 0.01):
@@ -61,7 +61,7 @@ def test_state_survives_saving_right_after_a_rate_change() -> None:
     assert torch.equal(whole, second)
 
 
-def test_a_saved_state_may_lie_otherwise_in_memory() -> None:
+def test_a_saved_state_may_have_another_memory_layout() -> None:
     """Channels-last weights with the momentum of contiguous ones, as a checkpoint of two devices has it."""
     torch.manual_seed(0)
     start, gradient = torch.randn(2, 4, 3, 5, 5)

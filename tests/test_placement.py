@@ -101,7 +101,7 @@ def test_colour_content_of_grey_red_and_random_kernels() -> None:
         (["trainer=gpu"], "trainer: "),
     ],
 )
-def test_what_two_devices_cannot_do_is_refused(
+def test_unsupported_placements_are_refused(
     options: list[str], problem: str, small_store: Path, cwd: Path, run_command: Run
 ) -> None:
     if options == ["trainer=gpu"] and torch.cuda.device_count() > 1:
@@ -240,7 +240,7 @@ def until_the_first_epoch(place: Path, *arguments: str) -> "subprocess.Popen[str
 
 
 @pytest.mark.slow
-def test_a_dying_process_ends_the_run_which_goes_on_elsewhere(place: Path, paper_one: Path) -> None:
+def test_a_dying_process_ends_the_run_which_resumes_with_another_placement(place: Path, paper_one: Path) -> None:
     """Killed on two devices, resumed on one, and evaluated on both: equal to the run that was never stopped."""
     setup = [*SETUP, *PAPER, F64, "run=killed"]
     process = until_the_first_epoch(place, *setup, *TOWERS)

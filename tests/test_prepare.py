@@ -128,7 +128,7 @@ def test_folder_above_the_splits_is_looked_through(
     assert same_store(Path("stores/deep"), small_store)
 
 
-def test_what_lies_beside_the_splits_is_ignored_and_named(
+def test_files_beside_the_splits_are_ignored_and_named(
     source_folder: Path, small_store: Path, cwd: Path, run_command: Run
 ) -> None:
     shutil.copytree(source_folder, cwd / "in" / "imagenette2")
@@ -260,7 +260,7 @@ def test_the_labels_of_imagenets_own_archives_may_be_damaged(cwd: Path, run_comm
     assert run_command("prepare", "data=folder", "source=plain2")[0] == 0
 
 
-def test_without_val_images_are_held_out_and_it_is_said(cwd: Path, run_command: Run) -> None:
+def test_without_val_images_are_held_out_and_the_user_is_told(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "s", train=10, val=0)
     shutil.move(cwd / "s" / "train", cwd / "flat")
     status, out, _ = run_command("prepare", "data=folder", "source=flat", "data.hold_out_every=5")
@@ -285,7 +285,7 @@ class TestBadFiles:
             (cwd / f"source/train/cat/bad{i}.jpg").write_bytes(whole[:1000] if i % 2 else b"no image")
         return cwd / "source"
 
-    def test_they_are_left_out_and_named(self, cwd: Path, run_command: Run, small_store: Path) -> None:
+    def test_bad_files_are_left_out_and_named(self, cwd: Path, run_command: Run, small_store: Path) -> None:
         status, out, _ = run_command("prepare", "data=folder", f"source={self.source(cwd, 3)}")
         assert status == 0
         assert "left out 3 files" in out
@@ -296,7 +296,9 @@ class TestBadFiles:
         np.testing.assert_array_equal(store.mean, whole.mean)
         assert all(np.array_equal(store.split("train")[i], whole.split("train")[i]) for i in range(12))
 
-    def test_too_many_end_it_and_a_higher_limit_goes_on(self, cwd: Path, run_command: Run) -> None:
+    def test_too_many_bad_files_stop_preparation_and_a_higher_limit_continues_it(
+        self, cwd: Path, run_command: Run
+    ) -> None:
         source = self.source(cwd, 4)
         status, _, err = run_command("prepare", "data=folder", f"source={source}", "max_bad=3")
         assert status == 2
@@ -307,7 +309,7 @@ class TestBadFiles:
         assert len(Store("stores/folder").split("train")) == 12
 
 
-def test_interrupted_preparation_goes_on_where_it_stopped(
+def test_interrupted_preparation_continues_where_it_stopped(
     cwd: Path, monkeypatch: pytest.MonkeyPatch, small_store: Path, source_folder: Path
 ) -> None:
     monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 4)
@@ -394,7 +396,7 @@ def test_verify_finds_a_changed_byte(cwd: Path, small_store: Path, run_command: 
     assert "val/00000.npy" in err
 
 
-def test_damaged_stores_are_told(cwd: Path, small_store: Path) -> None:
+def test_damaged_stores_are_reported(cwd: Path, small_store: Path) -> None:
     shutil.copytree(small_store, "copy")
     (cwd / "copy/train/00000.npy").write_bytes(b"")
     with pytest.raises(UserError, match=r"00000\.npy is missing or damaged"):

@@ -97,7 +97,7 @@ def test_contradicting_ablations_and_options_are_refused(small_store: Path) -> N
     assert claim_of(cfg) is None
 
 
-def test_a_switch_of_one_recipe_can_be_put_into_the_other(small_store: Path) -> None:
+def test_an_option_of_one_recipe_works_in_the_other(small_store: Path) -> None:
     mixed = composed(small_store, "net.init=as_run", "augment.share=32")
     assert (mixed.recipe, mixed.net.init, mixed.augment.share) == ("paper", "as_run", 32)
     assert mixed.net.layer1_order == "relu_norm_pool"

@@ -53,7 +53,7 @@ def cells(text: str, claim: str) -> list[str]:
     return [html.unescape(re.sub(r"\s+", " ", cell)).strip() for cell in plain]
 
 
-def test_a_row_for_each_claim_with_the_papers_numbers(page: Path) -> None:
+def test_each_claim_has_a_row_with_the_papers_numbers(page: Path) -> None:
     text = page.read_text()
     for claim in read_claims():
         assert len(cells(text, claim)) == 4
@@ -83,7 +83,7 @@ def test_figure_1_tells_epochs_and_updates_to_25_percent() -> None:
     assert to_25(races) == "four_layer, relu 2, 3 (782, 1173); four_layer, tanh never (never)"
 
 
-def test_the_page_needs_nothing_else(page: Path) -> None:
+def test_the_page_is_self_contained(page: Path) -> None:
     text = page.read_text()
     links = re.findall(r'(?:href|src)="([^"#][^"]*)"', text)
     assert [link for link in links if not link.startswith("data:")] == []
@@ -94,7 +94,7 @@ def test_the_page_needs_nothing_else(page: Path) -> None:
         assert f"figures/{name}.png" in (page.parent / "report.md").read_text()
 
 
-def test_a_run_learns_how_well_it_retrieves(page: Path) -> None:
+def test_retrieval_quality_of_a_run_is_measured(page: Path) -> None:
     retrieval = json.loads((page.parent / "runs" / "seed-0" / "retrieval.json").read_text())
     assert (retrieval["queries"], retrieval["images"], retrieval["nearest"]) == (6, 12, 6)
     assert retrieval["same_class"]["guessing"] == 50
@@ -118,7 +118,7 @@ def test_readme_has_the_block_of_the_committed_results() -> None:
         (["placement=two_devices"], "works on one device"),
     ],
 )
-def test_what_it_cannot_use_is_refused(options: list[str], problem: str, cwd: Path, run_command: Run) -> None:
+def test_unusable_options_are_refused(options: list[str], problem: str, cwd: Path, run_command: Run) -> None:
     Path("taken").write_text("")
     status, _, err = run_command("report", *options)
     assert status == 2

@@ -14,7 +14,7 @@ def test_nearest_by_a_loop_over_several_parts() -> None:
         assert line.tolist() == sorted(range(len(images)), key=distances.__getitem__)[:6]
 
 
-def test_fewer_images_than_asked_for() -> None:
+def test_fewer_images_than_requested() -> None:
     assert sorted(nearest(torch.zeros(1, 2), torch.eye(2), k=6)[0].tolist()) == [0, 1]
 
 

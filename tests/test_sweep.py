@@ -49,7 +49,7 @@ def test_table_shows_what_differs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
-def test_jobs_side_by_side(launcher: str, cwd: Path, small_store: Path) -> None:
+def test_jobs_run_in_parallel(launcher: str, cwd: Path, small_store: Path) -> None:
     line = [sys.executable, "-m", "alexnet_repro.train", "-m", *JOB, f"data.store={small_store}", "seed=0,1"]
     done = subprocess.run([*line, f"hydra/launcher={launcher}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

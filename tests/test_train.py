@@ -65,7 +65,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert results[0]["centre"] == results[1]["centre"]
 
 
-def test_a_run_leaves_what_design_says(finished: Path) -> None:
+def test_a_run_leaves_its_documented_files_and_fields(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert result["ablation"] == "none"
     assert (result["recipe"], result["data"], result["net"], result["claim"]) == (
@@ -98,7 +98,7 @@ def test_a_run_leaves_what_design_says(finished: Path) -> None:
     assert "folder is not ImageNet" in table
 
 
-def test_nothing_needless_is_said(finished: Path) -> None:
+def test_no_needless_warnings_are_printed(finished: Path) -> None:
     said = (finished / "stderr").read_text()
     assert "warn" not in said.lower()
     assert ".py" not in said
@@ -163,7 +163,7 @@ def stopped_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.Monkey
     ("steps", "workers"),
     [pytest.param(2, "null", marks=pytest.mark.slow), pytest.param(3, "null", marks=pytest.mark.slow), (4, "2")],
 )
-def test_a_stopped_and_resumed_run_equals_one_that_was_not(
+def test_a_resumed_run_equals_the_uninterrupted_run(
     steps: int,
     workers: str,
     finished: Path,
@@ -224,7 +224,7 @@ def test_ctrl_c_from_a_terminal_saves_even_with_workers(short: tuple[str, ...], 
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_epoch(finished: Path, short: tuple[str, ...], cwd: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_epoch(finished: Path, short: tuple[str, ...], cwd: Path) -> None:
     line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=parts"]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         for _ in range(1200):

@@ -146,7 +146,7 @@ def test_a_report_is_published(service: Service, tmp_path: Path) -> None:
     assert (tmp_path / "report/index.html").is_file()
 
 
-def test_without_a_key_the_page_is_written_and_it_is_said(tmp_path: Path) -> None:
+def test_without_a_key_the_page_is_written_and_the_user_is_told(tmp_path: Path) -> None:
     done = run_as_a_user(tmp_path, "alexnet_repro.report", "logger=wandb")
     assert done.returncode == 2
     assert "there is no API key" in done.stderr

@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 SHORT = ("train", "data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=6", "epochs=1", "run=r")
 
 
-def test_a_loss_that_is_no_number_ends_the_run(
+def test_a_nan_loss_ends_the_run(
     cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Classifier.loss
@@ -33,7 +33,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_plateau_is_told_once(
+def test_a_plateau_is_warned_of_once(
     cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (f"data.store={small_store}", "optim.lr=1e-9", "batch_size=2", "watch.plateau_steps=4")
@@ -44,7 +44,7 @@ def test_a_plateau_is_told_once(
     assert sum("plateau" in str(warning.message) for warning in told) == 1
 
 
-def test_normalised_looking_images_are_told(cwd: Path, run_command: Run) -> None:
+def test_images_that_look_normalised_are_warned_of(cwd: Path, run_command: Run) -> None:
     def flat(seed: int) -> np.ndarray:
         return np.random.default_rng(seed).integers(120, 124, (256, 256, 3)).astype(np.uint8)
 
@@ -121,7 +121,7 @@ def test_update_sizes_equal_the_change_of_the_weights() -> None:
             assert sizes[name.removesuffix(".weight")] == pytest.approx(change.item(), rel=1e-3), name
 
 
-def test_the_update_at_which_the_plateau_was_left(
+def test_the_update_that_left_the_plateau_is_recorded(
     cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mean loss of the last 50 updates below 95% of ln 2, also over a resumption and where a GPU gives losses ten at a time."""
