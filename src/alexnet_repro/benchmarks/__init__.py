@@ -1,1 +1,1 @@
-"""What bench.py measures."""
+"""Speed and memory benchmarks."""

@@ -1,6 +1,7 @@
-"""Measure speed beside plain baselines in the same run. Ratios carry over between machines; seconds do not.
+"""Benchmark speed and memory against plain baselines in the same run.
 
-Measurements are repeated in turns (one of each, then again), and their medians are compared.
+Ratios carry over between machines; seconds do not. Measurements alternate between the candidates, and their medians are
+compared.
 """
 
 import json
@@ -22,9 +23,12 @@ PARTS = ("prepare", "loader", "step", "eval", "placement", "memory")
 
 
 def bench(cfg: DictConfig) -> dict[str, Any]:
-    """Measure the part that ``cfg.only`` names, or all; print one table, and write it to ``cfg.out``."""
+    """Run the benchmark ``cfg.only``, or all of them, print the results and write them to ``cfg.out``.
+
+    Raises UserError if ``cfg.only`` is not one of PARTS.
+    """
     if cfg.only is not None and cfg.only not in PARTS:
-        raise UserError(f"there is no only={cfg.only}", f"there are: {', '.join(PARTS)}")
+        raise UserError(f"unknown benchmark only={cfg.only}", f"there are: {', '.join(PARTS)}")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     batch, repeats = cfg.batch_size, cfg.repeats
     parts: dict[str, Callable[[], Any]] = {
@@ -40,10 +44,10 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     for name in [cfg.only] if cfg.only else PARTS:
         print(f"measuring {name} ...", flush=True)
         if name in ("step", "eval"):
-            keep_freed_memory()  # as with trainer.keep_memory=true, also for the baselines
-        more, faster = parts[name]()
-        ratios |= more
-        speed |= faster
+            keep_freed_memory()  # trainer.keep_memory=true, for the baselines too
+        part_ratios, part_speed = parts[name]()
+        ratios |= part_ratios
+        speed |= part_speed
     memory = {name: speed.pop(name) for name in list(speed) if name.startswith("memory")}
     result = {**machine(device), "batch_size": batch, "repeats": repeats, "ratios": ratios, "images_per_s": speed}
     result |= {"megabytes": memory} if memory else {}

@@ -1,4 +1,4 @@
-"""Benchmarks of loading and preparing images, beside torchvision and DALI."""
+"""Benchmark loading and preparing images against torchvision and DALI."""
 
 import os
 import statistics
@@ -24,7 +24,10 @@ from alexnet_repro.data.store_writer import Example, write_store
 
 
 def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each function, called in turns, after one call that is not timed."""
+    """Return the median run time of each function in seconds.
+
+    The functions are called in turn, ``repeats`` times each, after one untimed call.
+    """
     for thing in things.values():
         thing()
     seconds: dict[str, list[float]] = {name: [] for name in things}
@@ -37,13 +40,16 @@ def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def picture_store(folder: Path, per_class: int) -> Store:
-    """Write a store of patches of scikit-image's photographs."""
+    """Write a store of patches from scikit-image's photographs."""
     patches = photos.patches(per_class, 8, 256)
     return write_store([Example(*patch) for patch in patches], photos.PHOTOGRAPHS, folder)
 
 
 def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Time shuffled images -> cropped and mirrored uint8 batches on one core: ours, torchvision's and DALI's."""
+    """Time loading of randomly cropped and mirrored uint8 batches on one core.
+
+    Compares our loader with torchvision's ImageFolder and, if installed, DALI on the CPU.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,7 +91,7 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
 
 
 def dali_loader(folder: Path, batch: int) -> Callable[[], object] | None:
-    """Return one epoch of NVIDIA DALI's CPU pipeline with one thread, or None if DALI is not installed."""
+    """Return a function that runs one epoch of DALI's CPU pipeline on one thread, or None without DALI."""
     try:
         dali: Any = import_module("nvidia.dali")
         fn: Any = import_module("nvidia.dali.fn")
@@ -114,7 +120,7 @@ def dali_loader(folder: Path, batch: int) -> Callable[[], object] | None:
 
 
 def bench_prepare(repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Time full-size JPEGs -> store with one and with all threads, beside torchvision's transforms."""
+    """Time reading and resizing full-size JPEGs with one thread and all threads, against torchvision."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = []

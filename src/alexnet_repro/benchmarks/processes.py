@@ -1,4 +1,4 @@
-"""Benchmarks that need their own processes: two devices, and peak memory."""
+"""Benchmarks that run in separate processes: placement on two devices, and peak memory."""
 
 import json
 import os
@@ -23,7 +23,10 @@ from alexnet_repro.training.trainer import fast_bfloat16, keep_freed_memory
 
 
 def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Time two processes of one tower and one thread each against one process with two threads; measure what crosses."""
+    """Time two processes, each with one tower and one thread, against one process with two threads.
+
+    Raises AssertionError if the bytes sent between the processes differ from ``crossing_bytes``.
+    """
     steps = max(repeats, 3)
     one: list[float] = []
     two: list[float] = []
@@ -39,12 +42,12 @@ def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[st
                 result = json.loads(out.read_text())
                 times += result["seconds"]
     seconds = {"one": statistics.median(one), "two": statistics.median(two)}
-    print(f"\n  what crosses in a step of {batch} images (each device sends)   MB   share of the step's time")
+    print(f"\n  sent by each device in a step of {batch} images   MB   share of step time")
     expected = crossing_bytes(AlexNet(), batch, result["element"])
     for layer, sent in result["bytes"].items():
-        print(f"    {layer:<8} {sent / 1e6:>52.2f} {result['link_seconds'][layer] / sum(result['seconds']):>14.1%}")
+        print(f"    {layer:<8} {sent / 1e6:>37.2f} {result['link_seconds'][layer] / sum(result['seconds']):>14.1%}")
         if sent != expected[layer]:
-            raise AssertionError(f"{layer}: {sent} bytes crossed, by arithmetic {expected[layer]}")
+            raise AssertionError(f"{layer}: {sent} bytes sent, expected {expected[layer]}")
     ratios = {
         "two_process_efficiency": seconds["one"] / seconds["two"],
         "crossing_bytes_per_step": float(sum(expected.values())),
@@ -53,7 +56,10 @@ def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[st
 
 
 def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, meeting: str) -> None:
-    """Time training steps in this process, which holds one of two towers or the whole net. Process 0 writes the result."""
+    """Time training steps of the whole net, or of tower ``rank`` when ``processes`` is 2.
+
+    Process 0 writes the result to ``out`` as JSON.
+    """
     keep_freed_memory()
     precision = "bf16" if fast_bfloat16() else "fp32"
     torch.manual_seed(0)
@@ -85,18 +91,19 @@ def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, m
 
 
 def bench_memory(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Measure peak resident memory, each in its own process: our net and the plain net without LRN; a small and a large store.
+    """Measure peak memory of the net with and without LRN, and of reading a small and a large store.
 
-    Uses trainer.keep_memory=false, since kept freed memory counts as resident.
+    Each measurement runs in its own process, with trainer.keep_memory=false because retained freed memory counts as
+    resident.
     """
     measured: dict[str, list[float]] = {"ours": [], "plain": [], "store 1": [], "store 10": []}
     for _ in range(repeats):
-        for what, peaks_of in measured.items():
+        for what, samples in measured.items():
             code = f"from alexnet_repro.benchmarks.processes import peak; print('peak', peak({what!r}, {batch}))"
             done = run_process([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            said = next(line for line in done.stdout.splitlines() if line.startswith("peak"))
-            peaks_of.append(float(said.split()[1]))
-    peaks = {what: statistics.median(peaks_of) for what, peaks_of in measured.items()}
+            output = next(line for line in done.stdout.splitlines() if line.startswith("peak"))
+            samples.append(float(output.split()[1]))
+    peaks = {what: statistics.median(samples) for what, samples in measured.items()}
     ratios = {
         "memory_vs_plain": peaks["ours"] / peaks["plain"],
         "memory_store_10x": peaks["store 10"] / peaks["store 1"],
@@ -105,16 +112,20 @@ def bench_memory(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, 
 
 
 def peak(what: str, batch: int) -> float:
-    """Return the peak resident megabytes of this process after two float32 training steps, or after reading a store."""
+    """Return the peak resident memory of this process in MB.
+
+    The workload is two float32 training steps ("ours", "plain") or one epoch of reading a store ("store N", N x 1024
+    images).
+    """
     if what.startswith("store"):
         with tempfile.TemporaryDirectory() as temporary:
             split = _empty_split(Path(temporary), 1024 * int(what.split()[1]))
             images = TrainImages(split, 0, 224)
-            most = 0.0
+            highest = 0.0
             for part in EpochSampler(len(split), batch, 0, lambda: 0):
                 images.__getitems__(part)
-                most = max(most, _resident("RssAnon"))
-            return most
+                highest = max(highest, _resident("RssAnon"))
+            return highest
     net = AlexNet(lrn=what == "ours").to(memory_format=torch.channels_last)
     step = training_step(net.train(), *random_batch(batch, torch.device("cpu")), "fp32")
     step()
@@ -123,7 +134,10 @@ def peak(what: str, batch: int) -> float:
 
 
 def _resident(kind: str) -> float:
-    """Return megabytes of this process: VmHWM is the peak; RssAnon excludes memory shared with the page cache."""
+    """Return this process's memory in MB.
+
+    VmHWM is the peak resident memory. RssAnon excludes pages shared with the page cache.
+    """
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[kind].split()[0]) / 1024
 

@@ -1,4 +1,4 @@
-"""Benchmarks of one process and its net: training steps, augmentation, evaluation."""
+"""Benchmark training steps, augmentation and evaluation in one process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "
 
 
 class TorchLRN(nn.Module):
-    """torch.nn.LocalResponseNorm inside each tower, the obvious implementation."""
+    """Local response normalisation of each tower with torch.nn.LocalResponseNorm, as a baseline."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class TorchLRN(nn.Module):
 
 
 def plain_alexnet() -> AlexNet:
-    """Return the paper's net with torch's own normalisation."""
+    """Return the paper's net with PyTorch's normalisation."""
     net = AlexNet()
     net.norm = TorchLRN()
     return net
 
 
 def training_step(net: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
-    """Return a function that does one update: forward, loss, backward, PaperSGD."""
+    """Return a function that runs one training step: forward, loss, backward, PaperSGD update."""
     optimizer = PaperSGD(parameter_groups(net, 1e-6, 0.0005, 1, True))
     device = images.device.type
 
@@ -57,7 +57,10 @@ def training_step(net: nn.Module, images: Tensor, labels: Tensor, precision: str
 
 
 def random_batch(count: int, device: torch.device, channels_last: bool = True) -> tuple[Tensor, Tensor]:
-    """Return noise with the standard deviation of natural images, and labels."""
+    """Return Gaussian images (count, 3, 224, 224) and labels (count,).
+
+    The images have the standard deviation of natural images.
+    """
     generator = torch.Generator().manual_seed(0)
     images = 60 * torch.randn(count, 3, 224, 224, generator=generator)
     labels = torch.randint(1000, (count,), generator=generator)
@@ -66,7 +69,7 @@ def random_batch(count: int, device: torch.device, channels_last: bool = True) -
 
 
 def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Time training steps with and without normalisation, beside torchvision's alexnet and torch's normalisation."""
+    """Time training steps with and without LRN, against torchvision's AlexNet and PyTorch's LRN."""
     ratios: dict[str, float] = {}
     speed: dict[str, float] = {}
     nets: dict[str, tuple[Callable[[], nn.Module], bool]] = {
@@ -102,7 +105,7 @@ def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
 
 
 def classifier() -> Classifier:
-    """Return the module of the printed recipe with a made-up mean image and covariance."""
+    """Return a Classifier with the printed recipe and a synthetic mean image and covariance."""
     augment = {"crop": 224, "mean": "patch", "colour_noise": 0.1, "colour_unit": "eigenvalue", "colour_divisor": 1}
     augment |= {"colour_noise_epochs": None, "jitter": 0}
     return Classifier(
@@ -120,17 +123,17 @@ def classifier() -> Classifier:
 
 
 def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> float:
-    """Time mean subtraction and colour noise of a batch on the training device (Sections 2 and 4.1)."""
+    """Return the seconds for mean subtraction and colour noise of one batch (Sections 2 and 4.1)."""
     model = classifier().to(device)
     rng = np.random.default_rng(0)
     tops, lefts, mirror = (torch.from_numpy(rng.integers(0, n, batch)) for n in (33, 33, 2))
-    drawn = torch.randn(batch, 3)
+    noise = torch.randn(batch, 3)
     patches = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
-    columns = (patches, torch.zeros(batch).long(), tops, lefts, mirror.bool(), drawn, drawn)
-    one = TrainBatch._make([*(column.to(device) for column in columns), 0, batch, 0])
+    columns = (patches, torch.zeros(batch).long(), tops, lefts, mirror.bool(), noise, noise)
+    train_batch = TrainBatch._make([*(column.to(device) for column in columns), 0, batch, 0])
 
     def augmentation() -> None:
-        model.training_images(one)
+        model.training_images(train_batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -138,24 +141,27 @@ def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> floa
 
 
 def bench_eval(batch: int, repeats: int, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Time ten crops against ten times one view, from uint8 images to averaged probabilities."""
+    """Time ten crops per image against one view of ten times as many images.
+
+    Both go from uint8 images to averaged probabilities.
+    """
     model = classifier().to(device).eval()
     count = max(batch // 4, 16)
     images = ValBatch(
         torch.randint(0, 256, (count, 256, 256, 3), dtype=torch.uint8).to(device), torch.zeros(count).long().to(device)
     )
-    tens = ValBatch(images.images.repeat(10, 1, 1, 1), images.labels.repeat(10))
+    repeated = ValBatch(images.images.repeat(10, 1, 1, 1), images.labels.repeat(10))
 
-    def predict(of: ValBatch, ten: bool) -> Callable[[], None]:
+    def predict(val_batch: ValBatch, ten: bool) -> Callable[[], None]:
         def prediction() -> None:
             model.predicted_views = VIEWS[:2] if ten else VIEWS[:1]
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16()):
-                model.predict_step(of, 0)
+                model.predict_step(val_batch, 0)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
         return prediction
 
-    seconds = in_turns({"one view": predict(tens, False), "ten crops": predict(images, True)}, repeats)
+    seconds = in_turns({"one view": predict(repeated, False), "ten crops": predict(images, True)}, repeats)
     ratio = {"ten_crop_efficiency": seconds["one view"] / seconds["ten crops"]}
     return ratio, {"eval: one view": 10 * count / seconds["one view"], "eval: ten crops": count / seconds["ten crops"]}

@@ -1,1 +1,1 @@
-"""What the paper claims (paper.yaml), what was measured (results), and the verdicts that follow (verdict)."""
+"""The paper's claims (paper.yaml), measured results (results.py) and verdicts (verdict.py)."""

@@ -1,4 +1,4 @@
-"""Read paper.yaml: the claims of the paper, with the rule that decides each of them."""
+"""Read the paper's claims, and the rule that decides each claim, from paper.yaml."""
 
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-Values = dict[str, float]  # numbers of a measure by name, such as top1_error
+Values = dict[str, float]  # the values of a measure by name, such as top1_error
 KINDS = ("number", "difference", "ratio", "every", "count", "picture", "quoted")
-Side = list[dict[str, Any]]  # alternatives; each has the fields of a result that select it
+Side = list[dict[str, Any]]  # alternatives; each maps result fields to the values that select a result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Claim:
 
     @property
     def neutral(self) -> float:
-        """The value that means no effect: 0 for differences, 1 for ratios."""
+        """Value that means no effect: 0 for differences, 1 for ratios."""
         return 1.0 if self.kind == "ratio" else 0.0
 
     @property
@@ -67,18 +67,18 @@ class Claim:
 
     @property
     def is_tested(self) -> bool:
-        """Whether there is an experiment for it."""
+        """Whether an experiment tests the claim."""
         return bool(self.run) or self.measure == "loading"
 
 
 @cache
 def read_claims() -> dict[str, Claim]:
-    """Read every claim by its name, in the paper's order. Raise ValueError for an invalid entry."""
+    """Read all claims, keyed by name, in the paper's order. Raise ValueError for an invalid entry."""
     entries: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / "paper.yaml"))
     known = {f.name for f in fields(Claim)}
     claims = {}
     for name, entry in entries.items():
-        if name.startswith("_"):  # values shared by several claims
+        if name.startswith("_"):  # YAML anchors shared by several claims
             continue
         if unknown := set(entry) - known:
             raise ValueError(f"paper.yaml, {name}: unknown fields {', '.join(sorted(unknown))}")
@@ -90,9 +90,9 @@ def read_claims() -> dict[str, Claim]:
 
 
 def expected_errors(name: str) -> Values | None:
-    """Return the paper's errors for the experiment of a claim, or None if it does not say how they were measured.
+    """Return the paper's ten-crop errors for a claim's experiment, or None if it gives none.
 
-    For a difference, they are the errors of the whole net plus the difference.
+    For a difference, return the errors of the unablated net plus the difference.
     """
     claims = read_claims()
     claim = claims[name]
@@ -105,7 +105,11 @@ def expected_errors(name: str) -> Values | None:
 
 
 def claim_of(cfg: DictConfig) -> str | None:
-    """Return the claim that a run tests: its ablation's, or None for several ablations at once or another net."""
+    """Return the name of the claim that a run tests, or None if it tests none.
+
+    A run with one ablation tests that ablation's claim. A run without ablation tests ``cfg.claim``. A run with several
+    ablations or another net tests no claim.
+    """
     if cfg.net.name != "alexnet":
         return None
     claims = list(cfg.ablation.values())

@@ -1,4 +1,4 @@
-"""Read results, and compute the measures that claims name."""
+"""Read results and compute the measures that the claims refer to."""
 
 import json
 import math
@@ -21,7 +21,10 @@ from alexnet_repro.net.alexnet import AlexNet
 
 
 class Result(TypedDict, total=False):
-    """The result.json of a run, an ensemble or a benchmark, as read_results returns it. Errors are in percent, losses in nats."""
+    """Result of a run, an ensemble or a benchmark, as returned by read_results.
+
+    Errors are in percent, losses in nats.
+    """
 
     file: str
     recipe: str
@@ -38,7 +41,7 @@ class Result(TypedDict, total=False):
     activation: str
     lrn: bool
     seed: int
-    seeds: list[int]  # of an ensemble
+    seeds: list[int]  # ensembles only
     members: int
     lr: float
     batch_size: int
@@ -60,11 +63,11 @@ class Result(TypedDict, total=False):
     machine: str
     commit: str | None
     command: str
-    ratios: dict[str, float | None]  # of a benchmark
+    ratios: dict[str, float | None]  # benchmarks only
     images_per_s: dict[str, float]
 
 
-# Types of the fields, as in JSON. Fields may be missing, except those in NEEDED.
+# JSON types of the fields. Only the fields in NEEDED are required.
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "ablation", "data", "split", "net", "precision", "command", "store_sha256"), (str,)),
     **dict.fromkeys(("seed", "members", "batch_size", "epochs", "steps", "images"), (int,)),
@@ -73,7 +76,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("history", "options", "colour_content", "seeds"), (list,)),
 }
 
-# Fields that results must share to be compared seed by seed, besides those that a claim compares.
+# Fields that must be equal for results to be compared seed by seed, except those that the claim itself varies.
 SHARED_KEYS = (
     "data",
     "split",
@@ -90,14 +93,14 @@ SHARED_KEYS = (
     "precision",
     "options",
 )
-NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # in a run's result
+NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # required in a run's result
 
 
 def read_results(*folders: Path) -> list[Result]:
-    """Read all results in these files and below these folders, and add to each its "file".
+    """Read all results in these files and folders, recursively.
 
-    A result has "retrieval" if report measured it. A run that is in several folders is read once, from the first.
-    Raises UserError for a damaged result.
+    Each result gets a "file" field with its path, and a "retrieval" field if a retrieval.json lies beside it. If several
+    folders contain the same run, only the first copy is kept. Raises UserError for a damaged result.
     """
     results: dict[Any, Result] = {}
     for folder in folders:
@@ -108,17 +111,20 @@ def read_results(*folders: Path) -> list[Result]:
             if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
                 continue
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
-                content["experiment"] = named[1]  # results older than this field
-            if (beside := path.parent / "retrieval.json").is_file():
-                content["retrieval"] = read_result(beside)
-            told = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
-            key = (*(str(content.get(k)) for k in told), "ten_crop" in content)
+                content["experiment"] = named[1]  # for results written before this field existed
+            if (retrieval := path.parent / "retrieval.json").is_file():
+                content["retrieval"] = read_result(retrieval)
+            identity = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
+            key = (*(str(content.get(k)) for k in identity), "ten_crop" in content)
             results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())
 
 
 def read_result(path: Path) -> Any:
-    """Read one result. Raise UserError if it is damaged, lacks a needed field, or has a field of another type."""
+    """Read one result.
+
+    Raises UserError if it is damaged, lacks a required field or has a field of the wrong type.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -135,9 +141,10 @@ def read_result(path: Path) -> Any:
 
 
 def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
-    """Return the scores of each test image, (N, 3) as from scores.read_scores, or None if they were not kept.
+    """Return the score of each test image for one view, (N, 3), or None if the scores were not saved.
 
-    They are beside the result: predictions.npz beside result.json, NAME.npz beside NAME.json.
+    The columns are those of scores.read_scores. The scores of result.json are in predictions.npz, those of NAME.json in
+    NAME.npz. Raises UserError if the file is damaged.
     """
     if not result.get("file"):
         return None
@@ -152,9 +159,9 @@ def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
 
 
 def crossing(history: Iterable[dict[str, float]], x: str, y: str, level: float, start: float | None = None) -> float:
-    """Return where ``y`` first falls to ``level``, in units of ``x``, interpolated linearly between epochs.
+    """Return the ``x`` at which ``y`` first falls to ``level``, interpolated linearly between epochs.
 
-    Returns infinity if it never does. start: y at x = 0, if known.
+    start: the value of y at x = 0, if known. Returns infinity if y never reaches the level.
     """
     before: tuple[float, float] | None = None if start is None else (0.0, start)
     for epoch in history:
@@ -191,7 +198,10 @@ def _view_gain(result: Result) -> Values | None:
 
 
 def _updates_to_converge(result: Result) -> Values | None:
-    """Return the updates until the training loss is within 10% of its minimum before the learning rate first falls."""
+    """Return the number of updates until the training loss is within 10% of its minimum.
+
+    Only epochs before the first drop of the learning rate count.
+    """
     history = result.get("history") or []
     if not history or not all("lr" in epoch and "train_loss" in epoch for epoch in history):
         return None
@@ -223,11 +233,15 @@ def _training_at_100(result: Result) -> Values | None:
     return {"train_error": epoch["train_error"], "train_loss": epoch["train_loss"]} if epoch else None
 
 
-RANDOM_COLOUR = 2 / 3  # share of colour in the energy of random RGB weights
+RANDOM_COLOUR = 2 / 3  # expected share of colour in the energy of random RGB weights
 
 
 def _specialised(result: Result) -> Values | None:
-    """Return 1 if one tower's kernels have at most half the colour of random weights, and the other's at least theirs."""
+    """Return 1 if one tower is largely colour-agnostic and the other largely colour-specific, else 0.
+
+    Largely colour-agnostic: at most half the colour content of random weights. Largely colour-specific: at least that of
+    random weights.
+    """
     shares = result.get("colour_content", ())
     if len(shares) != 2:
         return None
@@ -271,9 +285,10 @@ MEASURES: dict[str, Callable[[Result], Values | None]] = {
 
 
 def val_error_at_equal_training_error(run: Result, against: Result) -> Values | None:
-    """Return by how many points the validation error of ``run`` is higher when the training errors are equal.
+    """Return the difference in validation error, in points, at equal training error.
 
-    The training error is the higher of the two runs' minima. Validation errors are interpolated between epochs.
+    The common training error is the higher of the two runs' minima. Validation errors are interpolated between epochs.
+    Returns None if either run has no validation errors.
     """
     histories = [result.get("history") or [] for result in (run, against)]
     if not all(histories) or not all("val_error" in epoch for history in histories for epoch in history):
@@ -294,14 +309,14 @@ PAIR_MEASURES: dict[str, Callable[[Result, Result], Values | None]] = {
 
 @cache
 def counts() -> dict[str, Values]:
-    """Count properties of the net on the net itself, on the meta device, which needs no memory for weights."""
+    """Compute the counted properties from the net itself, on the meta device to allocate no weights."""
     recipe, data = (OmegaConf.load(Path(CONF) / file) for file in ("recipe/paper.yaml", "data/ilsvrc2012.yaml"))
     crop, size = recipe.augment.crop, data.data.image_size
     with torch.device("meta"):
-        net, one_gpu = AlexNet(lrn=False), AlexNet(towers=1)  # normalisation has no parameters and no neurons
+        net, one_gpu = AlexNet(lrn=False), AlexNet(towers=1)  # LRN has no parameters and no neurons
         image = torch.empty(1, 3, crop, crop)
         neurons = {name: float(maps[0].numel()) for name, maps in net.activations(image).items()}
-    neurons.pop("pool5")  # Section 3.5 does not count a pool's outputs as neurons
+    neurons.pop("pool5")  # Section 3.5 does not count pooling outputs as neurons
     parameters = sum(p.numel() for p in net.parameters())
     shares = {
         name: 100 * sum(p.numel() for p in net.get_submodule(name).parameters()) / parameters

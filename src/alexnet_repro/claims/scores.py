@@ -1,7 +1,7 @@
-"""Errors and log-loss of predictions, and the file that keeps the scores of each image.
+"""Compute errors and log-loss of predictions, and save and read the scores of each image.
 
-Errors are in percent, log-loss in nats, as in the 2012 log. A prediction is a softmax output of one view of an image,
-or the mean over several views (Section 4.1).
+Errors are in percent and log-loss in nats, as in the 2012 log. A prediction is the softmax output for one view of an
+image, or the mean over several views (Section 4.1).
 """
 
 from pathlib import Path
@@ -22,9 +22,11 @@ Errors = dict[str, float]
 
 
 def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Return (N,): 1 where the label is not among the k highest of ``scores`` (N, classes), otherwise 0.
+    """Return 1 for each label that is not among the k highest scores, otherwise 0.
 
-    A label that ties for the last of the k places counts fractionally, as in the 2012 code. A NaN score is a miss.
+    scores: (N, classes). labels: (N,). Returns (N,).
+
+    A label tied for the k-th place counts fractionally, as in the 2012 code. A label with a NaN score is a miss.
     """
     own = scores.gather(1, labels[:, None])
     higher, equal = (scores > own).sum(1), (scores == own).sum(1)
@@ -32,7 +34,10 @@ def top_k_misses(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def score(softmax: Tensor, labels: Tensor) -> Tensor:
-    """Score each image: (N, classes), (N,) -> (N, 3) float32 with two misses (0 to 1) and nats, in the order of MEASURED."""
+    """Score each image: (N, classes), (N,) -> (N, 3) float32.
+
+    The columns follow MEASURED: top-1 miss and top-5 miss (0 to 1), and log-loss in nats.
+    """
     softmax = softmax.float()
     own = softmax.gather(1, labels[:, None]).squeeze(1)
     nats = -own.clamp(min=torch.finfo(torch.float32).tiny).log()
@@ -40,15 +45,15 @@ def score(softmax: Tensor, labels: Tensor) -> Tensor:
 
 
 def errors(scores: Tensor) -> Errors:
-    """Average the scores (N, 3) of N images: errors in percent and log-loss in nats, by the names in MEASURED."""
+    """Average the scores (N, 3) over images: errors in percent and log-loss in nats, keyed by MEASURED."""
     means = (scores.double().mean(0) * torch.tensor([100.0, 100.0, 1.0], dtype=torch.float64)).tolist()
     return {name: round(mean, 4) for name, mean in zip(MEASURED, means, strict=True)}
 
 
 def gathered(scores: Tensor, trainer: L.Trainer) -> Tensor:
-    """Collect the scores of all images, in the order of the split, from processes that measured a part each.
+    """Gather the scores of all images from all replicas, in the order of the split.
 
-    scores: (n, 3) of images r, r + R, r + 2R, ... for replica r of R. Every process must call this.
+    scores: (n, 3), for images r, r + R, r + 2R, ... on replica r of R. Every process must call this function.
     """
     strategy: Any = trainer.strategy
     _, replicas = replica_of(trainer)
@@ -67,17 +72,21 @@ def gathered(scores: Tensor, trainer: L.Trainer) -> Tensor:
 
 
 def save_scores(path: Path, by_view: dict[str, Tensor]) -> None:
-    """Write the scores of each view, {"ten_crop": (N, 3)}, as a compressed .npz file."""
+    """Write the scores of each view, {"ten_crop": (N, 3), ...}, to a compressed .npz file."""
     arrays: dict[str, Any] = {}
     for view, scores in by_view.items():
-        arrays[f"{view}/misses"] = scores[:, :2].numpy().astype(np.float16)  # exact for 0, 1 and ties of two
+        # float16 is exact for 0, 1 and two-way ties
+        arrays[f"{view}/misses"] = scores[:, :2].numpy().astype(np.float16)
         arrays[f"{view}/log_loss"] = scores[:, 2].numpy().astype(np.float32)
     with written_whole(path) as file:
         np.savez_compressed(file, **arrays)
 
 
 def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Read the scores that ``save_scores`` wrote, by view: (N, 3). Raise OSError, ValueError or KeyError if damaged."""
+    """Read the scores written by ``save_scores``: an (N, 3) array for each view.
+
+    Raises OSError, ValueError or KeyError if the file is damaged.
+    """
     with np.load(path) as arrays:
         return {
             view: np.column_stack([arrays[f"{view}/misses"], arrays[f"{view}/log_loss"]]).astype(np.float64)

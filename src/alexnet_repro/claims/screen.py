@@ -1,4 +1,4 @@
-"""What a command prints at its end: the errors of a run beside the paper's."""
+"""Format the table that a command prints at its end: the errors of a run and of the paper."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from alexnet_repro.claims.scores import VIEWS
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return a few lines for the screen: a run's errors, the paper's if there is a claim, and what they are worth."""
+    """Return a table of a run's errors and the paper's, with notes on whether they can be compared."""
     rows = [("error, %", "top-1", "top-5", "log-loss")]
-    who = f"mean of {result['members']} nets" if "members" in result else "this run"
+    subject = f"mean of {result['members']} nets" if "members" in result else "this run"
     names = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
     for view, pair in ((view, result[view]) for view in VIEWS if view in result):
         nats = f"{pair['log_loss']:.3f}" if "log_loss" in pair else ""
-        rows.append((f"{who}, {names[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
+        rows.append((f"{subject}, {names[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
     lines = []
     if claim := result["claim"]:
         paper = read_claims()[claim]
@@ -22,15 +22,15 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
         if {paper.data, result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
             lines.append(
-                f"These are errors on {result['data']}, of other classes and images: no measure of the paper's."
+                f"These errors are on {result['data']}, which has other classes and images; they are no measure of the paper's errors."
             )
     if result["data"] == "photos":
         lines.append(
-            "The demonstration data is not ImageNet (ten classes, each one photograph): "
-            "these numbers show that everything works and can't be compared with the paper's."
+            "The demonstration data is not ImageNet: each of its ten classes is one photograph. "
+            "These errors show that everything works; they cannot be compared with the paper's."
         )
     elif result["data"] not in ("ilsvrc2010", "ilsvrc2012"):
-        lines.append(f"{result['data']} is not ImageNet: its errors can't be set beside the paper's.")
+        lines.append(f"{result['data']} is not ImageNet: its errors cannot be compared with the paper's.")
     width = max(len(row[0]) for row in rows)
     return "\n".join(
         ["", *(f"  {name:<{width}}  {one:>6}  {five:>6}  {nats:>8}".rstrip() for name, one, five, nats in rows), *lines]

@@ -1,26 +1,26 @@
-"""Judge claims by results. No verdict is written by hand.
+"""Judge the claims from results. No verdict is written by hand.
 
-A claim is decided by the results that its ``run`` and ``against`` select, in groups that are alike in everything else,
-for each recipe and each net separately. Intervals are 95% intervals of Student's t over at least three seeds. The
-verdicts:
+The ``run`` and ``against`` fields of a claim select results. Selected results that agree in all other fields form a
+group, and each recipe and net gets its own verdict. Intervals are 95% confidence intervals from Student's t over at
+least three seeds. The verdicts are:
 
 reproduced
-    The interval lies inside the claim's tolerance around the paper's value. For a claim of direction, it lies beyond the
-    smallest effect that the paper's words ask for.
+    The interval lies inside the claim's tolerance around the paper's value. If the paper states only a direction, the
+    interval lies beyond the smallest effect consistent with the paper's wording.
 direction confirmed
-    The interval excludes "no effect" on the paper's side, and is not inside the tolerance.
+    The interval excludes "no effect" on the paper's side but does not lie inside the tolerance.
 contradicted
-    The interval excludes "no effect" on the other side or, for a plain number, the whole tolerance.
+    The interval excludes "no effect" on the opposite side. For a plain number, it excludes the whole tolerance.
 undecided
     Anything else.
 one seed, inside / one seed, outside
     A single seed decides nothing, however large its effect.
 counted: equal / counted: differs
-    A property of the net, found by arithmetic.
-quoted, not run
-    Other people's work; no experiment yet.
+    A property computed from the net itself.
+quoted / not run
+    A result of other authors / a claim without an experiment so far.
 
-A proxy (other data, another protocol) is never set beside the paper's value. It agrees, disagrees or is undecided.
+A proxy (other data or another protocol) is never compared with the paper's value. It agrees, disagrees or is undecided.
 """
 
 import math
@@ -40,17 +40,17 @@ from alexnet_repro.claims.results import MEASURES, PAIR_MEASURES, SHARED_KEYS, R
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
 SEEDS_NEEDED = 3
-LEVEL = 0.05  # of significance; intervals are of 95%
+LEVEL = 0.05  # significance level; intervals are 95% intervals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over seeds with its 95% interval. For ratios, value, low and high are of the ratio itself."""
+    """Mean over seeds with its 95% interval. For ratios, all three numbers are ratios, not logarithms."""
 
     value: float
-    low: float | None = None  # of the 95% interval, which needs two seeds
+    low: float | None = None  # bounds of the 95% interval, which needs two seeds
     high: float | None = None
-    p: float | None = None  # two-sided, of no effect; corrected for the family of claims by Holm's method
+    p: float | None = None  # two-sided p value of "no effect", Holm-corrected within the claim's family
     images: bool = False  # whether the interval includes the sampling error of the test images
 
     def inside(self, low: float, high: float) -> bool:
@@ -58,33 +58,34 @@ class Estimate:
         return self.low is not None and self.high is not None and low <= self.low and self.high <= high
 
     def outside(self, low: float, high: float) -> bool:
-        """Return whether the interval lies wholly outside these bounds."""
+        """Return whether the interval lies entirely outside these bounds."""
         return self.low is not None and self.high is not None and (self.high < low or high < self.low)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one group of results says about a claim."""
+    """Evidence about a claim from one group of results."""
 
     claim: Claim
     estimates: dict[str, Estimate]  # by measure
     verdict: str = ""
     seeds: list[Any] = field(default_factory=list)
-    shared: dict[str, Any] = field(default_factory=dict)  # what its results have in common
+    shared: dict[str, Any] = field(default_factory=dict)  # fields that all results have in common
     results: list[Result] = field(default_factory=list)
-    proxy: str | None = None  # why it is a proxy
-    caveat: str | None = None  # why it cannot decide, whatever its numbers
+    proxy: str | None = None  # reason why it is a proxy
+    caveat: str | None = None  # reason why it cannot decide the claim, whatever its numbers
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Recipe, net and ablation: findings that agree in these answer the same question."""
+        """Recipe, net and ablation; findings that agree in these answer the same question."""
         return tuple(self.shared.get(key) for key in ("recipe", "net", "ablation"))
 
 
 def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
-    """Return the findings of every claim by its name, deciding ones first, then proxies.
+    """Return the findings for each claim, keyed by claim name, with proxies last.
 
-    Differences of one family of claims are corrected for their number (Holm), for each recipe, net and data set.
+    p values are corrected for multiple comparisons (Holm) within each family of claims, separately for each recipe, net
+    and data set.
     """
     results = list(results)
     found = {name: _measure(claim, results) for name, claim in read_claims().items()}
@@ -111,9 +112,10 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
 
 
 def deciding(findings: list[Finding]) -> list[Finding]:
-    """Return the findings on the paper's own data and protocol: for each recipe, net and ablation, the one of most seeds.
+    """Return the deciding finding for each recipe, net and ablation.
 
-    Of several with equally many seeds, float32 goes before bfloat16.
+    It uses the paper's own data and protocol and has the most seeds. Among equals, float32 takes precedence over
+    bfloat16. ``findings`` must be sorted as by ``judge``.
     """
     first: dict[tuple[Any, ...], Finding] = {}
     for finding in findings:
@@ -123,7 +125,7 @@ def deciding(findings: list[Finding]) -> list[Finding]:
 
 
 def status(claim: Claim, findings: list[Finding]) -> str:
-    """Return a word for a claim without a finding on the paper's own data, or of a kind that needs none."""
+    """Return the status of a claim that has no deciding finding or needs none, otherwise ""."""
     if claim.kind in ("quoted", "picture"):
         return "quoted" if claim.kind == "quoted" else "to be looked at"
     if claim.kind == "count":
@@ -132,7 +134,7 @@ def status(claim: Claim, findings: list[Finding]) -> str:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Correct p values for their number (Holm 1979)."""
+    """Correct p values for multiple comparisons (Holm 1979)."""
     corrected, highest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
@@ -151,7 +153,7 @@ def _correct(findings: list[Finding], found: dict[str, list[Finding]], places: l
 
 
 def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
-    """Return a finding, without its verdict, for each group of results that are alike."""
+    """Return a finding without a verdict for each group of comparable results."""
     if claim.kind == "count":
         values = counts()[claim.measure]
         return [Finding(claim=claim, estimates={key: Estimate(value=value) for key, value in values.items()})]
@@ -170,9 +172,8 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
         shared = dict(zip(("ablation", *_keys(claim)), key, strict=True))
         if claim.against:
             finding = _compared(claim, run, against or bases.get(key[1:], []), shared)
-        elif run and not (
-            claim.kind == "number" and _proxy(claim, shared)
-        ):  # errors on other data are never set beside the paper's
+        # numbers of a proxy are never compared with the paper's
+        elif run and not (claim.kind == "number" and _proxy(claim, shared)):
             by_seed = {tuple(r["seeds"]) if "seeds" in r else r.get("seed", 0): r for r in run}
             measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in by_seed.items()}
             finding = _finding(claim, measured, shared, list(by_seed.values()), {})
@@ -184,7 +185,7 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
 
 
 def _keys(claim: Claim) -> tuple[str, ...]:
-    """Return the fields that results must share, besides those that the claim compares or leaves open."""
+    """Return the fields that results must share, except those that the claim varies or leaves open."""
     free = {key for side in (claim.run, claim.against) for wanted in side for key in wanted} - {"net"}
     free |= {"lr", "epochs"} if claim.fastest else set()
     return tuple(key for key in SHARED_KEYS if key not in free or (key == "experiment" and claim.fastest))
@@ -195,16 +196,17 @@ def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
     facts["options"] = " ".join(result.get("options", ()))
     facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
     if result.get("of_epochs") and result["epochs"] == result["of_epochs"]:
-        facts["epochs"] = "all"  # of the log's run; runs have different numbers of epochs
+        facts["epochs"] = "all"  # the 2012 log's runs differ in their number of epochs
     variants = [wanted["ablation"] for wanted in claim.run if isinstance(wanted.get("ablation"), list)]
     ablation = result["ablation"] if any(result.get("ablation") in names for names in variants) else None
     return (ablation, *(facts.get(key) for key in _keys(claim)))
 
 
 def _matches(result: Result, wanted: dict[str, Any]) -> bool:
+    wanted = {"members": None} | wanted  # single nets only, unless the claim is about an ensemble
     return all(
         result.get(key) in value if isinstance(value, list) else result.get(key) == value
-        for key, value in ({"members": None} | wanted).items()  # a single net unless the claim is about an ensemble
+        for key, value in wanted.items()
     )
 
 
@@ -213,7 +215,7 @@ def _number(epochs: Any) -> float:
 
 
 def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
-    """Return why such results are not the claim's own experiment, or None if they are."""
+    """Return why results with these fields are a proxy, or None if they are the claim's own experiment."""
     data, split, images = (shared.get(key) for key in ("data", "split", "images"))
     own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
     if data not in own:
@@ -233,26 +235,26 @@ def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
 
 
 def _compared(claim: Claim, run: list[Result], against: list[Result], shared: dict[str, Any]) -> Finding | None:
-    """Return the finding of two sides, compared seed by seed, or None if they share no seed."""
+    """Compare two sides seed by seed and return the finding, or None if they share no seed."""
     caveat = None
     if claim.fastest:
-        (one, caveat_of_one), (other, caveat_of_other) = _fastest(run), _fastest(against)
-        caveat = caveat_of_one or caveat_of_other
+        (run_by_seed, run_caveat), (against_by_seed, against_caveat) = _fastest(run), _fastest(against)
+        caveat = run_caveat or against_caveat
     else:
-        one, other = ({r["seed"]: r for r in side} for side in (run, against))
+        run_by_seed, against_by_seed = ({r["seed"]: r for r in side} for side in (run, against))
     changes: dict[Any, Values] = {}
-    for seed in sorted(set(one) & set(other)):
+    for seed in sorted(set(run_by_seed) & set(against_by_seed)):
         if claim.measure in PAIR_MEASURES:
-            change = PAIR_MEASURES[claim.measure](one[seed], other[seed])
+            change = PAIR_MEASURES[claim.measure](run_by_seed[seed], against_by_seed[seed])
         else:
-            measured = [MEASURES[claim.measure](side[seed]) or {} for side in (one, other)]
+            measured = [MEASURES[claim.measure](side[seed]) or {} for side in (run_by_seed, against_by_seed)]
             change = {key: _change(claim, measured[0][key], measured[1][key]) for key in measured[0]}
         if change is not None:
             changes[seed] = change
     if not changes:
         return None
-    images = _differences_by_image(claim, [(one[seed], other[seed]) for seed in changes])
-    results = [side[seed] for seed in changes for side in (one, other)]
+    images = _differences_by_image(claim, [(run_by_seed[seed], against_by_seed[seed]) for seed in changes])
+    results = [side[seed] for seed in changes for side in (run_by_seed, against_by_seed)]
     return _finding(claim, changes, shared, results, images, caveat)
 
 
@@ -265,7 +267,10 @@ def _change(claim: Claim, run: float, against: float) -> float:
 
 
 def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> dict[str, NDArray[np.float64]]:
-    """Return, for each error, its difference between two sides in points: (seeds, images). Empty if scores were not kept."""
+    """Return the differences of each error between two sides, (seeds, images), in points.
+
+    Returns an empty dict if the scores of any result were not saved.
+    """
     if claim.kind != "difference" or claim.measure not in ("centre", "ten_crop"):
         return {}
     scores = [tuple(scores_of(result, claim.measure) for result in pair) for pair in pairs]
@@ -276,28 +281,29 @@ def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> d
 
 
 def _fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
-    """Return, by seed, the results with the learning rate that was fastest for the first seed, and why that is not established.
+    """Return the results at the fastest learning rate, keyed by seed, and a caveat or None.
 
-    A rate is the fastest if a lower one and a higher one were tried and were slower: they reached 25% later, or ran at
-    least as long without reaching it.
+    The first seed determines the fastest rate. The caveat says why this rate is not established as the fastest: a lower
+    and a higher rate must have been slower. A rate is slower if it reached 25% later, or ran at least as long without
+    reaching 25%.
     """
     first = min((r["seed"] for r in side), default=None)
-    took: dict[float, tuple[float, float, float]] = {}
+    speed: dict[float, tuple[float, float, float]] = {}  # epochs to 25%, final error and epochs by learning rate
     for r in side:
         if r["seed"] == first:
-            at, history = (MEASURES["epochs_to_25"](r) or {})["epochs"], r["history"]
-            took[r["lr"]] = (at, history[-1]["train_error"], float(history[-1]["epoch"]))
-    if not took:
+            epochs, history = (MEASURES["epochs_to_25"](r) or {})["epochs"], r["history"]
+            speed[r["lr"]] = (epochs, history[-1]["train_error"], float(history[-1]["epoch"]))
+    if not speed:
         return {}, None
-    best = min(took, key=lambda lr: (took[lr][:2], lr))
+    best = min(speed, key=lambda lr: (speed[lr][:2], lr))
     chosen = {r["seed"]: r for r in side if r["lr"] == best}
     activation = side[0].get("activation", "")
-    for word, others in (("below", [lr for lr in took if lr < best]), ("above", [lr for lr in took if lr > best])):
+    for word, others in (("below", [lr for lr in speed if lr < best]), ("above", [lr for lr in speed if lr > best])):
         nearest = (max if word == "below" else min)(others, default=None)
         if nearest is None:
             return chosen, f"no learning rate {word} {best:g} was tried for {activation}"
-        at, _, length = took[nearest]
-        if math.isinf(at) and length < min(took[best][0], took[best][2]):
+        epochs, _, length = speed[nearest]
+        if math.isinf(epochs) and length < min(speed[best][0], speed[best][2]):
             return chosen, f"the run with {activation} at a learning rate of {nearest:g} was stopped too early"
     return chosen, None
 
@@ -311,7 +317,7 @@ def _finding(
     caveat: str | None = None,
 ) -> Finding:
     measured = list(by_seed.values())
-    estimates = {key: _estimate(claim, [of[key] for of in measured], images.get(key)) for key in measured[0]}
+    estimates = {key: _estimate(claim, [values[key] for values in measured], images.get(key)) for key in measured[0]}
     return Finding(
         claim=claim,
         estimates=estimates,
@@ -324,11 +330,11 @@ def _finding(
 
 
 def _estimate(claim: Claim, numbers: list[float], images: NDArray[np.float64] | None) -> Estimate:
-    """Return the mean over seeds with its 95% interval; for ratios, the geometric mean."""
+    """Return the mean over seeds with its 95% interval. Ratios use the geometric mean."""
     ratio = claim.kind == "ratio"
-    if any(not math.isfinite(n) or (ratio and n <= 0) for n in numbers):  # a side never got there
-        all_alike = len(set(numbers)) == 1
-        return Estimate(value=numbers[0] if all_alike else math.nan)
+    if any(not math.isfinite(n) or (ratio and n <= 0) for n in numbers):  # one side never reached the level
+        all_equal = len(set(numbers)) == 1
+        return Estimate(value=numbers[0] if all_equal else math.nan)
     values = [math.log(n) for n in numbers] if ratio else numbers
     back = math.exp if ratio else float
     mean, seeds = statistics.fmean(values), len(values)
@@ -344,17 +350,17 @@ def _estimate(claim: Claim, numbers: list[float], images: NDArray[np.float64] | 
 
 
 def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the standard error, and its degrees of freedom, of the mean of ``differences`` (seeds, images).
+    """Return the standard error and degrees of freedom of the mean of ``differences`` (seeds, images).
 
-    Seeds and images are both random samples, and all seeds are measured on the same images. With the mean squares of a
-    two-way table (seeds, images, residual), the variance of the mean is (MS_seeds + max(MS_images - MS_residual, 0)) /
-    (seeds x images). The degrees of freedom are those of Hillis (2007) for this design.
+    Seeds and images are both random samples, and every seed is measured on the same images. The mean squares MS come
+    from a two-way table with the terms seeds, images and residual. The variance of the mean is
+    (MS_seeds + max(MS_images - MS_residual, 0)) / (seeds x images). The degrees of freedom follow Hillis (2007).
     """
     seeds, images = differences.shape
-    mean, of_seed, of_image = differences.mean(), differences.mean(1), differences.mean(0)
-    ms_seeds = images * float(of_seed.var(ddof=1))
-    ms_images = seeds * float(of_image.var(ddof=1))
-    residual = differences - of_seed[:, None] - of_image[None] + mean
+    mean, seed_means, image_means = differences.mean(), differences.mean(1), differences.mean(0)
+    ms_seeds = images * float(seed_means.var(ddof=1))
+    ms_images = seeds * float(image_means.var(ddof=1))
+    residual = differences - seed_means[:, None] - image_means[None] + mean
     ms_residual = float((residual**2).sum()) / ((seeds - 1) * (images - 1))
     total = ms_seeds + max(ms_images - ms_residual, 0.0)
     freedom = total**2 / (ms_seeds**2 / (seeds - 1)) if ms_seeds else math.inf
@@ -362,7 +368,10 @@ def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _verdict(finding: Finding) -> str:
-    """Apply the claim's rule. Where the paper gives several numbers, such as top-1 and top-5 errors, all of them count."""
+    """Return the verdict by the claim's rule.
+
+    If the paper gives several numbers, such as top-1 and top-5 errors, the rule applies to all of them.
+    """
     claim = finding.claim
     if claim.kind == "count":
         return "counted: equal" if _count_agrees(finding) else "counted: differs"
@@ -402,7 +411,7 @@ def _effect(claim: Claim, keys: list[str], estimates: list[Estimate]) -> str:
 
 
 def _side(claim: Claim, estimate: Estimate) -> str:
-    """Return the side of "no effect" that an estimate is on: "paper", "other" or, if the data cannot tell, "neither"."""
+    """Return the side of "no effect" of an estimate: "paper", "other", or "neither" if undecided."""
     if math.isnan(estimate.value):
         return "neither"
     if estimate.low is None and not (math.isinf(estimate.value) or estimate.value == 0):
@@ -413,7 +422,7 @@ def _side(claim: Claim, estimate: Estimate) -> str:
 
 
 def _beyond(claim: Claim, end: float | None) -> bool:
-    """Return whether this end of the interval is at or beyond the smallest effect that the paper's words ask for."""
+    """Return whether a bound of the interval is at or beyond ``claim.at_least``, if the claim has one."""
     if claim.at_least is None or end is None:
         return claim.at_least is None
     return end >= claim.at_least if claim.more else end <= claim.at_least
@@ -424,7 +433,7 @@ def _bounds(claim: Claim, key: str) -> tuple[float, float]:
 
 
 def _fits(claim: Claim, keys: list[str], estimates: list[Estimate]) -> bool:
-    """Return whether the values themselves satisfy the claim."""
+    """Return whether the values satisfy the claim, ignoring their intervals."""
     if claim.kind == "every":
         return all(e.value == 1 for e in estimates)
     if claim.tolerance:

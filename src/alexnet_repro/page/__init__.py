@@ -1,1 +1,1 @@
-"""The report that people read: its content, figures and templates."""
+"""The report page: content, figures and templates."""

@@ -1,4 +1,4 @@
-"""The content of the page: a row for each claim, other measurements, and the figures made from results alone."""
+"""Build the content of the report: claims, other measurements, and figures made from results alone."""
 
 import math
 from collections import Counter
@@ -17,7 +17,7 @@ from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
 from alexnet_repro.provenance import machine
 
-CLASS_OF = {  # CSS class of a verdict, for its colour
+CLASS_OF = {  # CSS class that sets the colour of a verdict
     "reproduced": "good",
     "direction confirmed": "half",
     "undecided": "half",
@@ -31,7 +31,7 @@ CLASS_OF = {  # CSS class of a verdict, for its colour
 
 
 def content(results: list[Result]) -> dict[str, Any]:
-    """Return the content of the page: a row for each claim, other measurements, and sources."""
+    """Return the content of the page: a row for each claim, the other measurements and the sources."""
     claims, found = read_claims(), judge(results)
     others = [
         row(claims[name], []) | answer(finding)
@@ -53,7 +53,7 @@ def content(results: list[Result]) -> dict[str, Any]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Count the verdicts: by experiment (one for each recipe and net), then counted properties, then the rest."""
+    """Count the verdicts: experiments (one for each recipe and net), counted properties, then the rest."""
     answers = Counter(answer["verdict"] for row in rows for answer in row["answers"])
     rest = Counter(row["status"] for row in rows if row["status"] not in ("", "counted"))
     order = (*DECIDED, "one seed, inside", "one seed, outside", "counted: equal", "counted: differs")
@@ -61,53 +61,62 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
-    """Return the figures made from results alone, with captions. Curves are of ``runs``, or of all results if there are none."""
+    """Return the figures made from results alone, with captions.
+
+    The curves show ``runs``, or all results if ``runs`` is empty.
+    """
     found = judge(results)
     drawn: dict[str, tuple[Figure, str]] = {}
     if changes := deltas(found):
         drawn["ablations"] = (
-            figures.forest(changes, "change of the top-1 error, points"),
-            "What each change does to the top-1 error. The paper's values are of its own data and whole protocols, and no measure for others.",
+            figures.forest(changes, "change in top-1 error, points"),
+            "Effect of each change on the top-1 error. The paper's values hold for its own data and full protocols only; "
+            "they cannot be compared with results on other data or protocols.",
         )
-    raced = read_claims()["figure_1"].run[0]["experiment"]  # they have their own figure
+    figure_1_experiments = read_claims()["figure_1"].run[0]["experiment"]  # drawn in their own figure
     chosen = [r for r in results if r.get("history")]
-    chosen = [r for r in chosen if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in raced)]
+    chosen = [
+        r
+        for r in chosen
+        if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in figure_1_experiments)
+    ]
     histories = {label(r): r["history"] for r in chosen}
     if histories:
-        few = dict(list(histories.items())[: len(figures.COLOURS)])
-        more = f" {len(histories) - len(few)} more are not drawn." if len(histories) > len(few) else ""
+        drawn_histories = dict(list(histories.items())[: len(figures.COLOURS)])
+        left_out = len(histories) - len(drawn_histories)
+        note = f" Runs not drawn: {left_out}." if left_out else ""
         drawn["curves"] = (
-            figures.training_curves(few),
-            "Errors by epoch: in training (solid), as the images were met, and in validation or testing (dashed), one view."
-            + more,
+            figures.training_curves(drawn_histories),
+            "Errors by epoch. Solid: running training error. Dashed: validation or test error of one view." + note,
         )
     races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
     if races:
         drawn["figure-1"] = (
             figures.figure_1(cast(list[dict[str, Any]], races)),
-            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), a line for each seed; "
-            f"25% is marked. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
+            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), one line per seed. "
+            f"The horizontal line marks 25%. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
         )
     drawn["figure-2"] = (
         figures.figure_2(AlexNet()),
-        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and where two devices talk.",
+        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and the communication between "
+        "two devices.",
     )
     return drawn
 
 
 def to_25(races: list[Result]) -> str:
-    """Return the epochs and updates that each run took to 25% training error, by net and activation."""
+    """Return the epochs and updates to 25% training error of each run, by net and activation, as text."""
     lines: dict[str, list[tuple[str, str]]] = {}
     for race in sorted(races, key=lambda race: (race["net"], race["activation"], race["seed"])):
-        there = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
-        took = (str(there["epoch"]), str(there.get("steps", "?"))) if there else ("never", "never")
-        lines.setdefault(f"{race['net']}, {race['activation']}", []).append(took)
-    columns = {name: [", ".join(column) for column in zip(*took, strict=True)] for name, took in lines.items()}
+        reached = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
+        cost = (str(reached["epoch"]), str(reached.get("steps", "?"))) if reached else ("never", "never")
+        lines.setdefault(f"{race['net']}, {race['activation']}", []).append(cost)
+    columns = {name: [", ".join(column) for column in zip(*costs, strict=True)] for name, costs in lines.items()}
     return "; ".join(f"{name} {epochs} ({updates})" for name, (epochs, updates) in columns.items())
 
 
 def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
-    """Return a row of the claims table: what the paper says, and an answer for each recipe and net."""
+    """Return a row of the claims table: the paper's claim, and an answer for each recipe and net."""
     about = {
         "measured on": ", ".join(part for part in (claim.data, claim.split, claim.protocol) if part),
         "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
@@ -130,7 +139,7 @@ def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
 
 
 def answer(finding: Finding) -> dict[str, Any]:
-    """Return what a finding shows: numbers, interval, origin and verdict."""
+    """Return the table entries of a finding: numbers, interval, origin and verdict."""
     claim, facts, first = finding.claim, finding.shared, (finding.results or [{}])[0]
     keys = list(claim.value) or list(finding.estimates)
     intervals = [interval(claim, key, finding.estimates[key]) for key in keys if finding.estimates[key].low is not None]
@@ -148,7 +157,7 @@ def answer(finding: Finding) -> dict[str, Any]:
     elif finding.seeds and facts.get("data"):
         where.append(f"seed{'s' if len(finding.seeds) > 1 else ''} {', '.join(map(str, finding.seeds))}")
     measured = [cast(dict[str, Any], result).get(claim.measure) for result in finding.results]
-    losses = [of_view["log_loss"] for of_view in measured if isinstance(of_view, dict) and "log_loss" in of_view]
+    losses = [values["log_loss"] for values in measured if isinstance(values, dict) and "log_loss" in values]
     return {
         "here": numbers(claim, {key: finding.estimates[key].value for key in keys}),
         "interval": " / ".join(intervals),
@@ -168,7 +177,7 @@ def interval(claim: Claim, key: str, estimate: Estimate) -> str:
 
 
 def logged(claim: Claim) -> str:
-    """Return the runs of the 2012 log behind a claim, with their errors and log-losses, as text."""
+    """Return the runs in the 2012 log that support a claim, with errors and log-losses, as text."""
     texts = []
     for run in claim.log:
         errors = " / ".join(f"{value:.2f}" for key, value in run.items() if key.endswith("_error"))
@@ -177,7 +186,7 @@ def logged(claim: Claim) -> str:
 
 
 def said(claim: Claim) -> str:
-    """Return the paper's value, or the direction that it names."""
+    """Return the paper's value, or the direction of its effect if it gives no number, as text."""
     if not claim.value:
         return {"every": "every run"}.get(claim.kind, claim.direction or "")
     if claim.kind == "count" and claim.direction:
@@ -213,15 +222,15 @@ def numbers(claim: Claim, values: dict[str, Any]) -> str:
 
 
 def rule(claim: Claim) -> str | None:
-    """Return the claim's rule in words."""
+    """Return the claim's rule as text, or None if the claim has none."""
     if claim.kind == "count":
         if claim.direction:
-            return "none is above it"
+            return "no value exceeds the paper's"
         return "equal" if not claim.tolerance else f"within {numbers(claim, claim.tolerance)}"
     if not claim.is_tested:
         return None
     if claim.kind == "every":
-        return "every one of at least 3 runs has it"
+        return "each of at least 3 runs has the property"
     unit = "" if claim.kind == "ratio" else " points"
     if claim.tolerance:
         within = " / ".join(f"{value:g}" for value in claim.tolerance.values())
@@ -232,7 +241,7 @@ def rule(claim: Claim) -> str | None:
 
 
 def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
-    """Return the lines of the forest plot: every measured difference of the top-1 errors of two experiments."""
+    """Return the rows of the forest plot: the measured differences in ten-crop top-1 error."""
     lines = []
     for name, findings in found.items():
         for finding in findings:
@@ -253,12 +262,12 @@ def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
 
 
 def expected_lines() -> list[tuple[str, str, float, float]]:
-    """Return ablation, data, top-1 and top-5 error of ten crops for what the paper measured."""
+    """Return (ablation, data, top-1 error, top-5 error) of the paper's ten-crop experiments."""
     lines = []
     for name, claim in read_claims().items():
         if claim.run and (pair := expected_errors(name)):
-            what = "five_cnns" if "members" in claim.run[0] else claim.run[0]["ablation"]
-            lines.append((what, f"{claim.data} {claim.split}", pair["top1_error"], pair["top5_error"]))
+            ablation = "five_cnns" if "members" in claim.run[0] else claim.run[0]["ablation"]
+            lines.append((ablation, f"{claim.data} {claim.split}", pair["top1_error"], pair["top5_error"]))
     return lines
 
 
@@ -272,7 +281,7 @@ def label(result: Result) -> str:
 
 
 def source(result: Result) -> dict[str, str]:
-    """Return a line of the list of results."""
+    """Return a row of the table of results."""
     errors = [
         f"{view['top1_error']:.1f} / {view['top5_error']:.1f}"
         if (view := cast(dict[str, Any], result).get(key))
@@ -292,7 +301,10 @@ def source(result: Result) -> dict[str, str]:
 
 
 def summary(page: dict[str, Any]) -> str:
-    """Return the number of claims with each verdict, experiments and counted properties apart."""
+    """Return the number of claims with each verdict as text.
+
+    Experiments and counted properties are counted separately.
+    """
     counts = page["verdicts"]
     by_experiment = [f"{n} {word}" for word, n in counts.items() if word in DECIDED or word.startswith("one seed")]
     counted = [
@@ -303,12 +315,12 @@ def summary(page: dict[str, Any]) -> str:
     rest = [f"{n} {word}" for word, n in counts.items() if word in ("quoted", "to be looked at", "not run")]
     return (
         f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
-        f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"
+        f"Computed from the net: {', '.join(counted)}. Others: {', '.join(rest)}"
     )
 
 
 def claims_table(page: dict[str, Any]) -> str:
-    """Return all rows in Markdown, with a line for each recipe and net."""
+    """Return the claims as a Markdown table, with a row for each recipe and net."""
     lines = [row | answer for row in page["rows"] for answer in row["answers"]]
     lines += [row | _NO_ANSWER | {"verdict": row["status"]} for row in page["rows"] if not row["answers"]]
     return _table(lines, "says", "section", "paper", "here", "interval", "where", "verdict")
@@ -318,7 +330,7 @@ _NO_ANSWER = {"here": "", "interval": "", "where": "", "why": "", "log_loss": ""
 
 
 def others_table(page: dict[str, Any]) -> str:
-    """Return the other measurements in Markdown."""
+    """Return the other measurements as a Markdown table."""
     return _table(page["others"], "says", "section", "where", "why", "here", "interval", "verdict")
 
 
@@ -327,36 +339,39 @@ def _table(lines: list[dict[str, Any]], *columns: str) -> str:
         "name": "claim",
         "says": "claim",
         "paper": "the paper",
+        "here": "measured",
         "interval": "95% interval",
         "where": "measured on",
-        "why": "why it does not decide",
+        "why": "why it is not decisive",
     }
     head = ["| " + " | ".join(titles.get(column, column) for column in columns) + " |", "|---" * len(columns) + "|"]
     return "\n".join([*head, *("| " + " | ".join(line[column] or "-" for column in columns) + " |" for line in lines)])
 
 
 def readme_block(page: dict[str, Any]) -> str:
-    """Return the README's part about claims: findings of experiments, counted properties, and what was not run."""
+    """Return the README's block about the claims: experiments, counted properties, and claims not run."""
     columns = ("name", "paper", "here", "interval", "where", "verdict")
     answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
     lines = [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
     if several := [line for line in page["others"] if line["interval"]]:
-        lines += ["", "Other protocols and data sets (proxies), of several seeds:", ""]
+        lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
         lines += [_table(several, "name", "here", "interval", "where", "why", "verdict")]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":
             counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
-    told = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
+    properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
-    lines += ["", f"Counted on the net: {told}. Not run: {missing}.", ""]
+    lines += ["", f"Computed from the net: {properties}. Not run: {missing}.", ""]
     for data in ("photos", "imagenette"):
         of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
         errors = (
-            f"{', '.join(w for w in (r['recipe'], r['ablation'], *r.get('options', ())) if w != 'none')}: "
+            f"{', '.join(part for part in (r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
             f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
             for r in of_data
         )
         if of_data:
-            lines.append(f"`{data}`, top-1 error of one view / ten crops, %, ten classes: {'; '.join(errors)}.")
+            lines.append(
+                f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {'; '.join(errors)}."
+            )
     return "\n".join([f"{summary(page)}.", "", *lines])

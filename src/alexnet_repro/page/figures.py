@@ -1,4 +1,4 @@
-"""The figures of the paper and of the report, as matplotlib Figures. Colours suit light and dark pages."""
+"""Draw the figures of the paper and the report with matplotlib, in colours for light and dark pages."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
 from alexnet_repro.net.placement import crossing_bytes
 
-INK, MUTED = "#111213", "#77787a"  # a page may replace these by its own colours
+INK, MUTED = "#111213", "#77787a"  # a page can replace these with its own colours
 COLOURS = ("#3b78c9", "#d9772b", "#2f9e67", "#b8479f", "#8a6d3b", "#c64545", "#4aa3b5", "#7a68c9")
 RIGHT, WRONG = COLOURS[2], COLOURS[5]
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "alexnet_repro",  # equal pictures give equal files
+    "svg.hashsalt": "alexnet_repro",  # equal figures give equal files
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": MUTED,
@@ -48,21 +48,28 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> Iterato
 
 
 def training_curves(runs: dict[str, list[dict[str, float]]]) -> Figure:
-    """Draw the errors by epoch of runs, {name: history}: training solid, validation (or test) dashed, percent."""
+    """Draw the errors of runs by epoch, in percent: training solid, validation or test dashed.
+
+    runs: {name: history}.
+    """
     with _figure(7, 3.6) as figure:
         axes = figure.add_subplot(xlabel="epoch", ylabel="top-1 error, %")
         for colour, (name, history) in zip(COLOURS, runs.items(), strict=False):
             epochs = [epoch["epoch"] for epoch in history]
             axes.plot(epochs, [epoch["train_error"] for epoch in history], color=colour, lw=1.4, label=name)
-            other = next(key for key in ("val_error", "test_error") if key in history[0])
-            axes.plot(epochs, [epoch.get(other, np.nan) for epoch in history], color=colour, lw=1.4, ls="--")
+            measured = next(key for key in ("val_error", "test_error") if key in history[0])
+            axes.plot(epochs, [epoch.get(measured, np.nan) for epoch in history], color=colour, lw=1.4, ls="--")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
     return figure
 
 
 def forest(rows: Sequence[dict[str, Any]], unit: str) -> Figure:
-    """Draw changes with their 95% intervals beside the paper's. rows: label, value, interval or None, paper or None."""
+    """Draw a forest plot of measured changes with their 95% intervals, and the paper's changes.
+
+    rows: dicts with label, value, interval (low, high) or None, and paper (the paper's value) or None. unit: the label
+    of the axis.
+    """
     with _figure(7, 1.1 + 0.32 * len(rows)) as figure:
         axes = figure.add_subplot(xlabel=unit)
         axes.axvline(0, color=MUTED, lw=0.8)
@@ -74,15 +81,18 @@ def forest(rows: Sequence[dict[str, Any]], unit: str) -> Figure:
                 axes.plot(row["paper"], y, "D", color=COLOURS[1], ms=5)
         axes.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)], color=INK)
         axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.plot([], [], "o-", color=COLOURS[0], label="here, with 95% interval")
-        axes.plot([], [], "o", color=COLOURS[0], mfc="none", label="here, one seed: no interval")
+        axes.plot([], [], "o-", color=COLOURS[0], label="measured, with 95% interval")
+        axes.plot([], [], "o", color=COLOURS[0], mfc="none", label="measured, one seed (no interval)")
         axes.plot([], [], "D", color=COLOURS[1], label="the paper, on its own data")
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
     return figure
 
 
 def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the training error by epoch with ReLUs (solid) and tanh (dashed): a line per seed, a panel per net."""
+    """Draw the training error by epoch with ReLUs (solid) and tanh (dashed).
+
+    Each net has a panel, and each seed has a line.
+    """
     nets = sorted({result["net"] for result in results})
     last = max(result["history"][-1]["epoch"] for result in results)
     with _figure(7, 3.4) as figure:
@@ -90,7 +100,7 @@ def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
             axes = figure.add_subplot(1, len(nets), number + 1, xlabel="epoch", title=f"net={net}")
             if not number:
                 axes.set_ylabel("training error, %")
-            named: set[str] = set()
+            labelled: set[str] = set()
             for result in (result for result in results if result["net"] == net):
                 name = {"relu": "ReLU"}.get(result["activation"], result["activation"])
                 solid = result["activation"] == "relu"
@@ -100,9 +110,9 @@ def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
                     ls="-" if solid else "--",
                     color=COLOURS[0] if solid else COLOURS[1],
                     lw=1.2,
-                    label=None if name in named else f"{name}, rate {result['lr']:g}",
+                    label=None if name in labelled else f"{name}, learning rate {result['lr']:g}",
                 )
-                named.add(name)
+                labelled.add(name)
             axes.axhline(25, color=MUTED, lw=0.8)
             axes.set_ylim(0, 75)
             axes.set_xlim(0, 1.02 * last)
@@ -111,9 +121,9 @@ def figure_1(results: Sequence[dict[str, Any]]) -> Figure:
 
 
 def figure_2(net: AlexNet) -> Figure:
-    """Draw the layers of the two towers with the sizes of their outputs. Bold arrows show where devices communicate.
+    """Draw the layers of the two towers with their output sizes, and the communication between devices.
 
-    Sizes come from a forward pass of one image, and the communication from the groups of the layers.
+    A forward pass of one image gives the sizes. The groups of the layers give the communication, drawn as bold arrows.
     """
     device = next(net.parameters()).device
     with torch.inference_mode():
@@ -165,17 +175,18 @@ def figure_2(net: AlexNet) -> Figure:
                 -0.39, y + (0.86 if tower == 0 else -0.04), f"tower {tower}", ha="center", fontsize=7, color=MUTED
             )
         total = sum(p.numel() for p in net.parameters())
-        words = f"{total:,} parameters; outputs of each layer, before pooling"
+        words = f"{total:,} parameters; output sizes are before pooling"
         if crossing:
-            words += "; red: what crosses between devices, there and back, for one image in float32"
+            words += "; red: bytes sent between devices, forward and backward, for one image in float32"
         axes.text(len(layers) / 2 - 0.3, -0.55, words, ha="center", fontsize=8, color=MUTED)
     return figure
 
 
 def figure_3(kernels: Tensor, towers: int = 2) -> Figure:
-    """Draw the first layer's kernels (maps, 3, h, w), those of each tower in their own rows, as in Figure 3.
+    """Draw the first-layer kernels (maps, 3, h, w), as in Figure 3.
 
-    Each kernel is scaled by its largest weight about grey. Grey is 0, and a kernel without colour looks grey.
+    The kernels of each tower are in separate rows. Each kernel is divided by its largest absolute weight. Grey is 0, and
+    a kernel without colour looks grey.
     """
     rows_of = [_mosaic(part) for part in kernels.detach().float().cpu().chunk(towers)]
     with _figure(7, 0.25 + 7 * sum(m.shape[0] for m in rows_of) / rows_of[0].shape[1]) as figure:
@@ -190,7 +201,7 @@ def _mosaic(kernels: Tensor, columns: int = 16, zoom: int = 4) -> NDArray[np.flo
     count, _, height, width = kernels.shape
     rows = -(-count // columns)
     mosaic = np.ones((rows * (height * zoom + 2) - 2, columns * (width * zoom + 2) - 2, 4), np.float32)
-    mosaic[..., 3] = 0  # transparent between them
+    mosaic[..., 3] = 0  # transparent between the kernels
     for i, kernel in enumerate(kernels):
         grey = 0.5 + 0.5 * kernel / kernel.abs().max().clamp(min=1e-12)
         big = grey.permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)
@@ -203,7 +214,10 @@ def _mosaic(kernels: Tensor, columns: int = 16, zoom: int = 4) -> NDArray[np.flo
 def figure_4_left(
     images: Sequence[NDArray[np.uint8]], softmax: Tensor, labels: Sequence[int], names: Sequence[str]
 ) -> Figure:
-    """Draw images (h, w, 3) with their five best labels as bars; the correct label is written below, its bar is green."""
+    """Draw images (h, w, 3) with their five most probable labels as bars, as in Figure 4 (left).
+
+    softmax: (N, classes). The correct label is below the image, and its bar is green.
+    """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     best = min(5, softmax.shape[1])
@@ -227,7 +241,10 @@ def figure_4_left(
 def figure_4_right(
     queries: Sequence[NDArray[np.uint8]], found: Sequence[Sequence[NDArray[np.uint8]]], alike: Sequence[Sequence[bool]]
 ) -> Figure:
-    """Draw queries and the training images nearest to them, one row per query; green frames mark the same class."""
+    """Draw each query and its nearest training images in a row, as in Figure 4 (right).
+
+    A green frame marks an image of the query's class, a red frame an image of another class.
+    """
     columns = 1 + len(found[0])
     with _figure(7, 7 / columns * len(queries) + 0.2) as figure:
         grid = figure.subplots(

@@ -1,4 +1,4 @@
-"""Make one page that compares what the paper says and what was measured, claim by claim, with the figures."""
+"""Write the report: a page that compares the paper's claims with the measurements, and the figures."""
 
 import io
 import re
@@ -27,25 +27,29 @@ from alexnet_repro.training.trainer import make_trainer
 
 CHECKOUT = Path(CONF).parent
 BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
-QUERIES = 1000  # most queries that retrieval is judged with
+QUERIES = 1000  # maximum number of queries for the retrieval quality
 
 
 def report(cfg: DictConfig) -> dict[str, Any]:
-    """Write index.html, report.md and figures/ into ``cfg.out``, and return the content of the page.
+    """Write index.html, report.md and figures/ to ``cfg.out``, and return the content of the page.
 
-    Raises UserError for folders that are not finished runs and for damaged results.
+    Raises UserError for invalid options, folders without a finished run and damaged results.
     """
     runs = finished_runs(cfg)
     published = Path(str(cfg.results)) if cfg.results else CHECKOUT / "results"
     if cfg.results and not published.is_dir():
-        raise UserError(f"there is no folder {published}", "results= names a folder of results, such as results")
+        raise UserError(
+            f"there is no folder {published}", "set results= to a folder of results, for example results=results"
+        )
     out = Path(str(cfg.out))
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
     if cfg.readme and not (CHECKOUT / "README.md").is_file():
-        raise UserError("readme=true refreshes the README of a checkout, and this package is installed without one")
+        raise UserError(
+            "readme=true updates the README of a checkout, but this package is not installed from a checkout"
+        )
     if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
-        raise UserError("report works on one device, and images= is a number above 0 or null")
+        raise UserError("report works on one device, and images= must be a number above 0 or null")
     ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
     results = read_results(*runs, *ensembles, *([published] if published.is_dir() else []))
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
@@ -68,7 +72,10 @@ def report(cfg: DictConfig) -> dict[str, Any]:
 
 
 def finished_runs(cfg: DictConfig) -> list[Path]:
-    """Return the finished runs of runs=, or all below runs/, the latest first."""
+    """Return the finished runs given by runs=, or all finished runs below runs/, latest first.
+
+    Raises UserError for a folder without a finished run.
+    """
     if cfg.runs is None:
         found = [path.parent for path in Path("runs").rglob("result.json")]
         return sorted(found, key=lambda run: -(run / "result.json").stat().st_mtime)
@@ -77,15 +84,15 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
         if not (run / "result.json").is_file():
             raise UserError(
                 f"{run} holds no finished run",
-                "name folders that train made: runs=[runs/paper/seed-0,runs/paper-no_lrn/seed-0]",
+                "give folders written by train: runs=[runs/paper/seed-0,runs/paper-no_lrn/seed-0]",
             )
     return runs
 
 
 def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[Figure, str]]:
-    """Draw Figures 3 and 4 of a run from its checkpoint and its store.
+    """Draw Figures 3 and 4 for a run from its checkpoint and its store.
 
-    Its retrieval quality is written to retrieval.json in its folder and into ``result``.
+    Also writes the retrieval quality to retrieval.json in the run's folder and to ``result["retrieval"]``.
     """
     model, trained = load_run(run)
     towers = trained.net.get("towers", 1)
@@ -94,7 +101,7 @@ def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[F
     drawn = {
         "figure-3": (
             figures.figure_3(weight, towers),  # type: ignore[arg-type]
-            f"Figure 3: the first layer's kernels of {run}. Share of their energy that is colour, by tower: {shares} "
+            f"Figure 3: the first-layer kernels of {run}. Share of colour in their energy, by tower: {shares} "
             "(random weights: 67%).",
         )
     }
@@ -105,29 +112,29 @@ def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[F
     except UserError as error:
         print(f"no Figure 4: {error.problem}")
         return drawn
-    asked, there = store.split(store.measured_split), store.split("train")
+    query_split, train_split = store.split(store.measured_split), store.split("train")
     trainer = make_trainer(cfg)
-    queries = look(trainer, model, asked, QUERIES, cfg.batch_size)
-    images = look(trainer, model, there, cfg.images, cfg.batch_size)
+    queries = look(trainer, model, query_split, QUERIES, cfg.batch_size)
+    images = look(trainer, model, train_split, cfg.images, cfg.batch_size)
     eight, five = (np.linspace(0, len(queries.labels) - 1, 2 * n + 1).astype(int)[1::2] for n in (8, 5))
     drawn["figure-4-left"] = (
         figures.figure_4_left(
-            _pictures(asked, queries.indices[eight]),
+            _pictures(query_split, queries.indices[eight]),
             queries.softmax[eight],
             queries.labels[eight].tolist(),
             model.class_names,
         ),
-        f"Figure 4, left: {store.measured_split} images, the labels that {run} finds most probable, and the right one (green).",
+        f"Figure 4, left: {store.measured_split} images and the most probable labels according to {run}. Green: the correct label.",
     )
     found = nearest(queries.fc7[five], images.fc7)
     drawn["figure-4-right"] = (
         figures.figure_4_right(
-            _pictures(asked, queries.indices[five]),
-            [_pictures(there, images.indices[line]) for line in found.numpy()],
+            _pictures(query_split, queries.indices[five]),
+            [_pictures(train_split, images.indices[line]) for line in found.numpy()],
             (images.labels[found] == queries.labels[five, None]).tolist(),
         ),
-        f"Figure 4, right: {store.measured_split} images and the six of {len(images.labels):,} training images that are nearest "
-        "by Euclidean distance in fc7; green: of the same class.",
+        f"Figure 4, right: {store.measured_split} images and the six nearest of {len(images.labels):,} training images, by "
+        "Euclidean distance in fc7. Green: same class as the query.",
     )
     result["retrieval"] = retrieval_quality(queries, images, trained.seed)
     write_json(run / "retrieval.json", result["retrieval"])
@@ -139,7 +146,7 @@ def _pictures(split: Split, indices: Any) -> list[Any]:
 
 
 def write(page: dict[str, Any], out: Path) -> None:
-    """Write index.html, a single self-contained file, and report.md with its figures as PNG files beside it."""
+    """Write a self-contained index.html, report.md and the PNG figures of report.md to ``out``."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_repro", "page"),
@@ -150,7 +157,7 @@ def write(page: dict[str, Any], out: Path) -> None:
     for name, (figure, _) in page["figures"].items():
         figure.savefig(out / "figures" / f"{name}.png", dpi=150, facecolor="white")
         svgs[name] = svg(name, figure)
-    said = {
+    context = {
         **page,
         "svgs": svgs,
         "captions": {name: caption for name, (_, caption) in page["figures"].items()},
@@ -159,11 +166,11 @@ def write(page: dict[str, Any], out: Path) -> None:
         "others_table": others_table(page),
     }
     for template, file in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
-        (out / file).write_text(environment.get_template(template).render(said))
+        (out / file).write_text(environment.get_template(template).render(context))
 
 
 def svg(name: str, figure: Figure) -> str:
-    """Return a figure as an <svg> element that takes its text colour from the page and has unique ids."""
+    """Return a figure as an <svg> element with unique ids and the text colours of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -176,7 +183,7 @@ def svg(name: str, figure: Figure) -> str:
 
 
 def refresh_readme(page: dict[str, Any]) -> None:
-    """Replace the block between the two marks of the checkout's README."""
+    """Replace the block between BEGIN and END in the checkout's README."""
     path = CHECKOUT / "README.md"
     text = path.read_text() if path.is_file() else ""
     if BEGIN in text and END in text:
@@ -184,4 +191,4 @@ def refresh_readme(page: dict[str, Any]) -> None:
         new = f"{before}{BEGIN}\n{readme_block(page)}\n{END}{after}"
         if new != text:
             path.write_text(new)
-            print(f"refreshed: {path}")
+            print(f"updated: {path}")

@@ -1,7 +1,7 @@
-"""Publish the page's content as a W&B Report: the claims as text, beside panels over the project's runs.
+"""Publish the report as a W&B Report, with tables of the claims and panels of the project's runs.
 
-Runs logged with logger=wandb have config.ablation, config.recipe and config.data.name, and the summaries
-ten_crop/top1_error and centre/top1_error. A user's own panels can use the same names.
+Runs logged with logger=wandb have the config keys ablation, recipe and data.name, and the summary keys
+ten_crop/top1_error and centre/top1_error. Users can refer to these keys in their own panels.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from alexnet_repro.page.content import claims_table, others_table
 
 
 def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
-    """Save a report in a project of Weights & Biases and return its address.
+    """Save a report in a Weights & Biases project and return its URL.
 
-    Raises UserError without wandb-workspaces, without an API key, or if the service cannot be reached.
+    Raises UserError if wandb-workspaces is not installed, if there is no valid API key, or if saving fails.
     """
     import wandb
 
@@ -21,16 +21,16 @@ def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
         import wandb_workspaces.reports.v2 as wr
     except ImportError:
         raise UserError(
-            "a W&B Report needs the package wandb-workspaces", "install it with: pip install -e '.[report]'"
+            "a W&B Report requires the package wandb-workspaces", "install it with: pip install -e '.[report]'"
         ) from None
     try:
         has_key = wandb.login(prompt=False, verify=False)
     except Exception as error:
-        raise UserError(f"W&B refuses the API key: {error}", "index.html and report.md are written") from None
+        raise UserError(f"W&B rejected the API key: {error}", "index.html and report.md were written") from None
     if not has_key:
         raise UserError(
-            "a W&B Report needs the service, and there is no API key; index.html and report.md are written",
-            "set WANDB_API_KEY or call wandb login; runs that were logged offline are uploaded by wandb sync FOLDER",
+            "a W&B Report needs the W&B service, but there is no API key; index.html and report.md were written",
+            "set WANDB_API_KEY or run wandb login; upload runs that were logged offline with wandb sync FOLDER",
         )
     try:
         owner = entity or str(wandb.Api().default_entity)
@@ -38,22 +38,22 @@ def publish(page: dict[str, Any], project: str, entity: str | None) -> str:
             project=project,
             entity=owner,
             title="ImageNet Classification with Deep Convolutional Neural Networks, claim by claim",
-            description="What the paper says, and what alexnet_repro measured.",
+            description="The paper's claims and the measurements of alexnet_repro.",
             width="fluid",
             blocks=blocks(page, wr),
         )
         report.save()
-    except Exception as error:  # the client has no common error class: wandb's, requests' and its own ValueErrors
-        said = next(iter(str(error).splitlines()), "")
+    except Exception as error:  # no common base class: raises wandb, requests and ValueError exceptions
+        message = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"W&B took no report: {type(error).__name__}: {said}",
-            "index.html and report.md are written; see that logger.project and logger.entity name a project that has runs",
+            f"W&B did not save the report: {type(error).__name__}: {message}",
+            "index.html and report.md were written; check that logger.project and logger.entity name a project with runs",
         ) from None
     return report.url
 
 
 def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
-    """Return the parts of the report. wr: wandb_workspaces.reports.v2."""
+    """Return the blocks of the report. wr: the module wandb_workspaces.reports.v2."""
     runs = wr.Runset(name="finished runs", filters="State = 'finished'", groupby=["config.ablation"])
     errors = (
         ("ten_crop/top1_error", "top-1 error, ten crops, %"),
@@ -70,7 +70,7 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
         )
         for i, (metric, title) in enumerate(errors)
     ]
-    beside = wr.MarkdownPanel(markdown=paper_lines(page), layout=wr.Layout(x=18, y=0, w=6, h=9))
+    paper_errors = wr.MarkdownPanel(markdown=paper_lines(page), layout=wr.Layout(x=18, y=0, w=6, h=9))
     curves = [
         wr.LinePlot(
             title=title,
@@ -86,12 +86,12 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
         wr.TableOfContents(),
         wr.H1("Claims"),
         wr.MarkdownBlock(claims_table(page)),
-        *([wr.H1("What else was measured"), wr.MarkdownBlock(others_table(page))] if page["others"] else []),
+        *([wr.H1("Other measurements"), wr.MarkdownBlock(others_table(page))] if page["others"] else []),
         wr.H1("Errors by ablation"),
-        wr.PanelGrid(runsets=[runs], panels=[*bars, beside]),
+        wr.PanelGrid(runsets=[runs], panels=[*bars, paper_errors]),
         wr.H1("Top-1 error by epoch"),
         wr.PanelGrid(runsets=[runs], panels=curves),
-        wr.H1("Where runs differ"),
+        wr.H1("Differences between runs"),
         wr.PanelGrid(
             runsets=[runs], panels=[wr.RunComparer(diff_only="split", layout=wr.Layout(x=0, y=0, w=24, h=12))]
         ),
@@ -99,7 +99,7 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
 
 
 def paper_lines(page: dict[str, Any]) -> str:
-    """Return the paper's ImageNet errors by ablation, to set beside the bars."""
+    """Return the paper's ImageNet errors by ablation as a Markdown table, to show beside the bar charts."""
     lines = ["The paper, ten crops:", "", "| ablation | data | top-1 | top-5 |", "|---|---|---|---|"]
     lines += [f"| {name} | {data} | {one:.1f} | {five:.1f} |" for name, data, one, five in page["expected"]]
     return "\n".join(lines)
