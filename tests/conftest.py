@@ -1,4 +1,4 @@
-"""Small real files to work on, and a way to run the commands as a user does."""
+"""Fixtures that create small image files and stores, and run the commands as a user does."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 
 def picture(seed: int, width: int = 320, height: int = 280) -> NDArray[np.uint8]:
-    """Smooth colours that differ from seed to seed, (height, width, 3) uint8."""
+    """Return an image of smooth colours that depends on the seed, as a uint8 array of shape (height, width, 3)."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -32,7 +32,7 @@ def save_picture(path: Path, seed: int, width: int = 320, height: int = 280) -> 
 
 
 def image_folder(root: Path, train: int = 6, val: int = 3, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
-    """root/train/<class>/<i>.jpg and root/val/<class>/<i>.jpg."""
+    """Write root/train/<class>/<i>.jpg and root/val/<class>/<i>.jpg, and return root."""
     for label, name in enumerate(classes):
         for split, count in (("train", train), ("val", val)):
             for i in range(count):
@@ -42,7 +42,7 @@ def image_folder(root: Path, train: int = 6, val: int = 3, classes: tuple[str, .
 
 @pytest.fixture
 def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, made the current one."""
+    """Change to an empty temporary folder and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -54,7 +54,7 @@ def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 12 training and 6 validation images, 256x256, of two classes."""
+    """Return a store of 12 training and 6 validation images of 256x256 pixels in two classes."""
     path = tmp_path_factory.mktemp("stores") / "small"
     with initialize_config_dir(CONF, version_base="1.3"):
         prepare(compose("prepare", ["data=folder", f"source={source_folder}", f"data.store={path}"]))
@@ -63,7 +63,7 @@ def small_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one epoch of the whole net on the small store."""
+    """Return the folder of a finished run that trained the whole net on the small store for one epoch."""
     run = tmp_path_factory.mktemp("runs") / "mine"
     with initialize_config_dir(CONF, version_base="1.3"):
         options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", f"run={run}"]
@@ -75,7 +75,10 @@ def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """run_command("train", "epochs=1") -> (exit status, standard output, standard error), in this process."""
+    """Return a function that runs a command in this process.
+
+    run_command("train", "epochs=1") returns the exit status, standard output and standard error.
+    """
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])

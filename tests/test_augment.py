@@ -12,7 +12,7 @@ def random_images(n: int, size: int = 256) -> np.ndarray:
     return rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
-def test_patch_equals_subtract_then_cut_then_mirror() -> None:
+def test_patch_equals_mean_subtraction_then_crop_then_mirror() -> None:
     images, mean = random_images(6), rng.uniform(90, 140, (256, 256, 3)).astype(np.float32)
     tops, lefts = np.array([0, 32, 5, 17, 32, 0]), np.array([0, 32, 9, 30, 0, 32])
     mirror = np.array([False, True, True, False, True, True])
@@ -51,7 +51,7 @@ def test_ten_crops_of_small_images_are_refused() -> None:
         augment.ten_crop(torch.zeros(1, 3, 200, 256))
 
 
-# cuda-convnet2's values for ILSVRC-2012: standard deviations and vectors of the components, RGB, 0-255.
+# cuda-convnet2's values for ILSVRC-2012: standard deviations and principal components of RGB values from 0 to 255.
 DEVIATIONS = np.array([19.7208, 37.0939, 121.7801])
 VECTORS = np.array([[0.4180, -0.8170, 0.3973], [-0.7126, -0.0235, 0.7012], [-0.5635, -0.5762, -0.5920]]).T
 
@@ -59,7 +59,7 @@ VECTORS = np.array([[0.4180, -0.8170, 0.3973], [-0.7126, -0.0235, 0.7012], [-0.5
 @pytest.mark.parametrize(
     ("unit", "scale", "grey_levels"),
     [
-        # sum_i p_i alpha_i lambda_i with lambda in units of (pixel / 255)^2, then back on the 0-255 scale
+        # sum_i p_i alpha_i lambda_i with lambda in units of (pixel / 255)^2, then scaled back to 0-255
         ("eigenvalue", 0.1 * (DEVIATIONS / 255) ** 2 * 255, [3.3, 3.4, 3.4]),
         ("deviation", 0.1 * DEVIATIONS, [7.4, 7.2, 7.7]),  # as published for the 2012 program
     ],

@@ -1,4 +1,4 @@
-"""The benchmark's files and ratios; its figures depend on the machine and are no test."""
+"""Test the files and ratios of the benchmark. Its speeds depend on the machine and are not tested."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_ratios_are_those_of_the_speeds_beside_them(cwd: Path, run_command: Run) -> None:
+def test_ratios_equal_those_of_the_reported_speeds(cwd: Path, run_command: Run) -> None:
     status, out, err = run_command("bench", "only=loader", "repeats=1", "out=b.json")
     assert status == 0, err
     result = json.loads(Path("b.json").read_text())
@@ -22,15 +22,15 @@ def test_ratios_are_those_of_the_speeds_beside_them(cwd: Path, run_command: Run)
     assert "loader_vs_imagefolder" in out
 
 
-def test_an_unknown_part_is_refused(cwd: Path, run_command: Run) -> None:
+def test_unknown_benchmark_is_refused(cwd: Path, run_command: Run) -> None:
     status, _, err = run_command("bench", "only=everything")
     assert status == 2
     assert "there are: prepare, loader, step, eval, placement, memory" in err
 
 
 @pytest.mark.slow
-def test_two_processes_move_the_bytes_of_the_formula(cwd: Path, run_command: Run) -> None:
+def test_two_processes_exchange_the_computed_number_of_bytes(cwd: Path, run_command: Run) -> None:
     status, out, err = run_command("bench", "only=placement", "repeats=3", "batch_size=4", "out=b.json")
-    assert status == 0, err  # it compares the bytes itself
+    assert status == 0, err  # the command itself compares the numbers of bytes
     assert "conv3" in out
     assert json.loads(Path("b.json").read_text())["ratios"]["two_process_efficiency"] > 0

@@ -1,4 +1,4 @@
-"""The small nets of Sections 3.1 and 3.3, CIFAR-10's official files, and the experiments on them."""
+"""Test the small nets of Sections 3.1 and 3.3, CIFAR-10's official files and the CIFAR-10 experiments."""
 
 import functools
 import hashlib
@@ -39,7 +39,7 @@ def parameters(net: torch.nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def test_local_layer_equals_a_loop_over_places() -> None:
+def test_local_layer_equals_a_loop_over_positions() -> None:
     torch.manual_seed(0)
     layer = LocalConv2d(5, 7, 4).double()
     torch.nn.init.normal_(layer.weight)
@@ -65,9 +65,9 @@ def test_local_layer_equals_a_loop_over_places() -> None:
     )
 
 
-def test_sizes_are_those_of_the_layer_files() -> None:
+def test_layer_sizes_equal_the_layer_files() -> None:
     images = torch.zeros(2, 3, 24, 24)
-    # 64 5x5x3 + 64, 64 5x5x64 + 64, 36 places x (9 x 64 x maps + maps), 36 x (9 x maps x 32 + 32), 1152 x 10 + 10
+    # 64 5x5x3 + 64, 64 5x5x64 + 64, 36 positions x (9 x 64 x maps + maps), 36 x (9 x maps x 32 + 32), 1152 x 10 + 10
     for maps, total in (
         (64, 4_864 + 102_464 + 1_329_408 + 664_704 + 11_530),
         (32, 4_864 + 102_464 + 664_704 + 332_928 + 11_530),
@@ -101,7 +101,7 @@ def test_weights_have_the_deviations_of_the_layer_files() -> None:
             assert not layer.bias.any()  # type: ignore[operator, union-attr]
 
 
-EXPERIMENTS: dict[str, dict[str, Any]] = {  # of the authors' layer files
+EXPERIMENTS: dict[str, dict[str, Any]] = {  # from the authors' layer files
     "cifar10_13pct": {"norm": None, "maps": 32, "decay": (0, 0, 0.004, 0.004, 0.004), "protocol": (160, 100)},
     "cifar10_11pct_first": {
         "norm": (5, True),
@@ -114,7 +114,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {  # of the authors' layer files
 
 
 def model_of(cfg: DictConfig) -> Classifier:
-    """A new net of that config, without a store."""
+    """Build the classifier of a config without a store."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     parts = {key: plain[key] for key in ("optim", "schedule", "augment", "epochs")}
     net = plain["net"] | {"classes": 10}
@@ -129,7 +129,7 @@ def rates_and_decays(model: Classifier) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_nets_of_section_3_3_are_those_of_the_layer_files(name: str) -> None:
+def test_nets_of_section_3_3_equal_the_layer_files(name: str) -> None:
     wanted = EXPERIMENTS[name]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", [f"+experiment={name}"])
@@ -152,8 +152,8 @@ def test_nets_of_section_3_3_are_those_of_the_layer_files(name: str) -> None:
     assert (cfg.augment.crop, cfg.augment.random_crops, cfg.augment.mirror) == (24, True, True)
 
 
-def test_norms_stand_where_the_layer_files_have_them() -> None:
-    """Against the layers put together by hand, in float64."""
+def test_normalisation_is_placed_as_in_the_layer_files() -> None:
+    """Compare with layers that are combined by hand, in float64."""
     torch.manual_seed(0)
     images = 60 * torch.randn(2, 3, 24, 24, dtype=torch.float64)
     for norm, first in (("n5_before_pools", True), ("n9", False)):
@@ -173,7 +173,7 @@ def test_norms_stand_where_the_layer_files_have_them() -> None:
         torch.testing.assert_close(net(images), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_18_percent_net_is_that_of_its_layer_file() -> None:
+def test_18_percent_net_equals_its_layer_file() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["+experiment=cifar10_18pct"])
     model = model_of(cfg)
@@ -187,7 +187,9 @@ def test_the_18_percent_net_is_that_of_its_layer_file() -> None:
     images = 60 * torch.randn(2, 3, 32, 32, dtype=torch.float64)
 
     def norm(x: torch.Tensor) -> torch.Tensor:
-        window = F.avg_pool2d(x.square(), 3, 1, padding=1) * 9  # the zeros beyond the edge are counted, and add nothing
+        window = (
+            F.avg_pool2d(x.square(), 3, 1, padding=1) * 9
+        )  # the zero padding is included in the average, so 9 times it is the sum
         return x / (1 + 0.00005 / 9 * window) ** 0.75
 
     x = norm(F.max_pool2d(net.conv1(images).relu(), 3, 2, ceil_mode=True))
@@ -196,7 +198,7 @@ def test_the_18_percent_net_is_that_of_its_layer_file() -> None:
     torch.testing.assert_close(net(images), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_figure_1_has_no_regularisation_and_all_five_batches() -> None:
+def test_figure_1_uses_no_regularisation_and_all_five_batches() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["+experiment=figure_1"])
     assert {decay for _, decay in rates_and_decays(model_of(cfg)).values()} == {0}
@@ -213,7 +215,7 @@ def test_figure_1_has_no_regularisation_and_all_five_batches() -> None:
         ("cifar10_13pct", 4, 2, 2, 3),
     ],
 )
-def test_the_last_epochs_of_the_2012_cifar_protocols_are_not_scaled_and_biases_keep_their_rate(
+def test_last_epochs_of_the_cifar_protocols_are_not_scaled_and_biases_keep_their_rate(
     name: str, epochs: int, joins: int, tenth: int, hundredth: int
 ) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -235,7 +237,7 @@ def test_the_last_epochs_of_the_2012_cifar_protocols_are_not_scaled_and_biases_k
     assert {rate for rates in seen for rate in rates[2:]} == {0.002}
 
 
-def test_the_controlled_comparison_changes_the_norm_alone() -> None:
+def test_controlled_comparison_changes_only_the_normalisation() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         first, without, thirteen = (
             dict(leaves(compose("train", words)))
@@ -246,13 +248,16 @@ def test_the_controlled_comparison_changes_the_norm_alone() -> None:
             )
         )
     assert {key for key in first if first[key] != without.get(key)} == {"net.lrn"}
-    # the net without its norm is the 13% net; which norm it would have is then no matter
+    # without normalisation, the net is the 13% net; net.norm then has no effect
     assert {key for key in thirteen if thirteen[key] != without.get(key)} == {"net.norm"}
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive in CIFAR-10's official format with 30 + 10 images: planes of red, green and blue, one after the other."""
+    """Write an archive in CIFAR-10's official format with 30 + 10 images and return its folder.
+
+    Each image is a red plane, then a green plane, then a blue plane.
+    """
     root = tmp_path_factory.mktemp("official")
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
@@ -269,7 +274,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(official: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torchvision's CIFAR10 fetches that archive from this machine."""
+    """Serve that archive from this machine and make torchvision's CIFAR10 download it."""
 
     def checksum(path: Path) -> str:
         return hashlib.md5(path.read_bytes()).hexdigest()
@@ -291,7 +296,7 @@ def served(official: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.shutdown()
 
 
-def test_official_batches_are_downloaded_trained_on_and_measured(
+def test_official_batches_are_downloaded_trained_on_and_evaluated(
     served: None, official: Path, cwd: Path, run_command: Run
 ) -> None:
     status, out, err = run_command("prepare", "data=cifar10")
@@ -316,9 +321,9 @@ def test_official_batches_are_downloaded_trained_on_and_measured(
     assert [entry["steps"] for entry in result["history"]] == [4, 8, 12]
     assert all({"train_error", "test_error"} <= set(entry) for entry in result["history"])
     assert result["history"][-1]["test_error"] == result["centre"]["top1_error"]
-    assert not Path("r/checkpoints/best.ckpt").exists()  # the test images choose nothing
+    assert not Path("r/checkpoints/best.ckpt").exists()  # test images never select a checkpoint
 
-    # a folder that has the batches already; damaged ones
+    # a folder that already holds the batches, then damaged batches
     status, out, err = run_command("prepare", "data=cifar10", f"source={official}", "data.store=stores/second")
     assert status == 0, err
     assert np.array_equal(Store("stores/second").split("val")[9], store.split("val")[9])
@@ -331,9 +336,12 @@ def test_official_batches_are_downloaded_trained_on_and_measured(
     assert "CIFAR-10 is damaged" in err
 
 
-def test_validation_images_choose_and_test_images_are_reported(cwd: Path, run_command: Run) -> None:
+def test_validation_errors_select_and_test_errors_are_reported(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "images", train=6, val=3)
-    for name, seed, count in (("cat", 50, 5), ("dog", 60, 2)):  # no constant answer has the same error on both
+    for name, seed, count in (
+        ("cat", 50, 5),
+        ("dog", 60, 2),
+    ):  # no constant prediction has the same error on both splits
         for i in range(count):
             save_picture(cwd / "images" / "test" / name / f"{i}.jpg", seed + i)
     small = ("data=folder", "data.image_size=32")
@@ -355,7 +363,7 @@ def test_validation_images_choose_and_test_images_are_reported(cwd: Path, run_co
     for error, images in ((result["history"][-1]["val_error"], 6), (result["centre"]["top1_error"], 7)):
         wrong = error * images / 100
         assert wrong == pytest.approx(round(wrong), abs=1e-3)
-        assert 0 < wrong < images  # which no 6th is a 7th of
+        assert 0 < wrong < images  # no multiple of 1/6 between 0 and 1 is a multiple of 1/7
     assert Path("r/checkpoints/best.ckpt").exists()
     status, out, err = run_command("evaluate", "run=r", "split=val")
     assert status == 0, err
@@ -363,7 +371,7 @@ def test_validation_images_choose_and_test_images_are_reported(cwd: Path, run_co
     assert measured == pytest.approx(result["history"][-1]["val_error"], abs=1e-3)
 
 
-def test_a_schedule_does_not_look_at_test_images(cwd: Path, run_command: Run) -> None:
+def test_schedule_does_not_use_test_images(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "images", train=6, val=0)
     for name in ("cat", "dog"):
         save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
@@ -373,7 +381,7 @@ def test_a_schedule_does_not_look_at_test_images(cwd: Path, run_command: Run) ->
     assert "no validation images" in err
 
 
-def test_a_schedule_rule_without_settings_in_the_recipe_is_refused(served: None, cwd: Path, run_command: Run) -> None:
+def test_schedule_rule_without_settings_in_the_recipe_is_refused(served: None, cwd: Path, run_command: Run) -> None:
     assert run_command("prepare", "data=cifar10")[0] == 0
     status, _, err = run_command("train", "+experiment=cifar10_13pct", "schedule.rule=when_error_stalls")
     assert status == 2
@@ -391,7 +399,7 @@ def test_a_schedule_rule_without_settings_in_the_recipe_is_refused(served: None,
         (["+experiment=figure_1", "stop_at=120"], "stop_at=120"),
     ],
 )
-def test_options_that_a_net_does_not_have_are_refused(
+def test_options_that_the_net_lacks_are_refused(
     overrides: list[str], problem: str, served: None, cwd: Path, run_command: Run
 ) -> None:
     assert run_command("prepare", "data=cifar10")[0] == 0
@@ -400,7 +408,7 @@ def test_options_that_a_net_does_not_have_are_refused(
     assert problem in err
 
 
-def test_training_ends_at_the_error_of_figure_1(served: None, cwd: Path, run_command: Run) -> None:
+def test_training_stops_at_the_error_of_figure_1(served: None, cwd: Path, run_command: Run) -> None:
     assert run_command("prepare", "data=cifar10")[0] == 0
     small = ("trainer=cpu", "trainer.precision=32-true", "batch_size=8", "epochs=300")
     status, _, err = run_command("train", "+experiment=figure_1", *small, "run=r")
@@ -409,8 +417,8 @@ def test_training_ends_at_the_error_of_figure_1(served: None, cwd: Path, run_com
     assert errors[-1] <= 25 < min(errors[:-1])
 
 
-def test_training_error_is_that_of_the_images_as_they_were_seen(served: None, cwd: Path) -> None:
-    """Against predictions made one batch at a time, before each update, also over a resumption's saved sum."""
+def test_training_error_is_measured_before_each_update(served: None, cwd: Path) -> None:
+    """Compare with predictions before each update, batch by batch, including after the saved sum is restored."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["+experiment=figure_1"])
     from alexnet_repro.data.module import StoreData
@@ -425,7 +433,7 @@ def test_training_error_is_that_of_the_images_as_they_were_seen(served: None, cw
     for n, batch in enumerate(StoreData(store, 8, 0, {"crop": 32}).train_dataloader()):
         misses += int((model.net(model.training_images(batch)).argmax(1) != batch.labels).sum())
         model.loss(batch)
-        if n == 1:  # as if stopped and resumed here
+        if n == 1:  # as if the run stopped and resumed here
             checkpoint: dict = {}
             model.on_save_checkpoint(checkpoint)
             other.load_state_dict(model.state_dict())
@@ -434,13 +442,13 @@ def test_training_error_is_that_of_the_images_as_they_were_seen(served: None, cw
     assert float(model.training_means.compute()[-1, 0]) == pytest.approx(100 * misses / 20)
 
 
-def test_experiments_name_their_commands() -> None:
+def test_experiment_files_contain_their_commands() -> None:
     for file in Path(CONF, "experiment").glob("*.yaml"):
         assert f"+experiment={file.stem}" in file.read_text()
 
 
-def test_a_protocol_of_two_parts_is_one_run_and_resumes_exactly(served: None, cwd: Path, run_command: Run) -> None:
-    """Stopped before, at and after the epoch at which batch 5 joins: bit for bit the run that was never stopped."""
+def test_two_part_protocol_is_one_run_and_resumes_exactly(served: None, cwd: Path, run_command: Run) -> None:
+    """Stop before, at and after the epoch at which batch 5 joins; the runs are bitwise equal to an uninterrupted run."""
     assert run_command("prepare", "data=cifar10")[0] == 0
     small = ("+experiment=cifar10_13pct", "trainer=cpu", "batch_size=8", "epochs=8", "data.images_per_file=10")
     assert run_command("train", *small, "run=whole")[0] == 0
@@ -448,7 +456,16 @@ def test_a_protocol_of_two_parts_is_one_run_and_resumes_exactly(served: None, cw
     history = whole["history"]
     assert ["val_error" in epoch for epoch in history] == [True] * 5 + [False] * 3
     assert ["test_error" in epoch for epoch in history] == [False] * 5 + [True] * 3
-    assert [epoch["steps"] for epoch in history] == [4, 8, 12, 16, 20, 26, 32, 38]  # of two files, then of three
+    assert [epoch["steps"] for epoch in history] == [
+        4,
+        8,
+        12,
+        16,
+        20,
+        26,
+        32,
+        38,
+    ]  # batches from two files, then from three
     assert [len(epoch["files"]) for epoch in history] == [2] * 5 + [3] * 3
     assert not Path("whole/checkpoints/best.ckpt").exists()
     assert set(whole["nine_crop"]) == {"top1_error", "top5_error", "log_loss"}
@@ -476,7 +493,7 @@ def test_a_protocol_of_two_parts_is_one_run_and_resumes_exactly(served: None, cw
         assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_batch_5_is_recognised_by_the_number_of_the_image(cwd: Path) -> None:
+def test_batch_5_is_recognised_by_the_image_number(cwd: Path) -> None:
     names = ["train/a/39999.png", "train/b/00003.png", "train/b/40000.png", "test/a/00001.png", "train/a/00010.png"]
     files = [File(name, Path(name), 0, 0, split=name.split("/")[0]) for name in names]
     found = [(file.split, Path(file.name).stem) for file in in_official_order(files)]
@@ -485,7 +502,7 @@ def test_batch_5_is_recognised_by_the_number_of_the_image(cwd: Path) -> None:
     assert in_official_order(named) == named
 
 
-def test_a_store_without_batch_5_as_val_is_refused_where_it_has_to_join(
+def test_store_without_validation_images_is_refused_by_a_two_part_protocol(
     served: None, cwd: Path, run_command: Run
 ) -> None:
     image_folder(cwd / "images", train=6, val=0)

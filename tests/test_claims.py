@@ -1,4 +1,4 @@
-"""The paper's claims as data, and the verdicts that follow from results made up here."""
+"""Test the paper's claims as data, and the verdicts on made-up results."""
 
 import json
 import math
@@ -24,7 +24,10 @@ IMAGES = {"ilsvrc2010": ("test", 150_000), "ilsvrc2012": ("val", 50_000), "cifar
 
 
 def result(top1: float, seed: int = 0, ablation: str = "none", data: str = "ilsvrc2012", **more: Any) -> dict[str, Any]:
-    """A run's result; its top-5 error keeps the distance to the top-1 error that the paper's Table 2 has."""
+    """Return the result of a run.
+
+    The deviation of its top-5 error from Table 2 of the paper is proportional to that of its top-1 error.
+    """
     split, images = IMAGES.get(data, ("val", 3925))
     top5 = 18.2 + (top1 - 40.7) * 1.2 / 1.4
     return {
@@ -49,13 +52,13 @@ def result(top1: float, seed: int = 0, ablation: str = "none", data: str = "ilsv
 
 
 def pairs(base: float, changes: list[float], ablation: str = "no_lrn", **more: Any) -> Results:
-    """Seeds with and without an ablation, whose differences are ``changes``."""
+    """Return results with and without an ablation for several seeds, with ``changes`` as differences."""
     results = [result(base + seed / 10, seed, **more) for seed in range(len(changes))]
     return results + [result(base + s / 10 + change, s, ablation, **more) for s, change in enumerate(changes)]
 
 
 def around(mean: float, half_width: float, seeds: int = 3) -> list[float]:
-    """Numbers with that mean and that half width of their 95% interval."""
+    """Return numbers whose 95% confidence interval has the given mean and half width."""
     numbers = np.linspace(-1, 1, seeds)
     numbers *= half_width / (float(student.ppf(0.975, seeds - 1)) * numbers.std(ddof=1) / seeds**0.5)
     return [mean + float(n) for n in numbers]
@@ -73,7 +76,7 @@ def verdict(name: str, results: Results) -> str:
 # --- claims as data
 
 
-def test_each_claim_says_what_where_and_of_which_kind() -> None:
+def test_claims_have_all_required_fields() -> None:
     assert len(CLAIMS) >= 35
     for name, claim in CLAIMS.items():
         assert claim.kind == "count" or (claim.data and claim.split and claim.protocol), name
@@ -96,12 +99,12 @@ def test_each_claim_says_what_where_and_of_which_kind() -> None:
         ({"kind": "count", "tolerance": {"a": 0.5}}, "which has no value"),
     ],
 )
-def test_an_invalid_claim_is_refused(fields: dict[str, Any], problem: str) -> None:
+def test_invalid_claims_are_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Claim(**({"name": "x", "section": "1", "says": "it"} | fields))
 
 
-# facts-2012: percent, nats
+# From the facts about 2012: top-1 and top-5 error in percent, log loss in nats.
 LOG = {
     "table1_cnn": [(37.4727, 16.9987, 1.614660)],
     "one_patch": [(39.0247, 18.2953, 1.706031)],
@@ -114,7 +117,7 @@ LOG = {
 }
 
 
-def test_errors_and_log_losses_are_those_of_the_2012_log_and_give_the_papers_values() -> None:
+def test_errors_and_log_losses_equal_the_2012_log_and_give_the_papers_values() -> None:
     found = {
         name: [(run["top1_error"], run["top5_error"], run["log_loss"]) for run in claim.log]
         for name, claim in CLAIMS.items()
@@ -127,7 +130,7 @@ def test_errors_and_log_losses_are_those_of_the_2012_log_and_give_the_papers_val
             assert value == pytest.approx(CLAIMS[name].value[key], abs=0.1 if name == "ten_crops" else 0.051), name
 
 
-def test_tolerances_follow_from_the_spread_of_the_logs_five_similar_nets() -> None:
+def test_tolerances_follow_from_the_spread_of_five_similar_nets_in_the_log() -> None:
     for number, key in enumerate(("top1_error", "top5_error")):
         nets = [
             (41.0440, 18.7140),
@@ -149,7 +152,7 @@ def test_tolerances_follow_from_the_spread_of_the_logs_five_similar_nets() -> No
         assert claim.value[key] == pytest.approx(np.mean([b[number] for b in batches]), abs=10**-places)
 
 
-def test_errors_of_an_ablation_are_those_of_its_run_in_the_log() -> None:
+def test_expected_errors_of_an_ablation_equal_its_run_in_the_log() -> None:
     expected = {
         "no_lrn": (42.1, 19.4),
         "one_gpu": (39.2, 18.2),
@@ -170,7 +173,7 @@ def test_errors_of_an_ablation_are_those_of_its_run_in_the_log() -> None:
         assert expected_errors(name) is None
 
 
-def test_counts_are_those_of_the_layer_table_and_stand_apart() -> None:
+def test_counts_equal_the_layer_table_and_are_summarised_separately() -> None:
     sizes = {"conv1": 290_400, "conv2": 186_624, "conv3": 64_896, "conv4": 64_896, "conv5": 43_264}
     assert counts()["neurons"] == sizes | {"fc6": 4096, "fc7": 4096, "fc8": 1000}
     assert counts()["neurons_in_all"] == {"all": 659_272}
@@ -185,10 +188,10 @@ def test_counts_are_those_of_the_layer_table_and_stand_apart() -> None:
     assert slips == {"neurons", "neurons_in_all", "share_of_each_convolution", "crops"}
     assert all(CLAIMS[name].note for name in slips)
     assert {word for name, word in words.items() if name not in slips} == {"counted: equal"}
-    told = summary(content([]))
-    assert "By experiment: none decided yet" in told
-    assert "3 equal to the paper, 4 different" in told
-    assert "reproduced" not in told
+    summary_text = summary(content([]))
+    assert "By experiment: none decided yet" in summary_text
+    assert "3 equal to the paper, 4 different" in summary_text
+    assert "reproduced" not in summary_text
 
 
 # --- differences
@@ -199,7 +202,7 @@ def test_counts_are_those_of_the_layer_table_and_stand_apart() -> None:
     [
         (around(1.4, 0.6), "reproduced"),
         (around(1.4, 0.75), "direction confirmed"),  # wider than the tolerance
-        (around(0.75, 0.70), "direction confirmed"),  # 0.05 to 1.45: not "reproduced"
+        (around(0.75, 0.70), "direction confirmed"),  # 0.05 to 1.45 is not "reproduced"
         (around(3.5, 0.3), "direction confirmed"),
         (around(0.3, 0.4), "undecided"),
         (around(-0.8, 0.4), "contradicted"),
@@ -209,7 +212,7 @@ def test_counts_are_those_of_the_layer_table_and_stand_apart() -> None:
         ([-3.0], "one seed, outside"),
     ],
 )
-def test_a_difference_is_reproduced_if_its_interval_lies_inside_the_tolerance(changes: list[float], word: str) -> None:
+def test_difference_is_reproduced_if_its_interval_lies_inside_the_tolerance(changes: list[float], word: str) -> None:
     results = pairs(40.7, changes)
     assert verdict("no_lrn", results) == word
     (finding,) = findings("no_lrn", results)
@@ -221,8 +224,8 @@ def test_a_difference_is_reproduced_if_its_interval_lies_inside_the_tolerance(ch
         assert estimate.p == pytest.approx(ttest_1samp(changes, 0).pvalue)
 
 
-def test_pooling_of_twice_the_papers_effect_is_not_reproduced() -> None:
-    """Its tolerance is half of the effect, and not the spread of two nets, which is larger than the effect."""
+def test_twice_the_papers_pooling_effect_is_not_reproduced() -> None:
+    """The tolerance is half of the effect, not the spread of two nets, because that is larger than the effect."""
     assert verdict("non_overlapping_pooling", pairs(40.7, around(0.8, 0.05), "non_overlapping_pooling")) == (
         "direction confirmed"
     )
@@ -231,7 +234,7 @@ def test_pooling_of_twice_the_papers_effect_is_not_reproduced() -> None:
     )
 
 
-def test_both_errors_count() -> None:
+def test_verdict_requires_both_errors() -> None:
     results = pairs(40.7, around(1.4, 0.3))
     for r in results:
         r["ten_crop"] = r["ten_crop"] | {"top5_error": 18.2 + r["seed"] / 10}  # no difference in top-5
@@ -252,13 +255,13 @@ def test_both_errors_count() -> None:
         (0.1, 0.2, "undecided"),
     ],
 )
-def test_over_one_percent_is_at_least_one_percent(mean: float, half_width: float, word: str) -> None:
+def test_over_one_percent_means_at_least_one_percent(mean: float, half_width: float, word: str) -> None:
     assert verdict("no_colour_noise", pairs(40.7, around(mean, half_width), "no_colour_noise")) == word
 
 
 @pytest.mark.parametrize(("gap", "word"), [(0.05, "direction confirmed"), (2.5, "reproduced"), (-1.0, "contradicted")])
-def test_substantial_overfitting_is_no_small_gap(gap: float, word: str) -> None:
-    """Overfitting: test error minus training error, both without dropout and random crops."""
+def test_substantial_overfitting_requires_a_large_gap(gap: float, word: str) -> None:
+    """Overfitting is the test error minus the training error, both measured without dropout and random crops."""
     results = pairs(40.7, [0.0, 0.0, 0.0], "no_dropout")
     for r in results:
         extra = gap + r["seed"] * 0.001 if r["ablation"] == "no_dropout" else 0
@@ -266,7 +269,7 @@ def test_substantial_overfitting_is_no_small_gap(gap: float, word: str) -> None:
     assert verdict("no_dropout", results) == word
 
 
-def test_sampling_error_of_the_images_is_included_where_predictions_are_kept(tmp_path: Path) -> None:
+def test_sampling_error_of_images_is_included_if_predictions_are_saved(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     results = []
     for seed in range(3):
@@ -291,8 +294,8 @@ def test_sampling_error_of_the_images_is_included_where_predictions_are_kept(tmp
         findings("no_lrn", results)
 
 
-def test_the_interval_over_seeds_and_images_covers_the_truth() -> None:
-    """Simulated: differences with an effect of the seed, of the image and of both; 95% of intervals hold their mean."""
+def test_interval_over_seeds_and_images_covers_the_true_mean() -> None:
+    """Simulate differences with effects of the seed, of the image and of both; 95% of intervals contain the true mean."""
     rng = np.random.default_rng(1)
     held, trials = 0, 2000
     for _ in range(trials):
@@ -301,15 +304,15 @@ def test_the_interval_over_seeds_and_images_covers_the_truth() -> None:
         error, freedom = standard_error(table)
         held += abs(table.mean() - 1.0) <= student.ppf(0.975, freedom) * error
     assert held / trials == pytest.approx(0.95, abs=0.025)
-    # without an effect of images only the seeds' own means count: Student's t over seeds
+    # without an effect of images, only the means of the seeds matter: Student's t over seeds
     table = np.repeat(rng.normal(0, 1, (5, 1)), 50, 1)
     assert standard_error(table) == pytest.approx((table[:, 0].std(ddof=1) / 5**0.5, 4))
 
 
-def test_holm_by_hand_and_within_a_family() -> None:
+def test_holm_correction_equals_hand_computed_values_and_applies_within_a_family() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.2, 0.001]) == pytest.approx([0.2, 0.002])
-    changes = around(1.5, 1.2)  # p = 0.033: significant alone
+    changes = around(1.5, 1.2)  # p = 0.033 is significant for a single test
     alone = pairs(40.7, changes, "no_colour_noise")
     assert verdict("no_colour_noise", alone) == "direction confirmed"
     family = alone + pairs(40.7, around(0.1, 1.0), "no_conv3") + pairs(40.7, around(0.1, 1.0), "no_lrn")
@@ -319,10 +322,10 @@ def test_holm_by_hand_and_within_a_family() -> None:
     )
 
 
-# --- what is compared, and what decides
+# --- which runs are compared, and which of them decide a claim
 
 
-def test_only_runs_that_are_alike_are_compared() -> None:
+def test_only_comparable_runs_are_compared() -> None:
     base = result(40.7)
     for other in (
         {"epochs": 45},
@@ -338,11 +341,11 @@ def test_only_runs_that_are_alike_are_compared() -> None:
     assert len(findings("no_lrn", [base, result(42.1, ablation="no_lrn", hardware="other")])) == 1
 
 
-def test_runs_of_the_log_have_their_own_numbers_of_epochs() -> None:
+def test_runs_of_the_log_may_have_different_numbers_of_epochs() -> None:
     results = pairs(40.7, around(1.4, 0.5))
     for r in results:
         if r["ablation"] == "no_lrn":
-            r["epochs"] = r["of_epochs"] = 97  # run 148 beside run 145
+            r["epochs"] = r["of_epochs"] = 97  # run 148, compared with run 145
     assert verdict("no_lrn", results) == "reproduced"
     (finding,) = findings("no_lrn", results)
     assert finding.shared["epochs"] == "all"
@@ -360,7 +363,7 @@ def test_runs_of_the_log_have_their_own_numbers_of_epochs() -> None:
         ({"lr": 0.02}, "lr=0.02"),
     ],
 )
-def test_another_protocol_is_a_proxy(other: dict[str, Any], why: str) -> None:
+def test_runs_with_another_protocol_are_proxies(other: dict[str, Any], why: str) -> None:
     whole = pairs(40.7, [1.4])
     others = [r | other for r in pairs(40.7, around(1.4, 0.5))]
     found = findings("no_lrn", whole + others)
@@ -368,10 +371,10 @@ def test_another_protocol_is_a_proxy(other: dict[str, Any], why: str) -> None:
     assert why in str(found[1].proxy)
     assert found[1].verdict == "proxy: agrees"
     assert verdict("no_lrn", whole + others) == "one seed, inside"
-    assert findings("one_cnn", others) == []  # an error is never set beside the paper's
+    assert findings("one_cnn", others) == []  # an error is never compared with the paper's
 
 
-def test_float32_is_the_papers_own_arithmetic() -> None:
+def test_float32_runs_follow_the_papers_protocol() -> None:
     from alexnet_repro.training.run_folder import choices
 
     assert choices(["trainer.precision=32-true", "schedule=run_148"])["options"] == []
@@ -383,7 +386,7 @@ def test_float32_is_the_papers_own_arithmetic() -> None:
     assert finding.shared["precision"] == "32-true"
 
 
-def test_another_recipe_and_a_smaller_group_never_change_a_verdict() -> None:
+def test_verdict_does_not_depend_on_other_recipes_or_smaller_groups() -> None:
     good = [result(40.7 + seed / 20, seed) for seed in range(3)]
     bad = [result(43.0 + seed / 20, seed, recipe="paper") for seed in range(2)]
     for both in (good + bad, bad + good):
@@ -404,7 +407,7 @@ def test_each_middle_layer_has_its_own_finding() -> None:
     assert {f.verdict for f in found} == {"reproduced"}
 
 
-def test_other_data_are_proxies() -> None:
+def test_runs_on_other_data_are_proxies() -> None:
     results = pairs(10.0, around(2.0, 1.0), data="imagenette")
     (finding,) = findings("no_lrn", results)
     assert finding.verdict == "proxy: agrees"
@@ -417,7 +420,7 @@ def test_other_data_are_proxies() -> None:
 # --- numbers
 
 
-def test_a_number_is_judged_by_its_interval() -> None:
+def test_number_is_judged_by_its_interval() -> None:
     def word(mean: float, half_width: float, seeds: int = 3) -> str:
         return verdict("one_cnn", [result(error, s) for s, error in enumerate(around(mean, half_width, seeds))])
 
@@ -432,10 +435,10 @@ def test_a_number_is_judged_by_its_interval() -> None:
     assert view.estimates["top1_error"].value == pytest.approx(2.0)
 
 
-def test_an_ensemble_of_five_decides_five_cnns_and_not_one_cnn(tmp_path: Path) -> None:
+def test_ensemble_of_five_decides_five_cnns_but_not_one_cnn(tmp_path: Path) -> None:
     five = result(38.3, members=5, seeds=[0, 1, 2, 3, 4])
     five["ten_crop"]["top5_error"] = 16.5
-    for kind in ("centre", "ten_crop"):  # both are read, whichever comes first
+    for kind in ("centre", "ten_crop"):  # both are read, in either order
         views = {key: five[key] for key in five if key != "ten_crop" or kind == "ten_crop"}
         (tmp_path / f"ensemble-5-abcdef-last-val-{kind}.json").write_text(json.dumps(views))
     assert len(read_results(tmp_path)) == 2
@@ -455,13 +458,13 @@ def test_an_ensemble_of_five_decides_five_cnns_and_not_one_cnn(tmp_path: Path) -
     ("shares", "specialised"),
     [((0.10, 0.80), 1), ((0.80, 0.33), 1), ((0.50, 0.72), 0), ((0.30, 0.60), 0), ((0.67, 0.67), 0)],
 )
-def test_towers_are_specialised_if_one_is_grey_and_the_other_has_colour(
+def test_towers_are_specialised_if_one_is_grey_and_the_other_coloured(
     shares: tuple[float, float], specialised: int
 ) -> None:
     assert MEASURES["specialised"](result(40, colour_content=shares)) == {"specialised": specialised}
 
 
-def test_in_every_run_means_every_run() -> None:
+def test_claim_about_every_run_requires_every_run() -> None:
     runs = [result(40.7, seed, colour_content=[0.1, 0.8]) for seed in range(6)]
     assert verdict("figure_3", runs) == "reproduced"
     assert verdict("figure_3", runs[:2]) == "undecided"
@@ -474,8 +477,8 @@ def test_in_every_run_means_every_run() -> None:
 # --- Figure 1
 
 
-def race(ablation: str, seed: int, lr: float, epochs: float, net: str = "four_layer") -> dict[str, Any]:
-    """A run whose error falls by 1 point per epoch and is at 25% after so many epochs, with a part of an epoch."""
+def figure_1_run(ablation: str, seed: int, lr: float, epochs: float, net: str = "four_layer") -> dict[str, Any]:
+    """Return a run whose error falls by 1 point per epoch and reaches 25% after ``epochs``, which may be fractional."""
     last = math.ceil(epochs)
     history = [{"epoch": e, "train_error": 25.0 + epochs - e} for e in range(1, last + 1)]
     more = {"net": net, "lr": lr, "history": history, "epochs": last, "of_epochs": None, "experiment": "figure_1"}
@@ -483,23 +486,23 @@ def race(ablation: str, seed: int, lr: float, epochs: float, net: str = "four_la
     return result(30, seed, ablation, "cifar10", recipe="cuda_convnet", activation=activation, **more)
 
 
-def never(run: dict[str, Any], error: float = 60.0) -> dict[str, Any]:
-    """The same run without reaching 25%."""
+def without_crossing(run: dict[str, Any], error: float = 60.0) -> dict[str, Any]:
+    """Return the same run, but its error never reaches 25%."""
     return run | {"history": [epoch | {"train_error": error} for epoch in run["history"]]}
 
 
-def grid(net: str = "four_layer") -> Results:
-    """Rates below and above the best one, slower, for each activation."""
+def runs_at_other_rates(net: str = "four_layer") -> Results:
+    """Return slower runs at learning rates below and above the best, for each activation."""
     return [
-        *(race("none", 0, lr, 20, net) for lr in (0.002, 0.0045)),
-        *(race("tanh", 0, lr, 90, net) for lr in (0.007, 0.015)),
+        *(figure_1_run("none", 0, lr, 20, net) for lr in (0.002, 0.0045)),
+        *(figure_1_run("tanh", 0, lr, 90, net) for lr in (0.007, 0.015)),
     ]
 
 
-def best(net: str = "four_layer", tanh: float = 48) -> Results:
-    """Three seeds at the best rate of each activation; with ReLUs 8 epochs."""
-    relu = [race("none", seed, 0.003, 8 + seed / 50, net) for seed in range(3)]
-    return relu + [race("tanh", seed, 0.01, tanh + seed / 10, net) for seed in range(3)]
+def runs_at_best_rates(net: str = "four_layer", tanh: float = 48) -> Results:
+    """Return three seeds at the best learning rate of each activation; ReLUs take 8 epochs."""
+    relu = [figure_1_run("none", seed, 0.003, 8 + seed / 50, net) for seed in range(3)]
+    return relu + [figure_1_run("tanh", seed, 0.01, tanh + seed / 10, net) for seed in range(3)]
 
 
 def test_crossing_is_interpolated_between_epochs() -> None:
@@ -515,14 +518,18 @@ def test_crossing_is_interpolated_between_epochs() -> None:
     assert crossing(history, "epoch", "e", 10) == math.inf
 
 
-def test_figure_1_takes_the_fastest_rate_of_each_side() -> None:
-    results = grid() + best()
+def test_figure_1_compares_the_fastest_learning_rates() -> None:
+    results = runs_at_other_rates() + runs_at_best_rates()
     (finding,) = findings("figure_1", results)
     assert finding.estimates["epochs"].value == pytest.approx(6, abs=0.05)
     assert finding.verdict == "reproduced"
     assert {r["lr"] for r in finding.results} == {0.003, 0.01}
-    assert verdict("figure_1", grid() + best(tanh=64)) == "direction confirmed"  # at 8 times
-    results += [{**race("tanh", 7, 0.01, 90), "history": [{"epoch": 1, "train_error": 60.0}]}]  # never reached
+    assert (
+        verdict("figure_1", runs_at_other_rates() + runs_at_best_rates(tanh=64)) == "direction confirmed"
+    )  # tanh takes 8 times as many epochs
+    results += [
+        {**figure_1_run("tanh", 7, 0.01, 90), "history": [{"epoch": 1, "train_error": 60.0}]}
+    ]  # never reaches 25%
     assert findings("figure_1", results)[0].verdict == "reproduced"
 
 
@@ -531,11 +538,15 @@ def test_figure_1_takes_the_fastest_rate_of_each_side() -> None:
     [
         ((0.002, "none"), [], "no learning rate below 0.003 was tried for relu"),
         ((0.015, "tanh"), [], "no learning rate above 0.01 was tried for tanh"),
-        ((0.015, "tanh"), [never(race("tanh", 0, 0.015, 12))], "learning rate of 0.015 was stopped too early"),
+        (
+            (0.015, "tanh"),
+            [without_crossing(figure_1_run("tanh", 0, 0.015, 12))],
+            "learning rate of 0.015 was stopped too early",
+        ),
     ],
 )
-def test_a_best_rate_that_is_not_bracketed_decides_nothing(drop: tuple[float, str], add: Results, why: str) -> None:
-    results = [r for r in grid() if (r["lr"], r["ablation"]) != drop] + best() + add
+def test_unbracketed_best_learning_rate_is_undecided(drop: tuple[float, str], add: Results, why: str) -> None:
+    results = [r for r in runs_at_other_rates() if (r["lr"], r["ablation"]) != drop] + runs_at_best_rates() + add
     (finding,) = findings("figure_1", results)
     assert finding.verdict == "undecided"
     assert why in str(finding.caveat)
@@ -543,27 +554,30 @@ def test_a_best_rate_that_is_not_bracketed_decides_nothing(drop: tuple[float, st
     assert row["answers"][0]["why"] == finding.caveat
 
 
-def test_each_net_that_the_paper_leaves_open_has_its_own_verdict() -> None:
+def test_each_candidate_net_of_figure_1_has_its_own_verdict() -> None:
     local = [
-        r | {"experiment": "figure_1_local"} for r in grid("locally_connected") + best("locally_connected", tanh=18)
+        r | {"experiment": "figure_1_local"}
+        for r in runs_at_other_rates("locally_connected") + runs_at_best_rates("locally_connected", tanh=18)
     ]
-    both = grid() + best() + local
+    both = runs_at_other_rates() + runs_at_best_rates() + local
     answers = {f.shared["net"]: f.verdict for f in deciding(findings("figure_1", both))}
     assert answers == {"four_layer": "reproduced", "locally_connected": "direction confirmed"}
     with_norm = [r | {"experiment": "figure_1"} for r in local if r["ablation"] == "tanh"]
-    assert findings("figure_1", [*with_norm, *(r for r in local if r["ablation"] == "none")]) == []  # other experiments
+    assert (
+        findings("figure_1", [*with_norm, *(r for r in local if r["ablation"] == "none")]) == []
+    )  # from different experiments
 
 
-def test_a_side_that_never_reached_25_percent_is_reported() -> None:
-    relu, tanh = best()[:3], best()[3:]
+def test_activation_that_never_reaches_25_percent_is_reported() -> None:
+    relu, tanh = runs_at_best_rates()[:3], runs_at_best_rates()[3:]
     for results, word in (
-        ([*map(never, relu), *tanh], "contradicted"),
-        ([*relu, *map(never, tanh)], "direction confirmed"),
-        ([*map(never, relu), *map(never, tanh)], "undecided"),
-        ([*relu[:2], never(relu[2]), *tanh], "undecided"),
+        ([*map(without_crossing, relu), *tanh], "contradicted"),
+        ([*relu, *map(without_crossing, tanh)], "direction confirmed"),
+        ([*map(without_crossing, relu), *map(without_crossing, tanh)], "undecided"),
+        ([*relu[:2], without_crossing(relu[2]), *tanh], "undecided"),
     ):
         slower = [
-            never(race(name, 0, lr, 80), 70.0)
+            without_crossing(figure_1_run(name, 0, lr, 80), 70.0)
             for name, rates in (("none", (0.001, 0.005)), ("tanh", (0.005, 0.02)))
             for lr in rates
         ]
@@ -577,7 +591,7 @@ def test_a_side_that_never_reached_25_percent_is_reported() -> None:
 # --- the other measures
 
 
-def test_measures_of_a_result() -> None:
+def test_measures_equal_hand_computed_values() -> None:
     history = [
         {"epoch": e, "steps": 100 * e, "lr": lr, "train_error": error, "train_loss": loss, "val_error": 45.0}
         for e, (lr, error, loss) in enumerate(
@@ -591,7 +605,7 @@ def test_measures_of_a_result() -> None:
     assert values["training_error"] == {"train_error": 12.0}
     assert values["overfitting"] == {"gap": 30.0}
     assert values["epochs_to_25"] == {"epochs": 3}
-    # lowest loss before the drop 1.0: 1.1 lies two thirds of the way from 1.3 after 200 updates to 1.0 after 300
+    # the lowest loss before the drop is 1.0; 1.1 is two thirds of the way from 1.3 (200 updates) to 1.0 (300 updates)
     assert values["updates_to_converge"] == {"updates": pytest.approx(200 + 100 * 2 / 3)}
     assert values["left_plateau"] == {"updates": 130}
     assert values["seconds_per_update"] == {"seconds": 0.1}
@@ -607,7 +621,7 @@ def test_measures_of_a_result() -> None:
     assert {name for name in needs_more if MEASURES[name](result(40)) is not None} == set()
 
 
-def test_overfitting_at_equal_training_error() -> None:
+def test_overfitting_is_compared_at_equal_training_error() -> None:
     def run(train: list[float], val: list[float], ablation: str, seed: int) -> dict[str, Any]:
         history = [
             {"epoch": e, "train_error": t, "val_error": v} for e, (t, v) in enumerate(zip(train, val, strict=True), 1)
@@ -615,14 +629,14 @@ def test_overfitting_at_equal_training_error() -> None:
         return result(40.7, seed, ablation, history=history)
 
     overlapping = [run([60, 50, 40], [58, 50, 44], "none", seed) for seed in range(3)]
-    # at 40% of training error, halfway between its 45% and 35%, the other net's validation error is 47 + 0 to 0.02
+    # at a training error of 40%, halfway between 45% and 35%, the validation error of the other net is 47 to 47.02
     other = [run([60, 45, 35], [59, 49 + s / 100, 45 + s / 100], "non_overlapping_pooling", s) for s in range(3)]
     (finding,) = findings("overlap_overfits_less", overlapping + other)
     assert finding.estimates["gap"].value == pytest.approx(47.01 - 44)
     assert finding.verdict == "reproduced"
 
 
-def test_biases_of_one_and_dropout_are_judged_by_updates() -> None:
+def test_biases_and_dropout_are_judged_by_numbers_of_updates() -> None:
     slow = [result(40, s, "zero_biases", left_plateau=900 + s) for s in range(3)]
     fast = [result(40, s, left_plateau=300 + s) for s in range(3)]
     assert verdict("zero_biases", slow + fast) == "reproduced"
@@ -648,14 +662,14 @@ def test_biases_of_one_and_dropout_are_judged_by_updates() -> None:
     assert verdict("dropout_iterations", results) == "reproduced"
 
 
-def test_two_gpus_are_compared_with_the_one_gpu_net_on_one() -> None:
+def test_two_gpus_are_compared_with_the_one_gpu_net_on_one_gpu() -> None:
     two = [result(40, s, placement="two_devices", seconds=90.0 + s, steps=1000, hardware="2 x GPU") for s in range(3)]
     one = [result(40, s, "one_gpu", seconds=100.0 + s, steps=1000, hardware="1 x GPU") for s in range(3)]
     assert verdict("two_gpus_faster", two + one) == "reproduced"
     assert findings("two_gpus_faster", [r | {"hardware": "2 threads of CPU"} for r in two + one]) == []
 
 
-def test_results_are_read_once_and_damaged_ones_named(tmp_path: Path) -> None:
+def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> None:
     one = {
         **result(40),
         "commit": "abc",
@@ -680,7 +694,7 @@ def test_results_are_read_once_and_damaged_ones_named(tmp_path: Path) -> None:
         read_results(tmp_path / "runs")
 
 
-def test_other_protocols_are_listed_apart() -> None:
+def test_proxy_results_are_listed_separately() -> None:
     page = content(pairs(40.7, around(1.4, 0.5), data="imagenette"))
     assert "other data" in others_table(page)
     assert "imagenette" in others_table(page)

@@ -1,4 +1,4 @@
-"""The user's mistakes: exit status 2, one or two lines that say what to do, no traceback, nothing lost."""
+"""Test user errors: exit status 2, a short message that says what to do, no traceback and no lost files."""
 
 import json
 import shutil
@@ -16,47 +16,47 @@ from alexnet_repro.training import run_folder
 Run = Callable[..., tuple[int, str, str]]
 
 
-def a_class_without_images(cwd: Path) -> None:
+def class_without_images(cwd: Path) -> None:
     image_folder(cwd / "source")
     (cwd / "source/train/fox").mkdir()
 
 
-def a_class_only_in_val(cwd: Path) -> None:
+def class_only_in_val(cwd: Path) -> None:
     image_folder(cwd / "source")
     shutil.move(cwd / "source/val/dog", cwd / "source/val/fox")
 
 
-def a_file_that_is_no_tar(cwd: Path) -> None:
+def file_that_is_not_a_tar(cwd: Path) -> None:
     (cwd / "source").write_text("hello")
 
 
-def a_store_of_small_images(cwd: Path) -> None:
+def store_of_small_images(cwd: Path) -> None:
     (cwd / "stores/folder").mkdir(parents=True)
     manifest = {"format": 1, "image_size": 32, "classes": ["a"], "splits": {}, "sha256": {}}
     (cwd / "stores/folder/manifest.json").write_text(json.dumps(manifest))
 
 
-def a_store_without_val(cwd: Path) -> None:
-    a_store_of_small_images(cwd)
+def store_without_images(cwd: Path) -> None:
+    store_of_small_images(cwd)
     path = cwd / "stores/folder/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": 256}))
 
 
-def a_damaged_manifest(cwd: Path) -> None:
-    a_store_of_small_images(cwd)
+def damaged_manifest(cwd: Path) -> None:
+    store_of_small_images(cwd)
     (cwd / "stores/folder/manifest.json").write_text("{")
 
 
-def an_empty_folder(cwd: Path) -> None:
+def empty_folder(cwd: Path) -> None:
     (cwd / "source").mkdir()
 
 
-def something_else_in_the_run_folder(cwd: Path) -> None:
+def other_file_in_the_run_folder(cwd: Path) -> None:
     (cwd / "mine").mkdir()
     (cwd / "mine/thesis.tex").write_text("keep me")
 
 
-def images_in_no_class(cwd: Path) -> None:
+def images_outside_class_folders(cwd: Path) -> None:
     image_folder(cwd / "s")
     shutil.move(cwd / "s/train/cat", cwd / "source")
 
@@ -65,14 +65,14 @@ def one_class(cwd: Path) -> None:
     image_folder(cwd / "source", classes=("cat",))
 
 
-def a_damaged_compressed_tar(cwd: Path) -> None:
+def damaged_compressed_tar(cwd: Path) -> None:
     image_folder(cwd / "images")
     with tarfile.open(cwd / "whole.tgz", "w:gz") as tar:
         tar.add(cwd / "images", arcname=".")
     (cwd / "source").write_bytes((cwd / "whole.tgz").read_bytes()[:20_000])
 
 
-def my_pictures(cwd: Path) -> None:
+def folder_of_user_pictures(cwd: Path) -> None:
     image_folder(cwd / "source")
     image_folder(cwd / "pictures")
 
@@ -93,10 +93,10 @@ MISTAKES = [
     ("train", ["epochs="], None, "epochs"),
     ("train", ["epochs"], None, "epochs"),
     ("train", ["data=imagenette"], None, "prepare data=imagenette source=PATH"),
-    ("train", ["data=folder"], a_store_of_small_images, "are 32x32, this net's data is 256x256"),
-    ("train", ["data=folder"], a_store_without_val, "no images in its split 'train'"),
-    ("train", ["data=folder"], a_damaged_manifest, "is damaged"),
-    ("train", ["run=mine"], something_else_in_the_run_folder, "taken by something that isn't a run"),
+    ("train", ["data=folder"], store_of_small_images, "are 32x32, this net's data is 256x256"),
+    ("train", ["data=folder"], store_without_images, "no images in its split 'train'"),
+    ("train", ["data=folder"], damaged_manifest, "is damaged"),
+    ("train", ["run=mine"], other_file_in_the_run_folder, "taken by something that isn't a run"),
     ("train", ["net.lrn_n=4"], None, "must be odd"),
     ("train", ["net.dropout=2"], None, "dropout"),
     ("train", ["augment.crop=300"], None, "augment.crop=300: the images are 256x256"),
@@ -117,20 +117,25 @@ MISTAKES = [
     ("train", ["logger=wandb", "logger.mode=loud"], None, "logger.mode=loud"),
     ("prepare", ["data=imagenette"], None, "say where it is with source=PATH"),
     ("prepare", ["data=imagenette", "source=nowhere"], None, "there is nothing at source=nowhere"),
-    ("prepare", ["data=folder", "source=source"], an_empty_folder, "there are no files"),
-    ("prepare", ["data=folder", "source=source"], a_class_without_images, "hold no images: train/fox"),
-    ("prepare", ["data=folder", "source=source"], a_class_only_in_val, "have no training images: fox"),
-    ("prepare", ["data=folder", "source=source"], a_file_that_is_no_tar, "neither a folder nor a tar"),
+    ("prepare", ["data=folder", "source=source"], empty_folder, "there are no files"),
+    ("prepare", ["data=folder", "source=source"], class_without_images, "hold no images: train/fox"),
+    ("prepare", ["data=folder", "source=source"], class_only_in_val, "have no training images: fox"),
+    ("prepare", ["data=folder", "source=source"], file_that_is_not_a_tar, "neither a folder nor a tar"),
     ("prepare", ["data=folder", "source=source"], one_class, "has only one class: cat"),
-    ("prepare", ["data=folder", "source=source"], a_damaged_compressed_tar, "source=source is damaged"),
+    ("prepare", ["data=folder", "source=source"], damaged_compressed_tar, "source=source is damaged"),
     (
         "prepare",
         ["data=folder", "source=source", "data.store=pictures", "overwrite=true"],
-        my_pictures,
+        folder_of_user_pictures,
         "isn't a store",
     ),
-    ("prepare", ["data=folder", "source=source", "data.store=source/store"], my_pictures, "would be inside its source"),
-    ("prepare", ["data=folder", "source=source"], images_in_no_class, "is in no class folder"),
+    (
+        "prepare",
+        ["data=folder", "source=source", "data.store=source/store"],
+        folder_of_user_pictures,
+        "would be inside its source",
+    ),
+    ("prepare", ["data=folder", "source=source"], images_outside_class_folders, "is in no class folder"),
     ("prepare", ["data=folder", "verify=true"], None, "there is no store at stores/folder"),
     ("evaluate", [], None, "run=FOLDER"),
     ("evaluate", ["run=nowhere"], None, "nowhere is not the folder of a run"),
@@ -143,27 +148,27 @@ MISTAKES = [
     MISTAKES,
     ids=[f"{m[0]} {' '.join(m[1])}"[:60] + f" {i}" for i, m in enumerate(MISTAKES)],
 )
-def test_a_user_error_is_reported_in_a_line_or_two(
+def test_user_errors_are_reported_briefly_without_a_traceback(
     name: str, arguments: list[str], arrange: Callable[[Path], None] | None, expected: str, cwd: Path, run_command: Run
 ) -> None:
     if name == "train" and not any(a.startswith("data=") for a in arguments):
-        arguments = [*arguments, "data.train_per_class=2", "data.val_per_class=1"]  # a store in no time
+        arguments = [*arguments, "data.train_per_class=2", "data.val_per_class=1"]  # a small store is quick to prepare
     if arrange:
         arrange(cwd)
     before = sorted(p for p in cwd.rglob("*") if p.is_file())
     status, _, err = run_command(name, *arguments)
     assert status == 2, err
-    told = [line for line in err.splitlines() if not line.startswith(("preparing", "\rpreparing")) and line.strip()]
+    messages = [line for line in err.splitlines() if not line.startswith(("preparing", "\rpreparing")) and line.strip()]
     assert expected in err
     assert "Traceback" not in err
-    assert len(told) <= 3, told
-    assert told[0].startswith("error: ") or told[-2].startswith("error: "), told
+    assert len(messages) <= 3, messages
+    assert messages[0].startswith("error: ") or messages[-2].startswith("error: "), messages
     assert all(p.exists() for p in before)
-    assert not list(cwd.glob("runs/**/config.yaml"))  # no folder is taken by a run that couldn't begin
+    assert not list(cwd.glob("runs/**/config.yaml"))  # a run that cannot start does not occupy its folder
     assert not list(cwd.glob("runs/**/result.json"))
 
 
-def test_a_real_process_exits_with_2_and_without_traceback(cwd: Path) -> None:
+def test_user_error_in_a_real_process_exits_with_status_2(cwd: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alexnet_repro.train", "+ablation=nonsense"], capture_output=True, text=True, check=False
     )
@@ -174,7 +179,7 @@ def test_a_real_process_exits_with_2_and_without_traceback(cwd: Path) -> None:
     assert "no_lrn" in done.stderr
 
 
-def test_an_internal_error_keeps_its_traceback_and_exits_with_1(cwd: Path) -> None:
+def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -> None:
     program = (
         "import sys, alexnet_repro.training.evaluation, alexnet_repro.cli as cli\n"
         "alexnet_repro.training.evaluation.evaluate = lambda cfg: 1 / 0\n"
@@ -202,5 +207,5 @@ def test_an_internal_error_keeps_its_traceback_and_exits_with_1(cwd: Path) -> No
         (["optim.lr=0.003", "epochs=2"], "paper-optim.lr=0.003-epochs=2"),
     ],
 )
-def test_a_run_is_named_after_what_was_chosen(overrides: list[str], name: str) -> None:
+def test_run_name_lists_the_chosen_options(overrides: list[str], name: str) -> None:
     assert run_folder.run_name("paper", overrides, ["data=photos", "net=alexnet"]) == name

@@ -1,4 +1,4 @@
-"""Order and augmentation are a function of (seed, epoch, sample index), and of nothing else."""
+"""Test that order and augmentation depend only on (seed, epoch, sample index)."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def test_batches_do_not_depend_on_workers_or_on_the_global_generator(small_store
     assert not any(map(same, here, batches(small_store, seed=1)))
 
 
-def test_an_epoch_resumes_where_it_stopped(small_store: Path) -> None:
+def test_resumed_epoch_yields_the_remaining_batches(small_store: Path) -> None:
     second_epoch = batches(small_store, steps_done=3)
     assert not any(map(same, batches(small_store), second_epoch))
     for done in (1, 2):
@@ -59,7 +59,7 @@ def test_an_epoch_resumes_where_it_stopped(small_store: Path) -> None:
         assert all(map(same, second_epoch[done:], rest))
 
 
-def test_an_epoch_shows_every_image_once(small_store: Path) -> None:
+def test_epoch_yields_every_image_once(small_store: Path) -> None:
     for epoch in range(3):
         parts = list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch))  # type: ignore[misc]
         assert sorted(np.concatenate([part.images for part in parts])) == list(range(12))
@@ -69,7 +69,7 @@ def test_an_epoch_shows_every_image_once(small_store: Path) -> None:
             (epoch, 0, 5),
             (epoch, 0, 2),
         ]
-        # three replicas share each batch, in its order
+        # three replicas split each batch and keep its order
         shared = [list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch, replica, 3)) for replica in range(3)]  # type: ignore[misc]
         for whole, *own in zip(parts, *shared, strict=True):
             assert np.concatenate([part.images for part in own]).tolist() == whole.images.tolist()
@@ -80,7 +80,7 @@ def test_an_epoch_shows_every_image_once(small_store: Path) -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_draws_reach_all_33_by_33_positions_and_both_sides_evenly() -> None:
+def test_crop_positions_and_reflections_are_uniform() -> None:
     draws = np.concatenate([draw_places(stream(0, epoch, PLACE), 300, 33) for epoch in range(100)])
     positions = np.zeros((33, 33))
     np.add.at(positions, (draws[:, 0], draws[:, 1]), 1)
@@ -105,10 +105,10 @@ def test_patches_colours_and_jitter_have_their_distributions(small_store: Path) 
 
 
 @pytest.mark.parametrize(("random_crops", "mirror"), [(True, True), (True, False), (False, False)])
-def test_a_patch_equals_the_image_at_its_position(random_crops: bool, mirror: bool, small_store: Path) -> None:
+def test_patch_equals_the_image_at_its_position(random_crops: bool, mirror: bool, small_store: Path) -> None:
     split = Store(small_store).split("train")
     images = TrainImages(split, seed=4, crop=224, random_crops=random_crops, mirror=mirror)
-    places, turned = set(), []
+    places, mirrored = set(), []
     for epoch in range(4):
         batch = images.__getitems__(whole_epoch(epoch))
         for n in range(12):
@@ -117,17 +117,17 @@ def test_a_patch_equals_the_image_at_its_position(random_crops: bool, mirror: bo
             assert np.array_equal(batch.patches[n].numpy(), expected[:, ::-1] if batch.mirror[n] else expected)
             assert batch.labels[n] == split.labels[n]
             places.add((top, left))
-        turned += batch.mirror.tolist()
+        mirrored += batch.mirror.tolist()
     assert (len(places) > 40) if random_crops else places == {(16, 16)}
-    assert any(turned) == mirror
+    assert any(mirrored) == mirror
 
 
-def test_2012_program_shares_crop_and_mirroring_among_consecutive_images(small_store: Path) -> None:
+def test_consecutive_images_share_crop_and_reflection_as_in_2012(small_store: Path) -> None:
     def places(share: int) -> list[tuple[int, int, bool]]:
         columns = zip(*[b[2:5] for b in batches(small_store, share=share)], strict=True)
         return list(zip(*(torch.cat(column).tolist() for column in columns), strict=True))
 
-    shared = places(4)  # over batches of 5: chunks don't end with batches
+    shared = places(4)  # in batches of 5, so groups of 4 span batches
     assert [len(set(shared[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1]
     assert len(set(shared)) == 3
     assert len(set(places(1))) == 12
@@ -143,8 +143,8 @@ def parts(count: int, epoch: int = 0, **options: Any) -> list[Part]:
     return found
 
 
-def test_a_fixed_order_is_the_same_in_every_epoch_and_keeps_its_groups() -> None:
-    """The 2012 program read its stored batches in one order, so the images that share a crop never change."""
+def test_fixed_order_is_the_same_in_every_epoch() -> None:
+    """The 2012 program read its stored batches in one order, so the same images always share a crop."""
     orders = {
         order: [np.concatenate([part.images for part in parts(30, epoch, order=order)]).tolist() for epoch in (0, 1, 5)]
         for order in ("reshuffled", "fixed", "stored")
@@ -158,7 +158,7 @@ def test_a_fixed_order_is_the_same_in_every_epoch_and_keeps_its_groups() -> None
         EpochSampler(30, 4, 0, lambda: 0, order="sorted")
 
 
-def test_no_batch_crosses_from_one_stored_file_to_the_next() -> None:
+def test_batches_do_not_span_stored_files() -> None:
     found = parts(25, order="stored", images_per_file=10)
     assert [part.global_batch_size for part in found] == [4, 4, 2, 4, 4, 2, 4, 1]
     assert [part.file for part in found] == [0, 0, 0, 1, 1, 1, 2, 2]
@@ -166,7 +166,7 @@ def test_no_batch_crosses_from_one_stored_file_to_the_next() -> None:
     assert [part.global_batch_size for part in parts(25, order="fixed", images_per_file=10)] == [4] * 6 + [1]
 
 
-def test_validation_images_join_after_an_epoch_and_updates_continue_to_count(small_store: Path) -> None:
+def test_validation_images_join_the_training_images_after_the_given_epoch(small_store: Path) -> None:
     class Trainer:
         global_step, current_epoch, strategy = 0, 0, SimpleNamespace(root_device=torch.device("cpu"))
 
@@ -179,7 +179,7 @@ def test_validation_images_join_after_an_epoch_and_updates_continue_to_count(sma
         (1, 3, 3, labels["train"]),
         (2, 6, 4, labels["train"] + labels["val"]),
         (3, 10, 4, labels["train"] + labels["val"]),
-        (3, 12, 2, (labels["train"] + labels["val"])[10:]),  # resumed in the middle
+        (3, 12, 2, (labels["train"] + labels["val"])[10:]),  # resumed in the middle of an epoch
     ):
         data.trainer.current_epoch, data.trainer.global_step = epoch, step  # type: ignore[misc]
         loader = data.train_dataloader()
@@ -192,13 +192,13 @@ def test_validation_images_join_after_an_epoch_and_updates_continue_to_count(sma
     assert np.array_equal(joined[3], store.split("train")[3])
 
 
-def test_mirroring_is_a_fair_coin_for_each_image(small_store: Path) -> None:
+def test_each_image_is_mirrored_with_probability_one_half(small_store: Path) -> None:
     images = TrainImages(Store(small_store).split("train"), seed=3, crop=224)
-    turned = torch.stack([images.__getitems__(whole_epoch(epoch)).mirror for epoch in range(400)]).float()
-    assert float(turned.mean()) == pytest.approx(0.5, abs=5 * 0.5 / 4800**0.5)
-    assert (turned.mean(0) - 0.5).abs().max() < 5 * 0.5 / 400**0.5
+    mirrored = torch.stack([images.__getitems__(whole_epoch(epoch)).mirror for epoch in range(400)]).float()
+    assert float(mirrored.mean()) == pytest.approx(0.5, abs=5 * 0.5 / 4800**0.5)
+    assert (mirrored.mean(0) - 0.5).abs().max() < 5 * 0.5 / 400**0.5
 
 
-def test_a_sample_is_spread_evenly_over_the_split(small_store: Path) -> None:
+def test_sample_is_spread_evenly_over_the_split(small_store: Path) -> None:
     data = StoreData(Store(small_store), 5, 0, {"crop": 224}, predict_split="train", sample=4)
     assert list(data.predict_dataloader().sampler) == [0, 3, 7, 11]

@@ -1,4 +1,4 @@
-"""The README's first line: on a machine that has nothing, the net learns within minutes."""
+"""Test the first command of the README: the net learns within minutes without any data set."""
 
 import json
 import subprocess
@@ -10,14 +10,14 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_demonstration_learns(cwd: Path) -> None:
+def test_demonstration_net_learns(cwd: Path) -> None:
     start = time.monotonic()
     train = [sys.executable, "-m", "alexnet_repro.train", "+ablation=no_lrn"]
     done = subprocess.run(train, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     print(f"{time.monotonic() - start:.0f} seconds\n{done.stdout}")
     result = json.loads((cwd / "runs/paper-no_lrn/seed-0/result.json").read_text())
-    assert result["centre"]["top1_error"] < 35  # guessing: 90
+    assert result["centre"]["top1_error"] < 35  # chance: 90
     assert result["ten_crop"]["top1_error"] < 35
     assert "42.1" in done.stdout  # the paper's number for this experiment
     assert "demonstration data is not ImageNet" in done.stdout
@@ -27,5 +27,5 @@ def test_the_demonstration_learns(cwd: Path) -> None:
     done = subprocess.run(evaluate, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     evaluated = json.loads((cwd / "runs/paper-no_lrn/seed-0/evaluation-last-val-centre.json").read_text())
-    # in bfloat16 the batch has an influence on the last digit of a score
+    # in bfloat16, the last digit of a score depends on the batch
     assert evaluated["centre"]["top1_error"] == pytest.approx(result["centre"]["top1_error"], abs=2)

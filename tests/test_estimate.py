@@ -1,4 +1,4 @@
-"""The estimate of the training time, with a clock made up here."""
+"""Test the estimate of the training time with a fake clock."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +19,11 @@ from alexnet_repro.training.estimate import EstimateTime, in_words
         (5.5 * 86_400, "about 5.5 days"),
     ],
 )
-def test_durations_in_words(seconds: float, words: str) -> None:
+def test_durations_are_written_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 
 
-def test_it_is_printed_once_from_the_median_update(
+def test_estimate_is_printed_once_and_uses_the_median_update(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([100.0, 102.0, 104.0, 134.0, 136.0, 138.0, 140.0, 142.0])  # one update took 30 seconds

@@ -1,4 +1,4 @@
-"""Ten crops and one view, against the net run patch by patch; several nets, against the mean of what each says."""
+"""Compare ten-crop and centre predictions with single patches, and ensembles with the mean of their members."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def test_prediction_is_the_mean_softmax_of_ten_patches(small_store: Path) -> Non
     torch.manual_seed(0)
     model = new_classifier(cfg, store).eval()
     split = store.split("val")
-    count = 18  # more than predict_step takes at once
+    count = 18  # more than predict_step processes at once
     images = torch.stack([torch.from_numpy(split[i % 6].copy()) for i in range(count)])
     with torch.no_grad():
         _, centre, ten = model.predict_step(ValBatch(images, torch.zeros(count, dtype=torch.long)), 0)
@@ -48,9 +48,9 @@ def test_prediction_is_the_mean_softmax_of_ten_patches(small_store: Path) -> Non
         torch.testing.assert_close(centre[:2], single, atol=1e-5, rtol=1e-4)
 
 
-def test_errors_by_counting() -> None:
+def test_errors_equal_a_count() -> None:
     softmax = torch.eye(10)[torch.tensor([0, 1, 2, 3])] * 0.5 + torch.arange(10) / 100
-    labels = torch.tensor([0, 1, 9, 0])  # right, right, second best, worst but one at best
+    labels = torch.tensor([0, 1, 9, 0])  # the labels rank first, first, second and last
     nats = -torch.tensor([0.5 + 0.00, 0.5 + 0.01, 0.09, 0.00]).clamp(min=torch.finfo().tiny).log().mean()
     assert errors(score(softmax, labels)) == {
         "top1_error": 50.0,
@@ -59,7 +59,7 @@ def test_errors_by_counting() -> None:
     }
 
 
-def test_scores_of_each_image_are_kept(tmp_path: Path) -> None:
+def test_scores_of_each_image_are_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     labels = torch.randint(0, 10, (50,))
     by_view = {view: score(torch.randn(50, 10).softmax(1), labels) for view in ("centre", "ten_crop")}
@@ -70,7 +70,7 @@ def test_scores_of_each_image_are_kept(tmp_path: Path) -> None:
         assert kept[view] == pytest.approx(scores.double().numpy(), rel=1e-6)
 
 
-def test_nine_crops_are_a_grid_of_places_unmirrored() -> None:
+def test_nine_crops_are_an_unmirrored_grid_of_positions() -> None:
     images = torch.arange(2 * 3 * 8 * 8).float().view(2, 3, 8, 8)
     crops = nine_crop(images, 4)
     for number, (top, left) in enumerate(itertools.product((0, 2, 4), repeat=2)):
@@ -97,7 +97,7 @@ def test_table_shows_the_papers_errors_and_names_the_data() -> None:
 
 @pytest.fixture(scope="module")
 def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Two finished runs whose nets disagree, what each says of the training images (2, 12, classes), and their labels."""
+    """Return two finished runs that disagree, their softmax on the training images, (2, 12, classes), and the labels."""
     folder = tmp_path_factory.mktemp("pair")
     runs = [folder / name for name in ("seed-0", "seed-1")]
     shutil.copytree(trained, runs[0])
@@ -116,45 +116,45 @@ def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFact
         nets.append((path, torch.load(path, weights_only=True)))
         with torch.no_grad():
             logits.append(model.net(images.permute(0, 3, 1, 2)))
-    # Barely trained nets say the same of every image. Make them tell their classes apart, the one surer than the other, so
-    # that the mean's errors are neither's.
+    # Barely trained nets predict the same for every image. Rescale their logits so that they separate the classes, one net
+    # more confidently than the other, and so that the error of their mean differs from both errors.
     labels = torch.tensor([int(label) for label in split.labels])
     centred = [(each - each.median(0).values) / each.std(0).mean() for each in logits]
     for sure in torch.logspace(-1, 1, 41).tolist():
-        said = torch.stack([centred[0].softmax(1), (sure * centred[1]).softmax(1)])
-        if len({wrong(softmax, labels) for softmax in (*said, said.mean(0))}) == 3:
+        softmaxes = torch.stack([centred[0].softmax(1), (sure * centred[1]).softmax(1)])
+        if len({top1_error(softmax, labels) for softmax in (*softmaxes, softmaxes.mean(0))}) == 3:
             break
     for (path, checkpoint), each, factor in zip(nets, logits, (1, sure), strict=True):
         checkpoint["state_dict"]["net.fc8.bias"] -= each.median(0).values
         for name in ("weight", "bias"):
             checkpoint["state_dict"][f"net.fc8.{name}"] *= factor / each.std(0).mean()
         torch.save(checkpoint, path)
-    return runs, said, labels
+    return runs, softmaxes, labels
 
 
-def wrong(softmax: torch.Tensor, labels: torch.Tensor) -> float:
-    """Top-1 error, percent."""
+def top1_error(softmax: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the top-1 error in percent."""
     return round(100 * (softmax.argmax(1) != labels).double().mean().item(), 4)
 
 
-def test_several_nets_are_judged_by_the_mean_of_their_softmax(pair: Pair, cwd: Path, run_command: Run) -> None:
-    runs, said, labels = pair
-    assert len({wrong(softmax, labels) for softmax in (*said, said.mean(0))}) == 3  # else the test would show nothing
+def test_ensemble_predicts_with_the_mean_softmax(pair: Pair, cwd: Path, run_command: Run) -> None:
+    runs, softmaxes, labels = pair
+    assert (
+        len({top1_error(softmax, labels) for softmax in (*softmaxes, softmaxes.mean(0))}) == 3
+    )  # otherwise the test would prove nothing
     status, out, err = run_command(
         "evaluate", f"runs=[{runs[0]},{runs[1]}]", "split=train", "trainer=cpu", "trainer.precision=32-true"
     )
     assert (status, err) == (0, "")
-    assert f"{runs[1]}: {wrong(said[1], labels):.1f} / " in out
+    assert f"{runs[1]}: {wrong(softmaxes[1], labels):.1f} / " in out
     assert "mean of 2 nets, one view" in out
     (path,) = runs[0].parent.glob("ensemble-2-*-last-train-centre.json")
     result = json.loads(path.read_text())
-    assert result["centre"]["top1_error"] == wrong(said.mean(0), labels)
+    assert result["centre"]["top1_error"] == top1_error(softmaxes.mean(0), labels)
     assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
 
 
-def test_a_folder_of_runs_selects_all_of_them_and_names_may_contain_equals_signs(
-    pair: Pair, cwd: Path, run_command: Run
-) -> None:
+def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair, cwd: Path, run_command: Run) -> None:
     (cwd / "runs").mkdir()
     seeds = cwd / "runs" / "paper-epochs=1"
     shutil.copytree(pair[0][0].parent, seeds)
@@ -181,9 +181,7 @@ def test_a_folder_of_runs_selects_all_of_them_and_names_may_contain_equals_signs
         (["ensemble=five_cnns"], "runs/paper-ilsvrc2012/seed-0 is not the folder of a run"),
     ],
 )
-def test_runs_that_make_no_ensemble_are_refused(
-    options: list[str], message: str, trained: Path, cwd: Path, run_command: Run
-) -> None:
+def test_invalid_runs_are_refused(options: list[str], message: str, trained: Path, cwd: Path, run_command: Run) -> None:
     for name in ("a", "unfinished"):
         (cwd / name).mkdir()
         shutil.copy(trained / "config.yaml", cwd / name)

@@ -1,4 +1,4 @@
-"""The house: imports only run downwards, and importing the package takes no time."""
+"""Test that modules import only from lower layers, and that importing the package is fast."""
 
 import ast
 import subprocess
@@ -8,8 +8,9 @@ from pathlib import Path
 import alexnet_repro
 
 ROOT = Path(alexnet_repro.__file__).parent
-# Floors from the top; a module may import from its own room and from those below, of the same floor none but as said.
-FLOORS = [
+# Layers from the top down. A component may import from itself and from lower layers, but not from other components of
+# its own layer, with one exception: cli may import from the rest of the bottom layer.
+LAYERS = [
     {"train", "evaluate", "prepare", "report", "bench"},
     {"page", "benchmarks"},
     {"training"},
@@ -18,8 +19,8 @@ FLOORS = [
     {"net"},
     {"cli", "configs", "errors", "provenance", "sweep"},
 ]
-FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-MAY_IMPORT = {  # less than what lies below
+LAYER_OF = {component: number for number, layer in enumerate(LAYERS) for component in layer}
+MAY_IMPORT = {  # components that import less than the layers below them
     "net": {"net", "errors"},
     "data": {"data", "errors", "provenance"},
     "claims": {"claims", "data", "net", "errors", "configs", "provenance"},
@@ -28,11 +29,11 @@ MAY_IMPORT = {  # less than what lies below
     "provenance": set(),
     "sweep": set(),
 }
-HYDRA = {"cli", "sweep", *FLOORS[0]}
+HYDRA = {"cli", "sweep", *LAYERS[0]}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, at the top or inside a function."""
+    """Return all modules that a file imports, at the top level or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -43,11 +44,11 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_every_room_is_on_a_floor() -> None:
-    rooms = {
+def test_every_component_belongs_to_a_layer() -> None:
+    components = {
         path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()
     }
-    assert rooms - {"__init__", "__pycache__", "conf"} == set(FLOOR_OF)
+    assert components - {"__init__", "__pycache__", "conf"} == set(LAYER_OF)
     for folder in (path for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"):
         assert len([f for f in folder.glob("*.py") if f.name != "__init__.py"]) >= 3, (
             f"{folder} is a folder of one or two files"
@@ -57,25 +58,29 @@ def test_every_room_is_on_a_floor() -> None:
 def test_imports_run_downwards() -> None:
     seen = 0
     for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if room == "__init__":
+        component = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if component == "__init__":
             continue
         for module in imports(path):
             parts = module.split(".")
             if parts[0] == "hydra":
-                assert room in HYDRA, f"{path} imports Hydra"
+                assert component in HYDRA, f"{path} imports Hydra"
             if parts[0] != "alexnet_repro":
                 continue
             seen += 1
             other = parts[1]
-            assert other in FLOOR_OF, f"{path} imports {module}"
-            allowed = FLOOR_OF[other] > FLOOR_OF[room] or other == room or (room == "cli" and other in FLOORS[-1])
+            assert other in LAYER_OF, f"{path} imports {module}"
+            allowed = (
+                LAYER_OF[other] > LAYER_OF[component]
+                or other == component
+                or (component == "cli" and other in LAYERS[-1])
+            )
             assert allowed, f"{path} imports {module}, which is not below it"
-            assert other in MAY_IMPORT.get(room, {other}), f"{path} imports {module}"
+            assert other in MAY_IMPORT.get(component, {other}), f"{path} imports {module}"
     assert seen > 100
 
 
-def test_public_names_are_imported_when_they_are_used() -> None:
+def test_public_names_are_imported_lazily() -> None:
     script = """
 import sys, time
 start = time.perf_counter()

@@ -10,7 +10,7 @@ from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm, plain_local_re
 
 @pytest.fixture(params=["compiled", "operations"], autouse=True)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test, with lrn.c and without."""
+    """Run every test with lrn.c and without it."""
     if request.param == "operations":
         monkeypatch.setattr(lrn_compiled, "library", lambda: None)
     elif lrn_compiled.library() is None:
@@ -22,7 +22,7 @@ CASES = [(5, 1e-4, 0.75, 2.0, 2), (5, 0.02, 0.75, 2.0, 1), (3, 0.1, 0.5, 1.0, 2)
 
 
 def by_hand(a: torch.Tensor, n: int, alpha: float, beta: float, k: float, groups: int) -> torch.Tensor:
-    """Section 3.3, one neuron at a time, in Python's floats."""
+    """Compute the normalisation of Section 3.3 in Python floats, one neuron at a time."""
     out = torch.empty_like(a, dtype=torch.float64)
     maps = a.shape[1] // groups
     for image in range(a.shape[0]):
@@ -46,7 +46,7 @@ def test_both_forms_equal_the_sum_of_section_3_3(n: int, alpha: float, beta: flo
     torch.testing.assert_close(single.double(), expected, rtol=3e-6, atol=1e-5)
 
 
-def test_printed_alpha_is_five_times_that_of_torch() -> None:
+def test_torch_lrn_with_five_times_alpha_equals_ours() -> None:
     a = torch.randn(2, 16, 5, 5) * 50
     theirs = torch.nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)(a)
     torch.testing.assert_close(LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a), theirs, rtol=1e-5, atol=1e-5)
@@ -58,16 +58,16 @@ def test_gradient_equals_finite_differences(n: int, alpha: float, beta: float, k
     assert torch.autograd.gradcheck(LocalResponseNorm(n, 100 * alpha, beta, k, groups), (a,))
 
 
-# Those of conv1 and conv2 (Sec. 3.3) and of the CIFAR-10 net: lrn.c has loops of their own for them.
-PAPERS_NETS = [
+# The normalisation layers of conv1 and conv2 (Sec. 3.3) and of the CIFAR-10 net. lrn.c has specialised loops for them.
+LAYERS_OF_THE_PAPER = [
     ((5, 96, 55, 55), (5, 1e-4, 0.75, 2.0, 2)),
     ((5, 256, 27, 27), (5, 1e-4, 0.75, 2.0, 2)),
     ((200, 64, 12, 12), (9, 0.001 / 9, 0.75, 1.0, 1)),
 ]
 
 
-@pytest.mark.parametrize(("shape", "constants"), PAPERS_NETS)
-def test_gradient_of_many_blocks_equals_that_of_the_plain_form(shape: tuple[int, ...], constants: tuple) -> None:
+@pytest.mark.parametrize(("shape", "constants"), LAYERS_OF_THE_PAPER)
+def test_output_and_gradient_of_large_inputs_equal_the_plain_form(shape: tuple[int, ...], constants: tuple) -> None:
     a = (torch.randn(shape) * 60).requires_grad_()
     grad = torch.randn(shape)
     norm = LocalResponseNorm(*constants)
@@ -83,7 +83,7 @@ def test_gradient_of_many_blocks_equals_that_of_the_plain_form(shape: tuple[int,
     torch.testing.assert_close(fast.double(), exact.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_is_as_exact_as_its_rounding() -> None:
+def test_bfloat16_error_is_that_of_rounding() -> None:
     a = (torch.randn(2, 96, 27, 27) * 60).bfloat16().requires_grad_()
     grad = torch.randn(2, 96, 27, 27).bfloat16()
     norm = LocalResponseNorm(5, 1e-4, 0.75, 2.0, groups=2)
@@ -93,7 +93,7 @@ def test_bfloat16_is_as_exact_as_its_rounding() -> None:
     expected = plain_local_response_norm(exact, 5, 1e-4, 0.75, 2.0, groups=2)
     expected.backward(grad.double())
     assert out.dtype == torch.bfloat16
-    assert (out - expected).norm() < 0.002 * expected.norm()  # rounding to bfloat16 alone: 0.0017
+    assert (out - expected).norm() < 0.002 * expected.norm()  # rounding to bfloat16 alone gives 0.0017
     assert a.grad is not None
     assert exact.grad is not None
     assert (a.grad - exact.grad).norm() < 0.002 * exact.grad.norm()
@@ -106,7 +106,7 @@ def test_float16_does_not_overflow() -> None:
 
 
 def same_map_by_hand(a: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
-    """The 2012 code's norm within a map, one position at a time."""
+    """Compute the 2012 code's normalisation within a map, one position at a time."""
     out = torch.empty_like(a, dtype=torch.float64)
     height, width = a.shape[2:]
     half = size // 2
@@ -117,7 +117,7 @@ def same_map_by_hand(a: torch.Tensor, size: int, alpha: float, beta: float, k: f
     return out
 
 
-def test_same_map_norm_equals_its_sum_clipped_at_the_edges() -> None:
+def test_same_map_norm_equals_a_sum_clipped_at_the_edges() -> None:
     a = torch.randn(2, 3, 9, 7, dtype=torch.float64) * 50
     expected = same_map_by_hand(a, 5, 0.001 / 25, 0.75, 1.0)
     torch.testing.assert_close(SameMapNorm(5, 0.001 / 25, 0.75, 1.0)(a), expected)
@@ -132,7 +132,7 @@ def test_gradient_of_same_map_norm_equals_finite_differences() -> None:
     assert torch.autograd.gradcheck(SameMapNorm(3, 0.2, 0.5, 2.0), (a,))
 
 
-def test_same_map_norm_in_bfloat16_is_as_exact_as_its_rounding() -> None:
+def test_bfloat16_error_of_same_map_norm_is_that_of_rounding() -> None:
     a = (torch.randn(4, 256, 27, 27) * 30).bfloat16().requires_grad_()
     grad = torch.randn(4, 256, 27, 27).bfloat16()
     out = SameMapNorm(5, 0.001 / 25, 0.75, 1.0)(a)
@@ -150,7 +150,7 @@ def test_same_map_norm_in_bfloat16_is_as_exact_as_its_rounding() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [5, 3, 33])
 def test_both_forms_agree(maps: int, dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loop of lrn.c, over several threads, against the other form."""
+    """Compare every loop of lrn.c, with several threads, with the form without lrn.c."""
     norm = LocalResponseNorm(size, 1e-3, 0.75, 1.0, groups=2)
     a = (torch.randn(3, 2 * maps, 5, 7) * 30).to(dtype)
     grad = torch.randn_like(a)
@@ -165,15 +165,15 @@ def test_both_forms_agree(maps: int, dtype: torch.dtype, size: int, monkeypatch:
         torch.testing.assert_close(one, other, **tolerance)
 
 
-def test_nan_stays_nan() -> None:
+def test_nan_inputs_give_nan_outputs() -> None:
     a = torch.ones(1, 8, 1, 1, dtype=torch.bfloat16)
     a[0, 7] = math.nan
     assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(a).isnan().flatten().tolist() == [False] * 5 + [True] * 3
 
 
-def test_a_missing_compiler_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str) -> None:
+def test_missing_compiler_gives_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str) -> None:
     if form == "operations":
-        pytest.skip("says nothing of lrn.c")
+        pytest.skip("does not use lrn.c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
     lrn_compiled.library.cache_clear()
@@ -185,11 +185,11 @@ def test_a_missing_compiler_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, t
         lrn_compiled.library.cache_clear()
 
 
-def test_no_images() -> None:
+def test_empty_batch_is_accepted() -> None:
     assert LocalResponseNorm(5, 1e-4, 0.75, 2.0)(torch.zeros(0, 8, 3, 3)).shape == (0, 8, 3, 3)
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="odd"):
         LocalResponseNorm(4, 1e-4, 0.75, 2.0)
     with pytest.raises(ValueError, match="odd"):

@@ -1,4 +1,4 @@
-"""The net against the paper's numbers, and against its two towers written out separately."""
+"""Compare the net with the paper's numbers and with an implementation of two separate towers."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.lrn import plain_local_response_norm
 
-# The 2012 layer file of configuration 145, both columns together.
+# From the 2012 layer file of configuration 145: the sums of its two columns.
 PARAMETERS = {
     "conv1": 34_944, "conv2": 307_456, "conv3": 885_120, "conv4": 663_936, "conv5": 442_624,
     "fc6": 37_752_832, "fc7": 16_781_312, "fc8": 4_097_000,
@@ -34,7 +34,7 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 60
 
 
-def test_parameters_per_layer(net: AlexNet) -> None:
+def test_layers_have_the_parameter_counts_of_2012(net: AlexNet) -> None:
     counted = {name: sum(p.numel() for p in layer.parameters()) for name, layer in net.named_children()}
     assert {name: count for name, count in counted.items() if count} == PARAMETERS
     assert sum(p.numel() for p in net.parameters()) == 60_965_224
@@ -43,7 +43,7 @@ def test_parameters_per_layer(net: AlexNet) -> None:
     ]
 
 
-def test_maps_and_neurons(net: AlexNet, images: torch.Tensor) -> None:
+def test_layers_have_the_map_sizes_and_neuron_counts_of_the_paper(net: AlexNet, images: torch.Tensor) -> None:
     seen = net.activations(images)
     assert list(seen) == ["conv1", "conv2", "conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"]
     assert {name: seen[name][0].numel() for name in NEURONS} == NEURONS
@@ -52,7 +52,10 @@ def test_maps_and_neurons(net: AlexNet, images: torch.Tensor) -> None:
 
 
 def two_towers(net: AlexNet, images: torch.Tensor, as_run: bool = False) -> torch.Tensor:
-    """Figure 2, tower by tower, in float64, with nothing shared but what its arrows share; or configuration 145 of 2012."""
+    """Compute the logits of Figure 2, or of configuration 145 of 2012, in float64.
+
+    Each tower is computed separately. The towers share only the connections that Figure 2 draws as arrows.
+    """
     weight = {name: p.detach().double() for name, p in net.named_parameters()}
 
     def half(name: str, tower: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +90,7 @@ def two_towers(net: AlexNet, images: torch.Tensor, as_run: bool = False) -> torc
 
 def test_one_device_net_equals_two_towers_in_float64(net: AlexNet, images: torch.Tensor) -> None:
     expected = two_towers(net, images)
-    spread = expected.std().item()  # the printed initialisation gives nearly equal logits, so compare with their spread
+    spread = expected.std().item()  # the paper's initialisation gives nearly equal logits, so compare with their spread
     with torch.no_grad():
         assert (net(images).double() - expected).abs().max().item() < 1e-4 * spread
         exact = AlexNet().double().eval()
@@ -102,7 +105,7 @@ def test_2012_net_equals_its_layer_file_in_float64(images: torch.Tensor) -> None
     torch.testing.assert_close(net(images.double()), two_towers(net, images, as_run=True), rtol=1e-10, atol=1e-12)
 
 
-# The 2012 log and layer files, and arithmetic on them where a layer is left out.
+# From the 2012 log and layer files. The counts without a layer are computed from them.
 VARIANTS = [
     ({"towers": 1}, 59_798_312, [(48, 55), (128, 27), (192, 13), (192, 13), (256, 13), (256, 6)]),
     ({"pooling": "non_overlapping"}, 60_965_224, [(96, 55), (256, 26), (384, 13), (384, 13), (256, 11), (256, 6)]),
@@ -114,7 +117,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("options", "parameters", "maps"), VARIANTS)
-def test_variants_have_their_sizes(options: dict, parameters: int, maps: list[tuple[int, int]]) -> None:
+def test_ablated_nets_have_the_expected_sizes(options: dict, parameters: int, maps: list[tuple[int, int]]) -> None:
     net = AlexNet(**options)
     assert sum(p.numel() for p in net.parameters()) == parameters
     seen = net.activations(torch.zeros(1, 3, 224, 224))
@@ -130,8 +133,8 @@ def test_biases_start_at_one_or_at_zero() -> None:
         assert all(p.unique().tolist() in ([0.0], [1.0]) for name, p in net.named_parameters() if name.endswith("bias"))
 
 
-def test_patches_of_227_give_55_without_padding(images: torch.Tensor) -> None:
-    """What many texts print: conv1's 55 windows then end with the patch, and none reaches the padding."""
+def test_conv1_has_55_positions_on_patches_of_227_without_padding(images: torch.Tensor) -> None:
+    """With the 227x227 patches of many texts, the last window of conv1 ends at the edge and does not read the padding."""
     torch.manual_seed(0)
     net = AlexNet(2).eval()
     larger = torch.randn(2, 3, 227, 227)
@@ -140,13 +143,13 @@ def test_patches_of_227_give_55_without_padding(images: torch.Tensor) -> None:
     assert seen["fc6"].shape == (2, 4096)
     plain = torch.nn.functional.conv2d(larger, net.conv1.weight, net.conv1.bias, stride=4).relu()
     torch.testing.assert_close(seen["conv1"], plain)
-    # a patch of 224 is one of 227 whose last three rows and columns are the mean, which is zero
+    # a patch of 224 equals a patch of 227 whose last three rows and columns are the mean, which is zero
     padded = torch.zeros(2, 3, 227, 227)
     padded[:, :, :224, :224] = larger[:, :, :224, :224]
     torch.testing.assert_close(net(padded), net(larger[:, :, :224, :224]))
 
 
-def test_non_overlapping_pools_keep_partial_windows() -> None:
+def test_non_overlapping_pooling_keeps_partial_windows() -> None:
     x = torch.randn(1, 1, 55, 55)
     pooled = AlexNet(2, pooling="non_overlapping").pool(x)[0, 0]
     assert pooled.shape == (28, 28)
@@ -154,7 +157,7 @@ def test_non_overlapping_pools_keep_partial_windows() -> None:
     assert pooled[27, 5] == x[0, 0, 54, 10:12].max()
 
 
-def test_towers_without_communication_meet_only_in_the_last_layer(images: torch.Tensor) -> None:
+def test_towers_without_communication_are_joined_only_in_the_last_layer(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     net = AlexNet(classes=5, communication=False).eval()
     before = net.activations(images)
@@ -172,7 +175,9 @@ def test_towers_without_communication_meet_only_in_the_last_layer(images: torch.
     ("name", "function"),
     [("tanh", math.tanh), ("abs_tanh", lambda x: abs(math.tanh(x))), ("sigmoid", lambda x: 1 / (1 + math.exp(-x)))],
 )
-def test_activations_of_section_3_1(name: str, function: Callable[[float], float], images: torch.Tensor) -> None:
+def test_activations_equal_the_functions_of_section_3_1(
+    name: str, function: Callable[[float], float], images: torch.Tensor
+) -> None:
     torch.manual_seed(0)
     net = AlexNet(classes=2, activation=name)
     responses = net.conv1(F.pad(images, (0, 3, 0, 3)))[0, :, 7, 9]
@@ -180,7 +185,7 @@ def test_activations_of_section_3_1(name: str, function: Callable[[float], float
     assert seen.tolist() == pytest.approx([function(x) for x in responses.tolist()], abs=1e-5)
 
 
-def test_initialisation_of_2012() -> None:
+def test_initialisation_has_the_deviations_of_2012() -> None:
     torch.manual_seed(0)
     net = AlexNet(classes=10, init="as_run")
     deviations = {name: p.std().item() for name, p in net.named_parameters() if name.endswith("weight")}
@@ -191,12 +196,12 @@ def test_initialisation_of_2012() -> None:
 @pytest.mark.parametrize(
     "options", [{"init": "xavier"}, {"activation": "gelu"}, {"towers": 3}, {"towers": 1, "communication": False}]
 )
-def test_other_values_are_refused(options: dict) -> None:
+def test_invalid_options_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"must be one of|no communication"):
         AlexNet(**options)
 
 
-def test_last_window_of_conv1_reads_three_zeros_beyond_the_image() -> None:
+def test_last_window_of_conv1_reads_three_zero_columns_beyond_the_image() -> None:
     net = AlexNet(classes=2, lrn=False)
     images = torch.randn(1, 3, 224, 224)
     window = torch.zeros(3, 11, 11)
@@ -205,7 +210,7 @@ def test_last_window_of_conv1_reads_three_zeros_beyond_the_image() -> None:
     torch.testing.assert_close(net.activations(images)["conv1"][0, :, 54, 54], expected)
 
 
-def test_initialisation_of_section_5() -> None:
+def test_initialisation_follows_section_5() -> None:
     torch.manual_seed(0)
     for name, p in AlexNet(classes=10).named_parameters():
         layer, kind = name.split(".")
@@ -217,7 +222,7 @@ def test_initialisation_of_section_5() -> None:
             assert (p == (1 if layer in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0)).all(), name
 
 
-def test_no_lrn_removes_the_normalisation(images: torch.Tensor) -> None:
+def test_net_without_lrn_equals_identity_normalisation(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     plain = AlexNet(classes=3, lrn=False).double().eval()
     torch.manual_seed(0)
@@ -230,32 +235,32 @@ def test_no_lrn_removes_the_normalisation(images: torch.Tensor) -> None:
 class TestDropout:
     x = torch.rand(400, 64) + 1
 
-    def test_training_does_not_rescale_and_testing_multiplies_by_half(self) -> None:
+    def test_training_does_not_rescale_and_evaluation_halves_the_outputs(self) -> None:
         layer = Dropout(0.5)
         out = layer(self.x)
         assert set((out / self.x).unique().tolist()) == {0.0, 1.0}
         assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / self.x.numel() ** 0.5)
         torch.testing.assert_close(layer.eval()(self.x), self.x * 0.5)
 
-    def test_train_and_test_agree_in_expectation(self) -> None:
+    def test_training_and_evaluation_agree_in_expectation(self) -> None:
         layer = Dropout(0.3)
         x = torch.ones(1, 2000)
         trained = torch.stack([layer(x) for _ in range(200)]).mean().item()
         assert trained == pytest.approx(layer.eval()(x).mean().item(), abs=5 * 0.46 / 400_000**0.5)
 
-    def test_masks_are_a_function_of_seed_step_and_tower(self) -> None:
+    def test_masks_depend_only_on_seed_step_and_tower(self) -> None:
         def masks(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
             layer = Dropout(0.5)
             layer.draw_from(seed, step)
             return layer(self.x) != 0, layer(self.x) != 0
 
         first, second = masks(3, 7)
-        torch.rand(5)  # what else draws random numbers doesn't matter
+        torch.rand(5)  # other draws of random numbers have no effect
         assert torch.equal(masks(3, 7)[0], first)
         assert torch.equal(masks(3, 7)[1], second)
         for other in (second, masks(3, 8)[0], masks(4, 7)[0]):
             assert (other != first).float().mean().item() == pytest.approx(0.5, abs=0.02)
         assert (first[:, :32] != first[:, 32:]).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
-    def test_none(self) -> None:
+    def test_zero_rate_returns_the_input(self) -> None:
         assert Dropout(0.0)(self.x) is self.x

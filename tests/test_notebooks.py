@@ -1,4 +1,4 @@
-"""The notebooks, executed."""
+"""Execute the notebooks and check their committed outputs."""
 
 import json
 import shutil
@@ -22,14 +22,16 @@ def execute(path: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path: Path, small_store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(
+    path: Path, small_store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RUN", str(trained))
     monkeypatch.setenv("STORE", str(small_store))
     execute(path, tmp_path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_its_outputs_are_kept_and_small_and_name_no_folder_of_ours(path: Path) -> None:
+def test_committed_outputs_are_small_and_contain_no_local_paths(path: Path) -> None:
     text = path.read_text()
     cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     assert any(cell["outputs"] for cell in cells)

@@ -13,7 +13,7 @@ from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_update_equals_the_rule_of_section_5_over_rate_changes(momentum: float) -> None:
+def test_update_equals_the_rule_of_section_5_across_rate_changes(momentum: float) -> None:
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=50), np.zeros(50)
     parameter = torch.tensor(w, requires_grad=True)
@@ -29,7 +29,7 @@ def test_update_equals_the_rule_of_section_5_over_rate_changes(momentum: float) 
         np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-12, atol=1e-14)
 
 
-def test_the_rule_differs_from_torch_after_a_rate_change() -> None:
+def test_update_differs_from_torch_after_a_rate_change() -> None:
     ours, theirs = (torch.ones(3, requires_grad=True) for _ in range(2))
     optimizers = PaperSGD([ours], 0.1, 0.9, 0.0), torch.optim.SGD([theirs], 0.1, 0.9)
     for lr in (0.1, 0.01):
@@ -41,7 +41,7 @@ def test_the_rule_differs_from_torch_after_a_rate_change() -> None:
     torch.testing.assert_close(theirs.detach(), torch.full((3,), 1 - 0.1 - 0.01 * 1.9))
 
 
-def test_state_survives_saving_right_after_a_rate_change() -> None:
+def test_state_can_be_saved_right_after_a_rate_change() -> None:
     def steps(optimizer: PaperSGD, p: torch.Tensor, rates: list[float]) -> None:
         for lr in rates:
             optimizer.param_groups[0]["lr"] = lr
@@ -61,8 +61,8 @@ def test_state_survives_saving_right_after_a_rate_change() -> None:
     assert torch.equal(whole, second)
 
 
-def test_a_saved_state_may_have_another_memory_layout() -> None:
-    """Channels-last weights with the momentum of contiguous ones, as a checkpoint of two devices has it."""
+def test_saved_state_may_have_another_memory_layout() -> None:
+    """Load a contiguous momentum buffer for channels-last weights, as in a checkpoint of two devices."""
     torch.manual_seed(0)
     start, gradient = torch.randn(2, 4, 3, 5, 5)
     ends = []
@@ -114,17 +114,17 @@ def test_rate_falls_after_patience_epochs_without_improvement() -> None:
     assert rates(errors, patience=2) == pytest.approx([0.01] * 3 + [0.001] * 3 + [0.0001] * 2 + [1e-5])
 
 
-def test_rate_falls_three_times_at_most() -> None:
+def test_rate_falls_at_most_three_times() -> None:
     assert rates([20.0] * 40, patience=2)[-1] == pytest.approx(1e-5)
     assert len({round(rate, 9) for rate in rates([20.0] * 40, patience=2)}) == 4
     assert rates([20.0] * 40, patience=2, times=1)[-1] == pytest.approx(1e-3)
 
 
-def test_rate_waits_until_the_error_leaves_chance() -> None:
+def test_rate_does_not_fall_while_the_error_is_at_chance() -> None:
     assert rates([90.0, 89.9, 90.0, 90.1, 90.0, 60, 50, 51, 52], patience=2) == pytest.approx([0.01] * 8 + [0.001])
 
 
-def test_schedule_resumes_between_any_two_epochs() -> None:
+def test_resumed_schedule_equals_uninterrupted_schedule() -> None:
     errors = [50, 40, 41, 42, 43, 39, 40, 41, 42]
     expected = rates(errors, patience=3)
     for stop in range(1, len(errors)):
@@ -143,8 +143,9 @@ def test_schedule_resumes_between_any_two_epochs() -> None:
         assert seen == pytest.approx(expected[stop:])
 
 
-# The 2012 log: epochs at which the rates of weights fell, those of conv1 to 0.00001 and to 0, and of biases to 0.002 (with
-# the first drop of the weights, or never), and the number of epochs. None: no such step.
+# From the 2012 log: the epochs at which the learning rate of weights fell, the epoch at which that of conv1 fell to
+# 0.00001, the epoch at which it fell to 0, whether that of biases fell to 0.002 (with the first drop of the weights), and
+# the number of epochs. None: no such step.
 LOG = {
     "run_145_2010": ((23, 51, 78), 68, 72, True, 93),
     "run_145_2012": ((25, 51, 79), 67, 72, False, 91),
@@ -157,7 +158,7 @@ FIRST = {"weights": 0.01, "conv1_weights": 0.01, "biases": 0.02, "conv1_biases":
 
 
 def by_hand(run: str, epochs: int) -> list[dict[str, float]]:
-    """The rates of each epoch, by group."""
+    """Return the learning rates of each epoch by parameter group."""
     config: Any = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "schedule" / f"{run}.yaml"))
     parameters = {name: torch.zeros(1, requires_grad=True) for name in FIRST}
     optimizer = PaperSGD([{"name": name, "params": [p], "lr": FIRST[name]} for name, p in parameters.items()])
@@ -168,7 +169,7 @@ def by_hand(run: str, epochs: int) -> list[dict[str, float]]:
     schedule, seen = new(), []
     for _ in range(epochs):
         seen.append({group["name"]: group["lr"] for group in optimizer.param_groups})
-        again = new()  # as a resumed run would have it
+        again = new()  # as in a resumed run
         again.load_state_dict(schedule.state_dict())
         optimizer.load_state_dict(optimizer.state_dict())
         schedule = again
@@ -177,11 +178,11 @@ def by_hand(run: str, epochs: int) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("run", LOG)
-def test_rates_by_hand_are_those_of_the_2012_log(run: str) -> None:
+def test_rates_by_hand_equal_the_2012_log(run: str) -> None:
     drops, slowed, frozen, biases_fall, epochs = LOG[run]
     config = OmegaConf.load(Path(CONF) / "schedule" / f"{run}.yaml")
     assert config.of_epochs == epochs
-    assert config.colour_noise_epochs == slowed  # both were changed at once
+    assert config.colour_noise_epochs == slowed  # both changed at the same epoch
     for epoch, rates in enumerate(by_hand(run, epochs)):
         weights = 0.01 * 0.1 ** sum(epoch >= drop for drop in drops)
         biases = 0.002 if biases_fall and epoch >= drops[0] else 0.02
@@ -194,7 +195,7 @@ def test_rates_by_hand_are_those_of_the_2012_log(run: str) -> None:
         assert rates == pytest.approx(expected), epoch
 
 
-def test_rates_by_hand_are_scaled_to_other_numbers_of_epochs() -> None:
+def test_rates_by_hand_scale_with_the_number_of_epochs() -> None:
     long, short = by_hand("run_145_2010", 93), by_hand("run_145_2010", 31)
     for epoch in (0, 7, 9, 16, 18, 25, 30):
         assert short[epoch] == pytest.approx(long[3 * epoch]), epoch
@@ -214,7 +215,7 @@ def test_rates_by_hand_are_scaled_to_other_numbers_of_epochs() -> None:
         ("ilsvrc2012", {"no_lrn": "no_lrn", "no_dropout": "no_dropout"}, "run_145_2012"),
     ],
 )
-def test_data_and_ablation_choose_the_run_of_the_log(data: str, ablation: dict[str, Any], run: str) -> None:
+def test_data_and_ablation_select_the_run_of_the_log(data: str, ablation: dict[str, Any], run: str) -> None:
     assert log_run(data, ablation) == run
     words = [f"data={data}", "recipe=as_run", f"+ablation=[{','.join(ablation)}]"]
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -243,7 +244,7 @@ def test_2012_biases_have_their_own_rate_and_no_decay() -> None:
     assert {(g["lr"], g["weight_decay"]) for g in same} == {(0.01, 0.0005)}
 
 
-def test_bad_rates_are_refused() -> None:
+def test_negative_options_are_refused() -> None:
     for options in ({"lr": -1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}):
         with pytest.raises(ValueError, match="Invalid"):
             PaperSGD([torch.zeros(1)], **options)

@@ -1,4 +1,4 @@
-"""The configs are found from a wheel, from a checkout, and from any folder."""
+"""Test that the configs are found from a wheel, from a checkout and from any folder."""
 
 import os
 import subprocess
@@ -25,9 +25,9 @@ def test_configs_are_found_from_any_folder(cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_carries_the_configs_and_the_claims(cwd: Path) -> None:
+def test_wheel_contains_the_configs_and_the_claims(cwd: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--outdir", cwd / "dist", ROOT], check=True, capture_output=True)
-    (wheel,) = (cwd / "dist").glob("*.whl")  # built from the sdist, so that has them too
+    (wheel,) = (cwd / "dist").glob("*.whl")  # built from the sdist, so this also tests the sdist
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(cwd / "installed")
     path = cwd / "installed"

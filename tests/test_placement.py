@@ -1,4 +1,7 @@
-"""Two devices, real processes: equal to one. On CPUs over gloo; GPUs were never tried."""
+"""Test that runs on several devices equal runs on one device.
+
+The tests use real CPU processes and gloo. They were never run on GPUs.
+"""
 
 import csv
 import json
@@ -25,11 +28,11 @@ from tests.conftest import image_folder
 Run = Callable[..., tuple[int, str, str]]
 
 VARIANTS: list[dict[str, Any]] = [
-    {"classes": 7},  # an odd number: one tower has a logit more
+    {"classes": 7},  # an odd number: one tower has one logit more
     {"classes": 10, "communication": False, "lrn": False},
     {"classes": 10, "conv3": False, "same_map_norm": True, "layer1_order": "norm_pool_relu"},
 ]
-IMAGES, FIRST = 3, 1  # of a batch of 5, so that dropout's rows matter
+IMAGES, FIRST = 3, 1  # rows 1 to 3 of a batch of 5, so that the dropout masks depend on the rows
 
 
 def loss_and_net(variant: dict[str, Any], link: Link | None) -> tuple[torch.Tensor, AlexNet]:
@@ -47,7 +50,7 @@ def loss_and_net(variant: dict[str, Any], link: Link | None) -> tuple[torch.Tens
 
 
 def one_tower(tower: int, folder: Path) -> None:
-    """A process of its own."""
+    """Compute the loss and gradients of one tower in its own process, and save them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=tower, world_size=2)
     for number, variant in enumerate(VARIANTS):
@@ -60,7 +63,7 @@ def one_tower(tower: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_both_towers_together_have_the_loss_and_gradients_of_the_whole_net(tmp_path: Path) -> None:
+def test_loss_and_gradients_of_two_towers_equal_the_whole_net(tmp_path: Path) -> None:
     mp.spawn(one_tower, (tmp_path,), nprocs=2)
     for number, variant in enumerate(VARIANTS):
         loss, net = loss_and_net(variant, None)
@@ -74,8 +77,8 @@ def test_both_towers_together_have_the_loss_and_gradients_of_the_whole_net(tmp_p
             assert (joined - p.grad).norm() <= 1e-11 * p.grad.norm(), (variant, name)
 
 
-def test_bytes_that_cross_are_those_of_figure_2() -> None:
-    # 128 of 256 maps of 13x13, 128 of 256 of 6x6, 2048 of 4096 neurons twice: there and back; 500 of 1000 logits: there
+def test_exchanged_bytes_equal_those_of_figure_2() -> None:
+    # both ways: 128 of 256 maps of 13x13, 128 of 256 maps of 6x6, twice 2048 of 4096 neurons; one way: 500 of 1000 logits
     expected = {"conv3": 2 * 128 * 169, "fc6": 2 * 128 * 36, "fc7": 2 * 2048, "fc8": 2 * 2048, "softmax": 500}
     assert crossing_bytes(AlexNet(), 128) == {name: 128 * 4 * numbers for name, numbers in expected.items()}
     apart = crossing_bytes(AlexNet(communication=False), 1)
@@ -84,7 +87,7 @@ def test_bytes_that_cross_are_those_of_figure_2() -> None:
 
 def test_colour_content_of_grey_red_and_random_kernels() -> None:
     grey, red = torch.ones(2, 3, 11, 11), torch.zeros(2, 3, 11, 11)
-    red[:, 0] = 1  # mean 1/3, left (2/3, -1/3, -1/3): 6/9 of 1
+    red[:, 0] = 1  # mean 1/3, residual (2/3, -1/3, -1/3): 6/9 of the sum of squares of 1
     assert colour_content(torch.cat([grey, red])) == pytest.approx([0, 2 / 3])
     torch.manual_seed(0)
     assert colour_content(torch.randn(96, 3, 11, 11)) == pytest.approx([2 / 3, 2 / 3], abs=0.02)
@@ -114,7 +117,7 @@ def test_unsupported_placements_are_refused(
     assert not Path("r").exists()
 
 
-def test_an_odd_number_of_processes_is_refused(
+def test_odd_number_of_processes_is_refused(
     small_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -125,12 +128,12 @@ def test_an_odd_number_of_processes_is_refused(
     assert "two towers need an even number" in err
 
 
-# What follows trains the full net in up to four processes: the proofs, in minutes.
+# The following tests train the full net in up to four processes and take minutes.
 
-# 28 images in batches of 3, the last of 1: so replicas have parts of 1 and 2, and of 0 and 1. 20 updates, and after the first
-# 10 the rate falls.
+# 28 images in batches of 3, with a last batch of 1. Two replicas therefore get 1 and 2 images, or 0 and 1. There are 20
+# updates, and the learning rate falls after the first 10.
 SETUP = ("data=folder", "data.store=store", "trainer=cpu", "batch_size=3", "epochs=2", "watch.every=7")
-F64 = "trainer.precision=64-true"  # the order of summation leaves 1e-12 there: nothing else can hide behind rounding
+F64 = "trainer.precision=64-true"  # the order of summation causes differences of only 1e-12, so rounding cannot hide other differences
 PAPER = ("recipe=paper", "optim.lr=0.002", "schedule.rule=by_hand", "augment.colour_noise=0.3")
 AS_RUN = ("recipe=as_run", "optim.lr=0.001", "augment.share=3")
 ONE: tuple[str, ...] = ()
@@ -139,7 +142,7 @@ BOTH = TOWERS + REPLICAS
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("placement")
     image_folder(folder / "source", train=14, val=2, classes=("cat", "dog"))
     command(folder, "prepare", "data=folder", "source=source", "data.store=store")
@@ -161,7 +164,7 @@ def checkpoint(run: Path) -> dict[str, Any]:
 
 
 def difference(one: Path, other: Path) -> float:
-    """The greatest of all parameters and of their momenta, relative to the tensor's norm."""
+    """Return the largest relative difference, by norm, of all parameters and momentum buffers."""
     a, b = checkpoint(one), checkpoint(other)
     assert a["global_step"] == b["global_step"]
     assert a["schedule"] == b["schedule"]
@@ -186,15 +189,15 @@ def results(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def paper_one(place: Path) -> Path:
-    command(place, "train", *SETUP, *PAPER, F64, "run=paper-one")
-    return place / "paper-one"
+def paper_one(workspace: Path) -> Path:
+    command(workspace, "train", *SETUP, *PAPER, F64, "run=paper-one")
+    return workspace / "paper-one"
 
 
 @pytest.fixture(scope="module")
-def as_run_one(place: Path) -> Path:
-    command(place, "train", *SETUP, *AS_RUN, F64, "run=as_run-one")
-    return place / "as_run-one"
+def as_run_one(workspace: Path) -> Path:
+    command(workspace, "train", *SETUP, *AS_RUN, F64, "run=as_run-one")
+    return workspace / "as_run-one"
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -204,46 +207,49 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_replicas_train_the_net_of_one_device(place: Path, paper_one: Path) -> None:
-    command(place, "train", *SETUP, *PAPER, F64, *REPLICAS, "run=paper-replicas")
-    assert_same_run(paper_one, place / "paper-replicas")
+def test_replicas_train_the_net_of_one_device(workspace: Path, paper_one: Path) -> None:
+    command(workspace, "train", *SETUP, *PAPER, F64, *REPLICAS, "run=paper-replicas")
+    assert_same_run(paper_one, workspace / "paper-replicas")
     with (paper_one / "metrics.csv").open(newline="") as file:
         assert len({row["lr"] for row in csv.DictReader(file) if row["lr"]}) == 2
 
 
 @pytest.mark.slow
-def test_replicas_of_two_towers_train_the_net_of_one_device(place: Path, as_run_one: Path) -> None:
-    command(place, "train", *SETUP, *AS_RUN, F64, *BOTH, "run=as_run-both")
-    assert_same_run(as_run_one, place / "as_run-both")
+def test_replicas_of_two_towers_train_the_net_of_one_device(workspace: Path, as_run_one: Path) -> None:
+    command(workspace, "train", *SETUP, *AS_RUN, F64, *BOTH, "run=as_run-both")
+    assert_same_run(as_run_one, workspace / "as_run-both")
 
 
 @pytest.mark.slow
-def test_float32_differs_by_rounding(place: Path) -> None:
-    """Rounding, magnified where a max-pool's tie falls the other way: about 1e-5 to 1e-4 of a weight's norm was seen."""
+def test_float32_differs_by_rounding(workspace: Path) -> None:
+    """Rounding is amplified where it breaks a max-pooling tie the other way.
+
+    Differences of about 1e-5 to 1e-4 of the norm of a weight were observed.
+    """
     setup = (*SETUP, *AS_RUN, "trainer.precision=32-true", "epochs=1", "batch_size=6")
-    command(place, "train", *setup, "run=f32-one")
-    command(place, "train", *setup, *TOWERS, "run=f32-towers")
-    one, towers = (checkpoint(place / f"f32-{name}")["state_dict"] for name in ("one", "towers"))
+    command(workspace, "train", *setup, "run=f32-one")
+    command(workspace, "train", *setup, *TOWERS, "run=f32-towers")
+    one, towers = (checkpoint(workspace / f"f32-{name}")["state_dict"] for name in ("one", "towers"))
     for key in one:
         if key.endswith(".weight"):
             assert (one[key] - towers[key]).norm() < 1e-3 * one[key].norm(), key
 
 
-def until_the_first_epoch(place: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_and_wait_for_the_first_epoch(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
     line = [sys.executable, "-m", "alexnet_repro.train", *arguments]
-    process = subprocess.Popen(line, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(line, cwd=workspace, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     run = next(a for a in arguments if a.startswith("run=")).removeprefix("run=")
     deadline = time.monotonic() + 200
-    while not (place / run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+    while not (workspace / run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
 
 
 @pytest.mark.slow
-def test_a_dying_process_ends_the_run_which_resumes_with_another_placement(place: Path, paper_one: Path) -> None:
-    """Killed on two devices, resumed on one, and evaluated on both: equal to the run that was never stopped."""
+def test_killed_process_ends_the_run_and_it_resumes_with_another_placement(workspace: Path, paper_one: Path) -> None:
+    """A run killed on two devices and resumed on one equals an uninterrupted run, and evaluates equally on both."""
     setup = [*SETUP, *PAPER, F64, "run=killed"]
-    process = until_the_first_epoch(place, *setup, *TOWERS)
+    process = start_and_wait_for_the_first_epoch(workspace, *setup, *TOWERS)
     workers = subprocess.run(
         ["pgrep", "-P", str(process.pid), "-f", "run=killed"], capture_output=True, text=True, check=True
     )
@@ -256,29 +262,31 @@ def test_a_dying_process_ends_the_run_which_resumes_with_another_placement(place
     assert "resume=true" in err
     assert "Traceback" not in err
 
-    assert checkpoint(place / "killed")["global_step"] == 10
-    command(place, "train", *setup, "resume=true")
-    assert_same_run(paper_one, place / "killed")
-    out = [command(place, "evaluate", "run=killed", "trainer=cpu", "views=ten_crop", *where) for where in (ONE, TOWERS)]
+    assert checkpoint(workspace / "killed")["global_step"] == 10
+    command(workspace, "train", *setup, "resume=true")
+    assert_same_run(paper_one, workspace / "killed")
+    out = [
+        command(workspace, "evaluate", "run=killed", "trainer=cpu", "views=ten_crop", *where) for where in (ONE, TOWERS)
+    ]
     tables = [[line for line in text.splitlines() if "this run" in line] for text in out]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 2
 
 
 @pytest.mark.slow
-def test_from_one_device_to_two_under_torchrun(place: Path, as_run_one: Path) -> None:
+def test_run_moves_from_one_device_to_two_under_torchrun(workspace: Path, as_run_one: Path) -> None:
     setup = [*SETUP, *AS_RUN, F64, "run=moved"]
-    process = until_the_first_epoch(place, *setup)
+    process = start_and_wait_for_the_first_epoch(workspace, *setup)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    assert "resuming moved" in command(place, "train", *setup, *TOWERS, "resume=true", python=torchrun)
-    assert_same_run(as_run_one, place / "moved")
+    assert "resuming moved" in command(workspace, "train", *setup, *TOWERS, "resume=true", python=torchrun)
+    assert_same_run(as_run_one, workspace / "moved")
 
 
 @pytest.mark.slow
-def test_a_sweep_gives_each_job_its_processes(place: Path) -> None:
+def test_sweep_job_runs_on_two_devices(workspace: Path) -> None:
     few = ["data=folder", "data.store=store", "trainer=cpu", "batch_size=48", "epochs=1", "watch.every=0"]
-    out = command(place, "train", "-m", *few, *TOWERS, "+ablation=no_lrn", "hydra.sweep.dir=sweep")
+    out = command(workspace, "train", "-m", *few, *TOWERS, "+ablation=no_lrn", "hydra.sweep.dir=sweep")
     assert "1 runs; this table's numbers are in" in out
-    assert len(list(place.glob("runs/*/seed-0/result.json"))) == 1
+    assert len(list(workspace.glob("runs/*/seed-0/result.json"))) == 1

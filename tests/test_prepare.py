@@ -1,4 +1,4 @@
-"""Stores made from real files: what is in them, and what is refused."""
+"""Prepare stores from real files, and test their contents and which sources are refused."""
 
 import gzip
 import io
@@ -44,8 +44,8 @@ class TestReadImage:
         image.save(file, **{"format": "PNG", **options})  # type: ignore[arg-type]
         return read_image(file.getvalue, 256)
 
-    def test_shorter_side_to_256_then_centre(self) -> None:
-        """Against PIL doing Section 2's two steps one after the other, where the sizes divide evenly."""
+    def test_shorter_side_is_resized_to_256_and_the_centre_cropped(self) -> None:
+        """Compare with PIL, which does the two steps of Section 2 in turn, on sizes that divide evenly."""
         image = Image.fromarray(picture(0, 768, 512))
         expected = np.asarray(image.resize((384, 256), Image.Resampling.BICUBIC))[:, 64:320]
         assert np.abs(self.of(image).astype(int) - expected).max() <= 1
@@ -66,7 +66,7 @@ class TestReadImage:
         assert np.abs(self.of(colour.convert("RGBA")) - expected).max() == 0
         assert np.abs(self.of(colour.quantize(256)) - expected).mean() < 12
 
-    def test_tiny_and_huge_images(self) -> None:
+    def test_tiny_and_huge_images_are_read(self) -> None:
         assert (self.of(Image.new("RGB", (1, 3), (9, 8, 7))) == (9, 8, 7)).all()
         huge = self.of(Image.new("RGB", (9000, 4000), (200, 100, 50)), format="JPEG")
         assert np.abs(huge.astype(int) - (200, 100, 50)).max() <= 2
@@ -74,17 +74,17 @@ class TestReadImage:
     def test_exif_rotation_is_applied(self) -> None:
         upright = Image.fromarray(picture(2))
         exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned clockwise by 90 degrees
-        lying = self.of(upright.transpose(Image.Transpose.ROTATE_90), format="JPEG", quality=95, exif=exif)
-        assert np.abs(lying.astype(int) - self.of(upright, format="JPEG", quality=95)).mean() < 1
+        exif[0x0112] = 6  # rotate clockwise by 90 degrees to display
+        rotated = self.of(upright.transpose(Image.Transpose.ROTATE_90), format="JPEG", quality=95, exif=exif)
+        assert np.abs(rotated.astype(int) - self.of(upright, format="JPEG", quality=95)).mean() < 1
 
-    def test_gzipped_jpeg(self) -> None:
+    def test_gzipped_jpeg_equals_the_plain_file(self) -> None:
         file = io.BytesIO()
         Image.fromarray(picture(3)).save(file, "JPEG")
         assert np.array_equal(read_image(lambda: gzip.compress(file.getvalue()), 256), read_image(file.getvalue, 256))
 
     @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken", b"\x1f\x8b broken"])
-    def test_anything_else_is_refused(self, data: bytes) -> None:
+    def test_data_that_is_not_an_image_is_refused(self, data: bytes) -> None:
         with pytest.raises((OSError, ValueError)):
             read_image(lambda: data, 256)
 
@@ -111,18 +111,16 @@ def test_store_holds_the_images_and_their_mean_and_covariance(source_folder: Pat
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_tar_gives_the_same_store_as_its_folder(
+def test_store_of_a_tar_equals_the_store_of_its_folder(
     mode: str, source_folder: Path, small_store: Path, cwd: Path, run_command: Run
 ) -> None:
     tar = tar_of(source_folder, cwd / "images.tar", mode)
     assert run_command("prepare", "data=folder", f"source={tar}", "data.store=stores/tar")[0] == 0
-    assert [path.name for path in Path("stores").iterdir()] == ["tar"]  # nothing unpacked is left
+    assert [path.name for path in Path("stores").iterdir()] == ["tar"]  # no unpacked files remain
     assert same_store(Path("stores/tar"), small_store)
 
 
-def test_folder_above_the_splits_is_looked_through(
-    source_folder: Path, small_store: Path, cwd: Path, run_command: Run
-) -> None:
+def test_splits_are_found_in_a_subfolder(source_folder: Path, small_store: Path, cwd: Path, run_command: Run) -> None:
     shutil.copytree(source_folder, cwd / "in" / "imagenette2")
     assert run_command("prepare", "data=folder", "source=in", "data.store=stores/deep")[0] == 0
     assert same_store(Path("stores/deep"), small_store)
@@ -142,7 +140,7 @@ def test_files_beside_the_splits_are_ignored_and_named(
     assert "ILSVRC2012_img_test_v10102019/ (1 files)" in out
 
 
-def test_a_class_may_be_called_train(cwd: Path, run_command: Run) -> None:
+def test_class_may_be_named_train(cwd: Path, run_command: Run) -> None:
     for label, name in enumerate(("bus", "car", "train")):
         for i in range(4):
             save_picture(cwd / "vehicles" / name / f"{i}.jpg", 10 * label + i)
@@ -150,8 +148,8 @@ def test_a_class_may_be_called_train(cwd: Path, run_command: Run) -> None:
     assert Store("stores/folder").classes == ["bus", "car", "train"]
 
 
-def test_reading_keeps_no_file_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ImageNet has 1252 files, and a process may open 1024, or 256 on a Mac."""
+def test_reading_leaves_no_files_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of ImageNet has 1252 files. A process may open only 1024, or 256 on a Mac."""
     monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
     examples = [
         Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
@@ -163,18 +161,20 @@ def test_reading_keeps_no_file_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_small_stores_may_be_made_by_two_processes_at_once(cwd: Path) -> None:
+def test_two_processes_may_prepare_the_same_store_at_once(cwd: Path) -> None:
     line = [sys.executable, "-m", "alexnet_repro.prepare", "data=photos", "data.train_per_class=20"]
     both = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert {process.wait() for process in both} <= {0, 2}  # 2: it was there already
+    assert {process.wait() for process in both} <= {0, 2}  # 2: the other process had already made the store
     assert len(Store("stores/photos").split("train")) == 200
     assert [path.name for path in Path("stores").iterdir()] == ["photos"]
 
 
 def ilsvrc(folder: Path, year: int = 2012) -> Path:
-    """ImageNet's own archives, small: a tar of class tars, tars of val and test images, and the kit that says what they show.
+    """Write small versions of ImageNet's own archives and return their folder.
 
-    2012: flat tars, and test labels that nobody has. 2010: tars of a folder, and test labels in a file of their own.
+    They are a tar of class tars, tars of the val and test images, and the development kit with the labels. In 2012 the
+    tars are flat, and the test labels are not public. In 2010 the tars hold a folder, and the test labels are in a
+    separate file.
     """
     img, kit_name = ("img", "devkit_t12") if year == 2012 else ("images", "devkit-1.0")
     plain = image_folder(folder / "plain", train=3, val=0, classes=("n01440764", "n01443537"))
@@ -204,7 +204,7 @@ def ilsvrc(folder: Path, year: int = 2012) -> Path:
     return folder / "source"
 
 
-def test_imagenets_own_archives(cwd: Path, run_command: Run) -> None:
+def test_original_archives_of_2012_are_prepared(cwd: Path, run_command: Run) -> None:
     source = ilsvrc(cwd)
     status, out, err = run_command("prepare", "data=ilsvrc2012", f"source={source}")
     assert status == 0, err
@@ -218,7 +218,7 @@ def test_imagenets_own_archives(cwd: Path, run_command: Run) -> None:
     assert np.array_equal(store.split("train")[0], read_image(first.read_bytes, 256))
 
 
-def test_the_archives_of_2010_have_test_images_with_labels(cwd: Path, run_command: Run) -> None:
+def test_original_archives_of_2010_include_labelled_test_images(cwd: Path, run_command: Run) -> None:
     source = ilsvrc(cwd, 2010)
     status, out, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
     assert status == 0, err
@@ -231,7 +231,7 @@ def test_the_archives_of_2010_have_test_images_with_labels(cwd: Path, run_comman
     assert np.array_equal(store.split("test")[2], read_image((cwd / "third.jpg").read_bytes, 256))
 
 
-def test_imagenets_validation_images_need_the_development_kit(cwd: Path, run_command: Run) -> None:
+def test_imagenet_validation_images_require_the_development_kit(cwd: Path, run_command: Run) -> None:
     source = ilsvrc(cwd)
     (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     status, _, err = run_command("prepare", "data=ilsvrc2012", f"source={source}")
@@ -239,14 +239,14 @@ def test_imagenets_validation_images_need_the_development_kit(cwd: Path, run_com
     assert "development kit" in err
 
 
-def test_the_labels_of_imagenets_own_archives_may_be_damaged(cwd: Path, run_command: Run) -> None:
+def test_damaged_labels_of_imagenet_are_reported(cwd: Path, run_command: Run) -> None:
     source = ilsvrc(cwd, 2010)
     kit, truth = source / "ILSVRC2010_devkit-1.0.tar.gz", source / "ILSVRC2010_test_ground_truth.txt"
     for text, message in (("2\n1\n", "end before"), ("<html>\n", "doesn't hold numbers of classes")):
         truth.write_text(text)
         status, _, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
         assert (status, message in err) == (2, True), err
-        source = source.rename(cwd / f"source{len(text)}")  # labels are read once for each source
+        source = source.rename(cwd / f"source{len(text)}")  # labels are cached per source
         truth = source / truth.name
     (source / kit.name).write_bytes(b"no tar")
     status, _, err = run_command("prepare", "data=ilsvrc2010", f"source={source}")
@@ -260,7 +260,7 @@ def test_the_labels_of_imagenets_own_archives_may_be_damaged(cwd: Path, run_comm
     assert run_command("prepare", "data=folder", "source=plain2")[0] == 0
 
 
-def test_without_val_images_are_held_out_and_the_user_is_told(cwd: Path, run_command: Run) -> None:
+def test_images_are_held_out_and_reported_if_the_source_has_no_val(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "s", train=10, val=0)
     shutil.move(cwd / "s" / "train", cwd / "flat")
     status, out, _ = run_command("prepare", "data=folder", "source=flat", "data.hold_out_every=5")
@@ -269,7 +269,7 @@ def test_without_val_images_are_held_out_and_the_user_is_told(cwd: Path, run_com
     assert "every 5th image of each class became it (4 images)" in out
 
 
-def test_flat_files_are_classed_by_their_wordnet_number(cwd: Path, run_command: Run) -> None:
+def test_flat_files_are_classified_by_their_wordnet_id(cwd: Path, run_command: Run) -> None:
     for i, name in enumerate(("n01704323_triceratops", "n01704323_other", "n01729322_hognose_snake")):
         save_picture(cwd / "flat" / f"{name}.JPEG", i)
     tar_of(cwd / "flat", cwd / "flat.tar")
@@ -285,7 +285,7 @@ class TestBadFiles:
             (cwd / f"source/train/cat/bad{i}.jpg").write_bytes(whole[:1000] if i % 2 else b"no image")
         return cwd / "source"
 
-    def test_bad_files_are_left_out_and_named(self, cwd: Path, run_command: Run, small_store: Path) -> None:
+    def test_bad_files_are_skipped_and_named(self, cwd: Path, run_command: Run, small_store: Path) -> None:
         status, out, _ = run_command("prepare", "data=folder", f"source={self.source(cwd, 3)}")
         assert status == 0
         assert "left out 3 files" in out
@@ -296,7 +296,7 @@ class TestBadFiles:
         np.testing.assert_array_equal(store.mean, whole.mean)
         assert all(np.array_equal(store.split("train")[i], whole.split("train")[i]) for i in range(12))
 
-    def test_too_many_bad_files_stop_preparation_and_a_higher_limit_continues_it(
+    def test_too_many_bad_files_stop_preparation_and_a_higher_limit_resumes_it(
         self, cwd: Path, run_command: Run
     ) -> None:
         source = self.source(cwd, 4)
@@ -309,7 +309,7 @@ class TestBadFiles:
         assert len(Store("stores/folder").split("train")) == 12
 
 
-def test_interrupted_preparation_continues_where_it_stopped(
+def test_interrupted_preparation_resumes_where_it_stopped(
     cwd: Path, monkeypatch: pytest.MonkeyPatch, small_store: Path, source_folder: Path
 ) -> None:
     monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 4)
@@ -336,7 +336,7 @@ def test_interrupted_preparation_continues_where_it_stopped(
     done_before = len(reads)
     assert done_before >= 8
     write_store(examples(stop_at=None), ["cat", "dog"], Path("store"), workers=1)
-    assert len(reads) - done_before == 18 - 8  # two files of four images were there
+    assert len(reads) - done_before == 18 - 8  # two files of four images had been written
     store, whole = Store("store"), Store(small_store)
     assert store.manifest["splits"]["train"]["shards"] == [4, 4, 4]
     assert np.array_equal(store.mean, whole.mean)
@@ -345,7 +345,7 @@ def test_interrupted_preparation_continues_where_it_stopped(
         assert all(np.array_equal(store.split(split)[i], whole.split(split)[i]) for i in range(len(whole.split(split))))
 
 
-def test_unfinished_store_of_other_files_is_not_continued(cwd: Path, source_folder: Path) -> None:
+def test_unfinished_store_of_other_files_is_not_resumed(cwd: Path, source_folder: Path) -> None:
     def fail() -> np.ndarray:
         raise KeyboardInterrupt
 
@@ -357,8 +357,8 @@ def test_unfinished_store_of_other_files_is_not_continued(cwd: Path, source_fold
         write_store([Example("train", 0, "b", fail)], ["c"], Path("store"))
 
 
-def test_killed_preparation_leaves_no_half_store(cwd: Path) -> None:
-    """A real process, killed while it works; then the same command again."""
+def test_killed_preparation_leaves_no_partial_store(cwd: Path) -> None:
+    """Kill a real process while it is preparing, then run the same command again."""
     image_folder(cwd / "source", train=500, val=20)
     line = [sys.executable, "-m", "alexnet_repro.prepare", "data=folder", "source=source"]
     with subprocess.Popen(line, stderr=subprocess.DEVNULL) as process:
@@ -372,7 +372,7 @@ def test_killed_preparation_leaves_no_half_store(cwd: Path) -> None:
     assert len(Store("stores/folder").split("train")) == 1000
 
 
-def test_store_is_not_overwritten_without_being_told(cwd: Path, source_folder: Path, run_command: Run) -> None:
+def test_store_is_overwritten_only_on_request(cwd: Path, source_folder: Path, run_command: Run) -> None:
     line = ("prepare", "data=folder", f"source={source_folder}")
     assert run_command(*line)[0] == 0
     before = (cwd / "stores/folder/manifest.json").stat().st_mtime_ns
@@ -407,7 +407,7 @@ def test_damaged_stores_are_reported(cwd: Path, small_store: Path) -> None:
         Store("copy")
 
 
-def test_train_and_val_photo_patches_share_no_pixel() -> None:
+def test_train_and_val_photo_patches_do_not_overlap() -> None:
     covered: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for split, _, name, _ in photos.patches(100, 20, 256):
         photograph, box = name.split(" at ")

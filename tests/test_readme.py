@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ say, done."""
+"""Check the names, links, commands and numbers in the README and the pages of docs/."""
 
 import json
 import re
@@ -18,14 +18,14 @@ ALL = "\n".join(PAGES.values())
 
 
 @pytest.mark.parametrize("group", ["data", "ablation", "schedule", "experiment"])
-def test_every_choice_is_named(group: str) -> None:
-    rates = "figure_1_rates"  # which figure_1 names
+def test_every_config_is_documented(group: str) -> None:
+    rates = "figure_1_rates"  # documented in figure_1
     for file in Path(CONF, group).glob("*.yaml"):
         assert file.stem in (rates, "log") or re.search(rf"[`=]{file.stem}\b", ALL), file
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_resolve(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
         assert (page.parent / target).exists(), target
 
@@ -35,12 +35,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 )
 def test_train_commands_compose(command: str) -> None:
     arguments = [a for a in shlex.split(command) if a != "-m" and not a.startswith("hydra")]
-    single = [a.split(",")[0] if "[" not in a else a for a in arguments]  # of a sweep, its first job
+    single = [a.split(",")[0] if "[" not in a else a for a in arguments]  # the first job of a sweep
     with initialize_config_dir(CONF, version_base="1.3"):
         assert compose("train", single).recipe in ("paper", "as_run", "cuda_convnet")
 
 
-def test_its_speeds_are_those_of_the_results() -> None:
+def test_documented_speeds_equal_the_results() -> None:
     ratios = json.loads((RESULTS / "bench/epyc-2-cores.json").read_text())["ratios"]
     rows = dict(re.findall(r"^\| .* \| `(\w+)` \| ([\d.,]+) \|$", ALL, re.MULTILINE))
     assert set(rows) <= set(ratios)

@@ -1,4 +1,4 @@
-"""Every recipe with every ablation: composed as on the command line, and what it then does."""
+"""Compose each recipe and ablation as on the command line, and test what it does."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def first_batch(cfg: DictConfig, store: Path) -> TrainBatch:
 
 @pytest.mark.parametrize(
     ("recipe", "ablation"),
-    # all of the printed recipe; with the other one, those that touch what it does otherwise
+    # all ablations with recipe=paper; with recipe=as_run, those that affect what it does differently
     [("paper", ablation) for ablation in ABLATIONS]
     + [("as_run", ablation) for ablation in ("none", "no_lrn")]
     + [
@@ -63,7 +63,7 @@ def test_every_ablation_of_every_recipe_takes_a_step(recipe: str, ablation: str,
 
 
 def test_an_ablation_changes_only_what_it_says(small_store: Path) -> None:
-    """Against this list, typed from the paper's sentences."""
+    """Compare with this list, which was typed from the sentences of the paper."""
     expected = {
         "none": set(),
         "tanh": {"net.activation"}, "abs_tanh": {"net.activation"}, "sigmoid": {"net.activation"},
@@ -80,14 +80,14 @@ def test_an_ablation_changes_only_what_it_says(small_store: Path) -> None:
     for name, changed in expected.items():
         with_it = dict(leaves(composed(small_store, f"+ablation={name}")))
         differing = {key for key in {**plain, **with_it} if plain.get(key) != with_it.get(key)}
-        # an ablation with a run in the log also chooses its epochs, which this recipe doesn't follow
+        # an ablation with a run in the log also selects its schedule, which this recipe does not follow
         differing = {key for key in differing if not key.startswith(("ablation", "schedule.by_hand"))}
         assert differing == changed, name
         text = Path(CONF, "ablation", f"{name}.yaml").read_text()
         assert name == "none" or f"train data=ilsvrc2012 +ablation={name}\n" in text
 
 
-def test_contradicting_ablations_and_options_are_refused(small_store: Path) -> None:
+def test_conflicting_ablations_and_options_are_refused(small_store: Path) -> None:
     for overrides in (["+ablation=[tanh,sigmoid]"], ["+ablation=no_lrn", "net.lrn=true"]):
         with pytest.raises(UserError, match="is not in effect"):
             check(composed(small_store, *overrides))
@@ -97,13 +97,13 @@ def test_contradicting_ablations_and_options_are_refused(small_store: Path) -> N
     assert claim_of(cfg) is None
 
 
-def test_an_option_of_one_recipe_works_in_the_other(small_store: Path) -> None:
+def test_option_of_one_recipe_works_in_the_other(small_store: Path) -> None:
     mixed = composed(small_store, "net.init=as_run", "augment.share=32")
     assert (mixed.recipe, mixed.net.init, mixed.augment.share) == ("paper", "as_run", 32)
     assert mixed.net.layer1_order == "relu_norm_pool"
 
 
-# Typed from the facts about the 2012 program: option, the paper's value, its value.
+# Typed from the facts about the 2012 program: option, the paper's value, the program's value.
 DIFFERENCES = {
     "net.lrn_alpha": (1e-4, 1e-4 / 5),
     "net.layer1_order": ("relu_norm_pool", "norm_pool_relu"),
@@ -123,7 +123,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("column", [0, 1])
-def test_recipes_differ_where_the_paper_and_the_2012_program_do(column: int, small_store: Path) -> None:
+def test_recipes_differ_where_the_paper_and_the_2012_program_differ(column: int, small_store: Path) -> None:
     cfg = composed(small_store, f"recipe={RECIPES[column]}")
     assert {key: OmegaConf.select(cfg, key) for key in DIFFERENCES} == {
         key: pytest.approx(values[column]) if isinstance(values[column], float) else values[column]
@@ -133,7 +133,7 @@ def test_recipes_differ_where_the_paper_and_the_2012_program_do(column: int, sma
     assert {key: OmegaConf.select(cfg, key) for key in same} == same
 
 
-def test_the_page_names_every_difference_with_its_values(small_store: Path) -> None:
+def test_documentation_lists_every_difference_with_its_values(small_store: Path) -> None:
     page = (Path(CONF).parent / "docs" / "recipes.md").read_text()
     paper, as_run = (composed(small_store, f"recipe={recipe}") for recipe in RECIPES)
 
@@ -148,7 +148,7 @@ def test_the_page_names_every_difference_with_its_values(small_store: Path) -> N
         assert f"| `{key}` | `{written(one[key])}` | `{written(other[key])}` |" in page, key
 
 
-def test_images_of_both_recipes_equal_the_plain_arithmetic(small_store: Path) -> None:
+def test_training_images_of_both_recipes_equal_plain_numpy(small_store: Path) -> None:
     store = Store(small_store)
     split, mean = store.split("train"), store.mean.astype(np.float64)
     values, vectors = np.linalg.eigh(store.covariance)
@@ -163,7 +163,7 @@ def test_images_of_both_recipes_equal_the_plain_arithmetic(small_store: Path) ->
             )
             top, left = int(batch.tops[n]), int(batch.lefts[n])
             image = split[index].astype(np.float64)
-            # eigenvectors are known up to their sign; the draws are ours, so take numpy's and compare the two noises
+            # eigenvectors are unique up to sign, so align the signs of NumPy's with those of torch before comparing the noise
             signs = np.sign((vectors * model_vectors(store)).sum(0))
             alphas = 0.1 * batch.colour[n].double().numpy() * signs
             if recipe == "paper":
@@ -187,7 +187,7 @@ def _is_cut_from(batch: TrainBatch, n: int, image: np.ndarray) -> bool:
     return np.array_equal(batch.patches[n].numpy(), patch[:, ::-1] if batch.mirror[n] else patch)
 
 
-def test_views_of_both_recipes_subtract_their_mean(small_store: Path) -> None:
+def test_views_of_both_recipes_subtract_the_right_mean(small_store: Path) -> None:
     from alexnet_repro.data.augment import centre_crop, ten_crop
 
     store = Store(small_store)
@@ -205,7 +205,9 @@ def test_views_of_both_recipes_subtract_their_mean(small_store: Path) -> None:
         np.testing.assert_allclose(centre, (image - mean)[16:240, 16:240], atol=1e-3)
 
 
-def test_2012_run_turns_colour_noise_off_late(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colour_noise_is_turned_off_late_only_in_the_2012_recipe(
+    small_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for recipe, epochs, last in (("as_run", 93, 67), ("as_run", 31, 22), ("paper", 93, 92)):
         model = new_classifier(composed(small_store, f"recipe={recipe}", f"epochs={epochs}"), Store(small_store))
         on = []

@@ -1,4 +1,4 @@
-"""The page: from the committed results, from a run of one's own, and in a real browser."""
+"""Test the report page from the committed results and from a new run, and in a real browser."""
 
 import html
 import json
@@ -31,7 +31,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """index.html of the committed results and of that run."""
+    """Write the report of the committed results and of the trained run, and return its index.html."""
     out = tmp_path_factory.mktemp("report")
     shutil.copytree(RESULTS, out / "results")
     run = shutil.copytree(trained, out / "runs" / "seed-0")
@@ -43,7 +43,7 @@ def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cells(text: str, claim: str) -> list[str]:
-    """The columns of a claim's row: claim, the paper, here, verdict; without what is written small."""
+    """Return the cells of a claim's row (claim, the paper, here, verdict) without their small print."""
     row = re.search(rf'<tr id="{claim}">(.*?)</tr>', text, re.DOTALL)
     assert row, claim
     plain = (
@@ -67,23 +67,27 @@ def test_each_claim_has_a_row_with_the_papers_numbers(page: Path) -> None:
     assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "counted: differs"]
 
 
-def test_the_list_of_results_has_runs_and_ensembles(page: Path) -> None:
+def test_list_of_results_includes_runs_and_ensembles(page: Path) -> None:
     sources = re.search(r'<section id="sources">(.*?)</section>', page.read_text(), re.DOTALL)
     assert sources
     assert "paper, folder, seed 0" in sources[1]
     assert "paper, folder, mean of 2 nets" in sources[1]
 
 
-def test_figure_1_tells_epochs_and_updates_to_25_percent() -> None:
-    def race(activation: str, seed: int, *errors: float) -> dict[str, Any]:
+def test_figure_1_reports_epochs_and_updates_to_25_percent() -> None:
+    def run_with_errors(activation: str, seed: int, *errors: float) -> dict[str, Any]:
         history = [{"epoch": i + 1, "steps": 391 * (i + 1), "train_error": error} for i, error in enumerate(errors)]
         return {"net": "four_layer", "activation": activation, "seed": seed, "history": history}
 
-    races = [race("tanh", 0, 60, 50, 40), race("relu", 1, 40, 30, 24.9), race("relu", 0, 40, 25)]
-    assert to_25(races) == "four_layer, relu 2, 3 (782, 1173); four_layer, tanh never (never)"
+    figure_1_runs = [
+        run_with_errors("tanh", 0, 60, 50, 40),
+        run_with_errors("relu", 1, 40, 30, 24.9),
+        run_with_errors("relu", 0, 40, 25),
+    ]
+    assert to_25(figure_1_runs) == "four_layer, relu 2, 3 (782, 1173); four_layer, tanh never (never)"
 
 
-def test_the_page_is_self_contained(page: Path) -> None:
+def test_page_is_self_contained(page: Path) -> None:
     text = page.read_text()
     links = re.findall(r'(?:href|src)="([^"#][^"]*)"', text)
     assert [link for link in links if not link.startswith("data:")] == []
@@ -101,7 +105,7 @@ def test_retrieval_quality_of_a_run_is_measured(page: Path) -> None:
     assert f"{retrieval['same_class']['fc7']:.1f} %" in page.read_text()
 
 
-def test_readme_has_the_block_of_the_committed_results() -> None:
+def test_readme_block_matches_the_committed_results() -> None:
     assert readme_block(content(read_results(RESULTS))) in (Path(CONF).parent / "README.md").read_text(), (
         "call python -m alexnet_repro.report readme=true in the checkout"
     )
@@ -126,7 +130,7 @@ def test_unusable_options_are_refused(options: list[str], problem: str, cwd: Pat
     assert "Traceback" not in err
 
 
-def test_without_results_there_is_still_a_page(cwd: Path, run_command: Run) -> None:
+def test_page_is_written_without_results(cwd: Path, run_command: Run) -> None:
     Path("empty").mkdir()
     status, out, _ = run_command("report", "results=empty")
     assert status == 0
@@ -134,7 +138,7 @@ def test_without_results_there_is_still_a_page(cwd: Path, run_command: Run) -> N
     assert "Figures 3 and 4 are drawn of a run" in Path("report/index.html").read_text()
 
 
-def test_a_damaged_result_is_named(cwd: Path) -> None:
+def test_damaged_result_is_named(cwd: Path) -> None:
     Path("results").mkdir()
     Path("results/a.json").write_text("[")
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(UserError, match=r"results/a\.json is damaged"):
@@ -142,7 +146,7 @@ def test_a_damaged_result_is_named(cwd: Path) -> None:
 
 
 def browser(text: str, width: int, tmp_path: Path) -> dict[str, Any]:
-    """What headless Chromium says of the page in a frame of that many pixels."""
+    """Return measurements of the page by headless Chromium in a frame of ``width`` pixels."""
     ask = """<script>addEventListener("load", () => { parent.document.title = JSON.stringify({
         wide: document.documentElement.scrollWidth, room: innerWidth,
         rows: document.querySelectorAll("#claims tbody tr").length,
@@ -161,7 +165,7 @@ def browser(text: str, width: int, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 @pytest.mark.parametrize("width", [1200, 390])
-def test_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
+def test_page_renders_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
     seen = browser(page.read_text(), width, tmp_path)
     assert seen["room"] == width
     assert seen["wide"] <= width, "it must be scrolled sideways"
@@ -170,7 +174,7 @@ def test_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
     assert seen["broken"] == 0
 
 
-def test_figure_2_names_what_each_layer_gives() -> None:
+def test_figure_2_shows_the_output_of_each_layer() -> None:
     from alexnet_repro.page.report import svg
 
     text = svg("figure-2", figures.figure_2(AlexNet(lrn=False)))
@@ -189,7 +193,7 @@ def test_figure_2_names_what_each_layer_gives() -> None:
     assert len(set(re.findall(r'\bid="([^"]+)"', text))) == len(re.findall(r'\bid="', text))
 
 
-def test_figure_3_leaves_grey_kernels_grey() -> None:
+def test_figure_3_draws_grey_kernels_in_grey() -> None:
     grey = torch.randn(4, 1, 5, 5).expand(-1, 3, -1, -1)
     mosaic = figures._mosaic(grey)
     drawn = mosaic[mosaic[..., 3] == 1][:, :3]

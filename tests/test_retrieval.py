@@ -1,11 +1,11 @@
-"""Nearest images and short codes, against plain loops and clusters that are known."""
+"""Compare nearest images and binary codes with plain loops and known clusters."""
 
 import torch
 
 from alexnet_repro.page.retrieval import nearest, same_class, train_autoencoder
 
 
-def test_nearest_by_a_loop_over_several_parts() -> None:
+def test_nearest_images_equal_those_of_a_loop() -> None:
     torch.manual_seed(0)
     queries, images = torch.randn(5, 7), torch.randn(9001, 7)
     found = nearest(queries, images, k=6)
@@ -14,17 +14,17 @@ def test_nearest_by_a_loop_over_several_parts() -> None:
         assert line.tolist() == sorted(range(len(images)), key=distances.__getitem__)[:6]
 
 
-def test_fewer_images_than_requested() -> None:
+def test_nearest_returns_all_images_if_fewer_than_k() -> None:
     assert sorted(nearest(torch.zeros(1, 2), torch.eye(2), k=6)[0].tolist()) == [0, 1]
 
 
-def test_share_of_the_same_class_by_counting() -> None:
+def test_same_class_share_equals_a_count() -> None:
     places = torch.tensor([[0, 1], [2, 3]])
     assert same_class(places, torch.tensor([4, 5, 5, 4]), torch.tensor([4, 5])) == 50.0
 
 
 def test_codes_keep_clusters_together() -> None:
-    """Ten clusters in 200 dimensions: codes of 64 bits find a query's own far better than guessing, and alike each time."""
+    """Codes of 64 bits find the cluster of a query among ten clusters in 200 dimensions, and are reproducible."""
     torch.manual_seed(0)
     centres = torch.randn(10, 200)
     labels = torch.arange(500) % 10
@@ -32,7 +32,7 @@ def test_codes_keep_clusters_together() -> None:
     queries = centres + 0.5 * torch.randn(10, 200)
     state = torch.get_rng_state()
     coder = train_autoencoder(features, seed=1, steps=200)
-    assert torch.equal(torch.get_rng_state(), state)  # others' random numbers are left alone
+    assert torch.equal(torch.get_rng_state(), state)  # the global random state is unchanged
     codes = coder.codes(features)
     assert codes.shape == (500, 64)
     assert set(codes.unique().tolist()) == {0, 1}

@@ -1,4 +1,4 @@
-"""Sweeps: one folder per job, one table at the end, and what is done isn't done again."""
+"""Test sweeps: one folder per job, one table at the end, and no repeat of finished jobs."""
 
 import json
 import subprocess
@@ -14,10 +14,10 @@ Run = Callable[..., tuple[int, str, str]]
 JOB = ("data=folder", "trainer=cpu", "epochs=1", "batch_size=6", "optim.lr=0.0001")
 
 
-def test_a_sweep_has_a_folder_per_job_and_ends_with_one_table(cwd: Path, small_store: Path, run_command: Run) -> None:
+def test_sweep_writes_one_folder_per_job_and_ends_with_a_table(cwd: Path, small_store: Path, run_command: Run) -> None:
     line = ("train", "-m", *JOB, f"data.store={small_store}", "net.lrn_n=4,5")
     status, out, err = run_command(*line)
-    assert status == 2  # one of the two can't be done
+    assert status == 2  # one of the two jobs fails
     assert "must be odd" in err
     (result,) = cwd.glob("runs/*/seed-0/result.json")
     assert result.parent.parent.name.startswith("paper-folder-epochs=1-batch_size=6-optim.lr=0.0001-")
@@ -34,7 +34,7 @@ def test_a_sweep_has_a_folder_per_job_and_ends_with_one_table(cwd: Path, small_s
     assert result.stat().st_mtime_ns == made
 
 
-def test_table_shows_what_differs() -> None:
+def test_table_shows_the_overrides_that_differ() -> None:
     result = {"centre": {"top1_error": 41.25, "top5_error": 19.5}, "ten_crop": {"top1_error": 39.0, "top5_error": 18.0}}
     outcomes = [
         {"overrides": ["data=x", "+ablation=none"], "result": result},

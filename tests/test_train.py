@@ -1,4 +1,4 @@
-"""Runs from beginning to end, on a store of 12 images: what they leave, and that stopping one changes nothing."""
+"""Test complete runs on a store of 12 images: the files they write, and that resuming changes nothing."""
 
 import csv
 import json
@@ -23,13 +23,13 @@ SHORT = ("data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=
 
 @pytest.fixture(scope="module")
 def short(small_store: Path) -> tuple[str, ...]:
-    """Two epochs of three updates."""
+    """Return the options of a run of two epochs of three updates."""
     return (*SHORT, f"data.store={small_store}")
 
 
 @pytest.fixture(scope="module")
 def finished(short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was never stopped, made by a real process."""
+    """Return the folder of an uninterrupted run, made in a separate process."""
     folder = tmp_path_factory.mktemp("finished")
     line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=whole"]
     done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
-    """Bit for bit: weights, velocities, rates, schedule, metrics and errors."""
+    """Assert that weights, velocities, learning rates, schedule, metrics and errors are bitwise equal."""
     left, right = last_checkpoint(one), last_checkpoint(other)
     assert left["global_step"] == right["global_step"] == 6
     assert left["state_dict"].keys() == right["state_dict"].keys()
@@ -65,7 +65,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert results[0]["centre"] == results[1]["centre"]
 
 
-def test_a_run_leaves_its_documented_files_and_fields(finished: Path) -> None:
+def test_run_writes_its_documented_files_and_fields(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert result["ablation"] == "none"
     assert (result["recipe"], result["data"], result["net"], result["claim"]) == (
@@ -79,7 +79,7 @@ def test_a_run_leaves_its_documented_files_and_fields(finished: Path) -> None:
     for view in ("centre", "ten_crop"):
         assert set(result[view]) == {"top1_error", "top5_error", "log_loss"}
         assert 0 <= result[view]["top1_error"] <= 100
-        assert result[view]["top5_error"] == 0  # two classes
+        assert result[view]["top5_error"] == 0  # there are only two classes
     kept = read_scores(finished / "predictions.npz")
     for view in ("centre", "ten_crop"):
         top1, top5, nats = kept[view].mean(0)
@@ -98,13 +98,13 @@ def test_a_run_leaves_its_documented_files_and_fields(finished: Path) -> None:
     assert "folder is not ImageNet" in table
 
 
-def test_no_needless_warnings_are_printed(finished: Path) -> None:
-    said = (finished / "stderr").read_text()
-    assert "warn" not in said.lower()
-    assert ".py" not in said
+def test_run_prints_no_warnings(finished: Path) -> None:
+    stderr = (finished / "stderr").read_text()
+    assert "warn" not in stderr.lower()
+    assert ".py" not in stderr
 
 
-def test_a_checkpoint_needs_no_other_argument(finished: Path) -> None:
+def test_checkpoint_loads_without_other_arguments(finished: Path) -> None:
     path = finished / "checkpoints/last.ckpt"
     model = Classifier.load_from_checkpoint(path)
     state = torch.load(path, weights_only=True)["state_dict"]
@@ -112,7 +112,7 @@ def test_a_checkpoint_needs_no_other_argument(finished: Path) -> None:
     assert model.mean.std() > 1
 
 
-def test_a_finished_run_is_not_overwritten(
+def test_finished_run_is_not_overwritten(
     finished: Path, short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, run_command: Run
 ) -> None:
     monkeypatch.chdir(finished.parent)
@@ -123,7 +123,7 @@ def test_a_finished_run_is_not_overwritten(
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_evaluate_gives_the_errors_of_the_run(
+def test_evaluate_equals_the_errors_of_the_run(
     finished: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
 ) -> None:
     monkeypatch.chdir(finished.parent)
@@ -143,8 +143,8 @@ def test_evaluate_gives_the_errors_of_the_run(
     assert "ten_crop" not in one_view
 
 
-def stopped_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, run_command: Run) -> None:
-    """Begin the run 'parts' and ask it to stop by a signal during update number ``steps``."""
+def stop_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, run_command: Run) -> None:
+    """Start the run 'parts' and send it a stop signal during update number ``steps``."""
     original = Classifier.training_step
 
     def training_step(self: Classifier, batch: object, batch_idx: int) -> torch.Tensor:
@@ -163,7 +163,7 @@ def stopped_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.Monkey
     ("steps", "workers"),
     [pytest.param(2, "null", marks=pytest.mark.slow), pytest.param(3, "null", marks=pytest.mark.slow), (4, "2")],
 )
-def test_a_resumed_run_equals_the_uninterrupted_run(
+def test_resumed_run_equals_uninterrupted_run(
     steps: int,
     workers: str,
     finished: Path,
@@ -173,16 +173,17 @@ def test_a_resumed_run_equals_the_uninterrupted_run(
     run_command: Run,
 ) -> None:
     options = (*short, f"trainer.workers={workers}")
-    stopped_after(steps, options, monkeypatch, run_command)
+    stop_after(steps, options, monkeypatch, run_command)
     assert last_checkpoint(cwd / "parts")["global_step"] == steps
-    assert run_command("train", *options, "run=parts")[0] == 2  # not without resume=true
+    assert run_command("train", *options, "run=parts")[0] == 2  # refused without resume=true
     status, _, err = run_command("train", *options, "run=parts", "optim.lr=0.5", "resume=true")
     assert status == 2
     assert "optim.lr=0.5 (was 0.001)" in err
     torch.manual_seed(12345)
     status, _, err = run_command("train", *options, "run=parts", "resume=true")
     assert status == 0, err
-    # Bit for bit is for fresh processes, as below: here, how this one's heap came about decides how some kernels round.
+    # Runs are bitwise equal only in fresh processes, as in the test of a killed run. In this process, the state of the heap
+    # affects how some kernels round.
     one, other = last_checkpoint(cwd / "parts"), last_checkpoint(finished)
     assert one["global_step"] == other["global_step"] == 6
     for name, value in one["state_dict"].items():
@@ -193,20 +194,20 @@ def test_a_resumed_run_equals_the_uninterrupted_run(
     assert rows[0] == rows[1]
 
 
-def test_a_resumed_run_of_the_2012_recipe_has_its_rates(
+def test_resumed_run_of_the_2012_recipe_has_the_scheduled_learning_rates(
     short: tuple[str, ...], cwd: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
 ) -> None:
-    """Of 3 epochs: rates fall after 1 (23 of 93), 2 (51) and 3 (78); conv1 is frozen after 2 (72)."""
+    """With 3 epochs, rates fall after 1 (23 of 93), 2 (51) and 3 (78), and conv1 is frozen after 2 (72)."""
     options = (*short, "recipe=as_run", "epochs=3")
-    stopped_after(2, options, monkeypatch, run_command)
+    stop_after(2, options, monkeypatch, run_command)
     assert run_command("train", *options, "run=parts", "resume=true")[0] == 0
     groups = {g["name"]: g["lr"] for g in last_checkpoint(cwd / "parts")["optimizer_states"][0]["param_groups"]}
     assert groups == pytest.approx({"weights": 1e-6, "biases": 2e-4, "conv1_weights": 0, "conv1_biases": 0})
 
 
 @pytest.mark.slow
-def test_ctrl_c_from_a_terminal_saves_even_with_workers(short: tuple[str, ...], cwd: Path) -> None:
-    """The signal reaches every process of the group, as a terminal sends it."""
+def test_ctrl_c_in_a_terminal_saves_a_checkpoint_with_workers(short: tuple[str, ...], cwd: Path) -> None:
+    """Send SIGINT to every process of the group, as a terminal does."""
     line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=parts", "epochs=200", "trainer.workers=2"]
     with subprocess.Popen(
         line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -224,7 +225,7 @@ def test_ctrl_c_from_a_terminal_saves_even_with_workers(short: tuple[str, ...], 
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_epoch(finished: Path, short: tuple[str, ...], cwd: Path) -> None:
+def test_killed_run_resumes_from_its_last_epoch(finished: Path, short: tuple[str, ...], cwd: Path) -> None:
     line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=parts"]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         for _ in range(1200):
@@ -236,7 +237,7 @@ def test_a_killed_run_resumes_from_its_last_epoch(finished: Path, short: tuple[s
     assert_equal_runs(cwd / "parts", finished)
 
 
-def test_weights_and_biases_offline_without_a_key(
+def test_wandb_logs_offline_without_an_api_key(
     short: tuple[str, ...], cwd: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
 ) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
@@ -250,17 +251,17 @@ def test_weights_and_biases_offline_without_a_key(
     assert (cwd / "r/metrics.csv").exists()
 
 
-def test_top_k_misses_by_counting() -> None:
+def test_top_k_misses_equal_a_count() -> None:
     scores = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [0.4, 0.4, 0.2], [0.3, 0.35, 0.35]])
     labels = torch.tensor([0, 2, 1, 2])
-    # the third label ties with one other for the one place, the fourth too
+    # in the third row the label ties with one other class for first place, and in the fourth row too
     assert top_k_misses(scores, labels, 1).tolist() == [0, 1, 0.5, 0.5]
     assert top_k_misses(scores, labels, 2).tolist() == [0, 0, 0, 0]
     assert top_k_misses(torch.full((1, 10), 0.1), torch.tensor([3]), 5).item() == pytest.approx(0.5)
     assert top_k_misses(torch.full((1, 4), float("nan")), torch.tensor([3]), 5).item() == 1
 
 
-def test_results_are_written_whole_or_not_at_all(cwd: Path) -> None:
+def test_json_files_are_written_completely_or_not_at_all(cwd: Path) -> None:
     write_json(cwd / "result.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(cwd / "result.json", {"a": object()})

@@ -1,4 +1,4 @@
-"""W&B without W&B: a stand-in for the service on loopback takes a run and a report, and keeps all that it was sent."""
+"""Test logging and reports against a fake W&B service on loopback, which records all requests."""
 
 import json
 import os
@@ -17,7 +17,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Service:
-    """Answers as much of W&B's API as a report and a run of scalars need."""
+    """A fake of the parts of W&B's API that a report and a run of scalars use."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []  # path, body
@@ -53,8 +53,8 @@ class Service:
         Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, body: bytes) -> dict[str, Any]:
-        asked = json.loads(body)
-        query, v = asked["query"], asked.get("variables") or {}
+        request = json.loads(body)
+        query, v = request["query"], request.get("variables") or {}
         project = {"id": "UHJvajox", "internalId": "UHJvajox", "name": v.get("projectName") or v.get("project")}
         if "upsertView" in query:
             view = {key: v[key] for key in ("type", "name", "displayName", "description", "spec")}
@@ -106,7 +106,10 @@ def service() -> Iterator[Service]:
 
 
 def run_as_a_user(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """In a home of its own, so that nothing of the machine's is read, and all that is written can be looked through."""
+    """Run a command with ``folder`` as its home, so that it reads no settings of this machine.
+
+    Everything that the command writes is then below ``folder``, where a test can search it.
+    """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     home = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "XDG_CONFIG_HOME": str(folder / "config")}
     line = [sys.executable, "-m", *arguments]
@@ -115,11 +118,11 @@ def run_as_a_user(folder: Path, *arguments: str, **environment: str) -> "subproc
     )
 
 
-def holds_the_key(folder: Path) -> list[Path]:
+def files_with_the_key(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-def test_a_report_is_published(service: Service, tmp_path: Path) -> None:
+def test_report_is_published(service: Service, tmp_path: Path) -> None:
     keys = {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY}
     done = run_as_a_user(tmp_path, "alexnet_repro.report", "logger=wandb", "logger.project=p", **keys)
     assert done.returncode == 0, done.stderr
@@ -141,12 +144,12 @@ def test_a_report_is_published(service: Service, tmp_path: Path) -> None:
     assert kinds.count("Run History Line Plot") == 2
     assert "Run Comparer" in kinds
     assert "ablation" in spec[spec.index("grouping") :]
-    assert holds_the_key(tmp_path) == []
+    assert files_with_the_key(tmp_path) == []
     assert KEY not in done.stdout + done.stderr
     assert (tmp_path / "report/index.html").is_file()
 
 
-def test_without_a_key_the_page_is_written_and_the_user_is_told(tmp_path: Path) -> None:
+def test_page_is_written_and_user_informed_without_an_api_key(tmp_path: Path) -> None:
     done = run_as_a_user(tmp_path, "alexnet_repro.report", "logger=wandb")
     assert done.returncode == 2
     assert "there is no API key" in done.stderr
@@ -156,7 +159,7 @@ def test_without_a_key_the_page_is_written_and_the_user_is_told(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_run_is_logged_under_names_that_panels_can_use(service: Service, small_store: Path, tmp_path: Path) -> None:
+def test_run_logs_the_metrics_that_the_report_uses(service: Service, small_store: Path, tmp_path: Path) -> None:
     keys = {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY}
     options = [
         "data=folder",
@@ -168,12 +171,12 @@ def test_a_run_is_logged_under_names_that_panels_can_use(service: Service, small
     ]
     done = run_as_a_user(tmp_path, "alexnet_repro.train", *options, "logger=wandb", "logger.project=p", "run=r", **keys)
     assert done.returncode == 0, done.stderr
-    asked = [json.loads(body)["variables"] for _, body in service.sent if "upsertBucket" in body]
-    config = json.loads(next(variables["config"] for variables in asked if variables.get("config")))
+    requests = [json.loads(body)["variables"] for _, body in service.sent if "upsertBucket" in body]
+    config = json.loads(next(variables["config"] for variables in requests if variables.get("config")))
     assert config["ablation"]["value"] == "no_lrn"
     assert config["recipe"]["value"] == "paper"
     stream = "".join(body for path, body in service.sent if "file_stream" in path)
     for key in ("train/loss", "val/top1_error", "train/top1_error", "ten_crop/top1_error", "centre/top5_error"):
         assert key in stream, key
-    assert holds_the_key(tmp_path) == []
+    assert files_with_the_key(tmp_path) == []
     assert KEY not in done.stdout + done.stderr

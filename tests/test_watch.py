@@ -1,4 +1,4 @@
-"""The watchman speaks when something is wrong, and only then."""
+"""Test that the watchman warns if something is wrong, and only then."""
 
 import csv
 import json
@@ -20,9 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 SHORT = ("train", "data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=6", "epochs=1", "run=r")
 
 
-def test_a_nan_loss_ends_the_run(
-    cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_loss_ends_the_run(cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Classifier.loss
     monkeypatch.setattr(Classifier, "loss", lambda self, batch: original(self, batch) * float("nan"))
     status, _, err = run_command(*SHORT, f"data.store={small_store}")
@@ -33,18 +31,18 @@ def test_a_nan_loss_ends_the_run(
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_plateau_is_warned_of_once(
+def test_plateau_gives_one_warning(
     cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (f"data.store={small_store}", "optim.lr=1e-9", "batch_size=2", "watch.plateau_steps=4")
-    # two classes, whose logits the printed initialisation makes alike up to dropout's noise
+    # a constant loss: with the paper's initialisation, the logits of two classes differ only by dropout noise
     monkeypatch.setattr(Classifier, "loss", lambda self, batch: (self.net.fc8.weight * 0).sum() + np.log(2))
-    with pytest.warns(UserWarning, match="still on its starting plateau") as told:
+    with pytest.warns(UserWarning, match="still on its starting plateau") as caught:
         assert run_command(*SHORT, *options)[0] == 0
-    assert sum("plateau" in str(warning.message) for warning in told) == 1
+    assert sum("plateau" in str(warning.message) for warning in caught) == 1
 
 
-def test_images_that_look_normalised_are_warned_of(cwd: Path, run_command: Run) -> None:
+def test_images_that_look_normalised_give_a_warning(cwd: Path, run_command: Run) -> None:
     def flat(seed: int) -> np.ndarray:
         return np.random.default_rng(seed).integers(120, 124, (256, 256, 3)).astype(np.uint8)
 
@@ -59,7 +57,9 @@ def test_images_that_look_normalised_are_warned_of(cwd: Path, run_command: Run) 
         assert run_command(*SHORT, "data.store=flat", "augment.colour_noise=0")[0] == 0
 
 
-def test_summaries_are_in_metrics_csv_and_can_be_turned_off(cwd: Path, small_store: Path, run_command: Run) -> None:
+def test_summaries_are_written_to_metrics_csv_and_can_be_turned_off(
+    cwd: Path, small_store: Path, run_command: Run
+) -> None:
     for every, expected in (("1", 2), ("0", 0)):
         assert run_command(*SHORT, f"data.store={small_store}", f"watch.every={every}", f"run=every-{every}")[0] == 0
         rows = list(csv.DictReader((cwd / f"every-{every}/metrics.csv").open()))
@@ -71,8 +71,8 @@ def test_summaries_are_in_metrics_csv_and_can_be_turned_off(cwd: Path, small_sto
 
 
 @pytest.mark.slow
-def test_summaries_cost_less_than_a_hundredth() -> None:
-    """One every 100 updates, as conf/train.yaml has it, against the updates themselves."""
+def test_summaries_cost_less_than_one_percent() -> None:
+    """Compare the time of one summary with that of 100 updates, the interval in conf/train.yaml."""
     net = AlexNet(10).to(memory_format=torch.channels_last)
     optimizer = PaperSGD(net.parameters(), lr=1e-6)
     images, labels = torch.randn(32, 3, 224, 224) * 60, torch.randint(0, 10, (32,))
@@ -121,10 +121,13 @@ def test_update_sizes_equal_the_change_of_the_weights() -> None:
             assert sizes[name.removesuffix(".weight")] == pytest.approx(change.item(), rel=1e-3), name
 
 
-def test_the_update_that_left_the_plateau_is_recorded(
+def test_update_at_which_the_loss_leaves_the_plateau_is_recorded(
     cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mean loss of the last 50 updates below 95% of ln 2, also over a resumption and where a GPU gives losses ten at a time."""
+    """The mean loss of the last 50 updates is below 95% of ln 2 at that update.
+
+    The result is the same after resuming, and if a GPU delivers losses ten at a time.
+    """
     losses = [np.log(2)] * 60 + [0.6 * np.log(2)] * 40
     means = [np.mean(losses[max(0, n - 50) : n]) for n in range(1, 101)]
     expected = next(n for n, mean in enumerate(means, 1) if n >= 50 and mean < 0.95 * np.log(2))

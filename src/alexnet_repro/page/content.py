@@ -315,7 +315,7 @@ def summary(page: dict[str, Any]) -> str:
     rest = [f"{n} {word}" for word, n in counts.items() if word in ("quoted", "to be looked at", "not run")]
     return (
         f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
-        f"Computed from the net: {', '.join(counted)}. Others: {', '.join(rest)}"
+        f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"
     )
 
 
@@ -362,7 +362,7 @@ def readme_block(page: dict[str, Any]) -> str:
             counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
     properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
-    lines += ["", f"Computed from the net: {properties}. Not run: {missing}.", ""]
+    lines += ["", f"Counted on the net: {properties}. Not run: {missing}.", ""]
     for data in ("photos", "imagenette"):
         of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
         errors = (
