@@ -448,7 +448,7 @@ def test_experiment_files_contain_their_commands() -> None:
 
 
 def test_two_part_protocol_is_one_run_and_resumes_exactly(served: None, cwd: Path, run_command: Run) -> None:
-    """Stop before, at and after the epoch at which batch 5 joins; the runs are bitwise equal to an uninterrupted run."""
+    """Stop before, at and after the epoch at which batch 5 joins; resumed runs are bitwise equal to the whole run."""
     assert run_command("prepare", "data=cifar10")[0] == 0
     small = ("+experiment=cifar10_13pct", "trainer=cpu", "batch_size=8", "epochs=8", "data.images_per_file=10")
     assert run_command("train", *small, "run=whole")[0] == 0

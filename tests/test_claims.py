@@ -295,7 +295,7 @@ def test_sampling_error_of_images_is_included_if_predictions_are_saved(tmp_path:
 
 
 def test_interval_over_seeds_and_images_covers_the_true_mean() -> None:
-    """Simulate differences with effects of the seed, of the image and of both; 95% of intervals contain the true mean."""
+    """Simulate effects of the seed, of the image and of both; 95% of intervals contain the true mean."""
     rng = np.random.default_rng(1)
     held, trials = 0, 2000
     for _ in range(trials):

@@ -97,7 +97,7 @@ def test_table_shows_the_papers_errors_and_names_the_data() -> None:
 
 @pytest.fixture(scope="module")
 def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Return two finished runs that disagree, their softmax on the training images, (2, 12, classes), and the labels."""
+    """Return two runs that disagree, their softmax on the training images, (2, 12, classes), and the labels."""
     folder = tmp_path_factory.mktemp("pair")
     runs = [folder / name for name in ("seed-0", "seed-1")]
     shutil.copytree(trained, runs[0])
@@ -116,8 +116,8 @@ def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFact
         nets.append((path, torch.load(path, weights_only=True)))
         with torch.no_grad():
             logits.append(model.net(images.permute(0, 3, 1, 2)))
-    # Barely trained nets predict the same for every image. Rescale their logits so that they separate the classes, one net
-    # more confidently than the other, and so that the error of their mean differs from both errors.
+    # Barely trained nets predict the same for every image. Rescale their logits so that they separate the classes, one
+    # net more confidently than the other, and so that the error of their mean differs from both errors.
     labels = torch.tensor([int(label) for label in split.labels])
     centred = [(each - each.median(0).values) / each.std(0).mean() for each in logits]
     for sure in torch.logspace(-1, 1, 41).tolist():
@@ -146,7 +146,7 @@ def test_ensemble_predicts_with_the_mean_softmax(pair: Pair, cwd: Path, run_comm
         "evaluate", f"runs=[{runs[0]},{runs[1]}]", "split=train", "trainer=cpu", "trainer.precision=32-true"
     )
     assert (status, err) == (0, "")
-    assert f"{runs[1]}: {wrong(softmaxes[1], labels):.1f} / " in out
+    assert f"{runs[1]}: {top1_error(softmaxes[1], labels):.1f} / " in out
     assert "mean of 2 nets, one view" in out
     (path,) = runs[0].parent.glob("ensemble-2-*-last-train-centre.json")
     result = json.loads(path.read_text())

@@ -134,7 +134,7 @@ def test_biases_start_at_one_or_at_zero() -> None:
 
 
 def test_conv1_has_55_positions_on_patches_of_227_without_padding(images: torch.Tensor) -> None:
-    """With the 227x227 patches of many texts, the last window of conv1 ends at the edge and does not read the padding."""
+    """On patches of 227x227, which many texts print, the last window of conv1 ends at the edge of the patch."""
     torch.manual_seed(0)
     net = AlexNet(2).eval()
     larger = torch.randn(2, 3, 227, 227)

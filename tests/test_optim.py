@@ -143,9 +143,9 @@ def test_resumed_schedule_equals_uninterrupted_schedule() -> None:
         assert seen == pytest.approx(expected[stop:])
 
 
-# From the 2012 log: the epochs at which the learning rate of weights fell, the epoch at which that of conv1 fell to
-# 0.00001, the epoch at which it fell to 0, whether that of biases fell to 0.002 (with the first drop of the weights), and
-# the number of epochs. None: no such step.
+# From the 2012 log: the epochs at which the learning rate of weights fell, the epochs at which that of conv1 fell to
+# 0.00001 and to 0, whether that of biases fell to 0.002 (with the first drop of the weights), and the number of epochs.
+# None: no such step.
 LOG = {
     "run_145_2010": ((23, 51, 78), 68, 72, True, 93),
     "run_145_2012": ((25, 51, 79), 67, 72, False, 91),

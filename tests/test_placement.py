@@ -78,7 +78,7 @@ def test_loss_and_gradients_of_two_towers_equal_the_whole_net(tmp_path: Path) ->
 
 
 def test_exchanged_bytes_equal_those_of_figure_2() -> None:
-    # both ways: 128 of 256 maps of 13x13, 128 of 256 maps of 6x6, twice 2048 of 4096 neurons; one way: 500 of 1000 logits
+    # both ways: 128 of 256 maps of 13x13, 128 of 256 of 6x6, 2048 of 4096 neurons twice; one way: 500 of 1000 logits
     expected = {"conv3": 2 * 128 * 169, "fc6": 2 * 128 * 36, "fc7": 2 * 2048, "fc8": 2 * 2048, "softmax": 500}
     assert crossing_bytes(AlexNet(), 128) == {name: 128 * 4 * numbers for name, numbers in expected.items()}
     apart = crossing_bytes(AlexNet(communication=False), 1)
@@ -133,7 +133,7 @@ def test_odd_number_of_processes_is_refused(
 # 28 images in batches of 3, with a last batch of 1. Two replicas therefore get 1 and 2 images, or 0 and 1. There are 20
 # updates, and the learning rate falls after the first 10.
 SETUP = ("data=folder", "data.store=store", "trainer=cpu", "batch_size=3", "epochs=2", "watch.every=7")
-F64 = "trainer.precision=64-true"  # the order of summation causes differences of only 1e-12, so rounding cannot hide other differences
+F64 = "trainer.precision=64-true"  # the order of summation changes results by only 1e-12, so rounding hides no other change
 PAPER = ("recipe=paper", "optim.lr=0.002", "schedule.rule=by_hand", "augment.colour_noise=0.3")
 AS_RUN = ("recipe=as_run", "optim.lr=0.001", "augment.share=3")
 ONE: tuple[str, ...] = ()

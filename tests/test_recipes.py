@@ -163,7 +163,7 @@ def test_training_images_of_both_recipes_equal_plain_numpy(small_store: Path) ->
             )
             top, left = int(batch.tops[n]), int(batch.lefts[n])
             image = split[index].astype(np.float64)
-            # eigenvectors are unique up to sign, so align the signs of NumPy's with those of torch before comparing the noise
+            # eigenvectors are unique only up to sign, so give NumPy's the signs of torch's
             signs = np.sign((vectors * model_vectors(store)).sum(0))
             alphas = 0.1 * batch.colour[n].double().numpy() * signs
             if recipe == "paper":

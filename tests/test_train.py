@@ -99,9 +99,9 @@ def test_run_writes_its_documented_files_and_fields(finished: Path) -> None:
 
 
 def test_run_prints_no_warnings(finished: Path) -> None:
-    stderr = (finished / "stderr").read_text()
-    assert "warn" not in stderr.lower()
-    assert ".py" not in stderr
+    printed = (finished / "stderr").read_text()
+    assert "warn" not in printed.lower()
+    assert ".py" not in printed
 
 
 def test_checkpoint_loads_without_other_arguments(finished: Path) -> None:
@@ -182,8 +182,8 @@ def test_resumed_run_equals_uninterrupted_run(
     torch.manual_seed(12345)
     status, _, err = run_command("train", *options, "run=parts", "resume=true")
     assert status == 0, err
-    # Runs are bitwise equal only in fresh processes, as in the test of a killed run. In this process, the state of the heap
-    # affects how some kernels round.
+    # Runs are bitwise equal only in fresh processes, as in the test of a killed run. In this process, the state of the
+    # heap affects how some kernels round.
     one, other = last_checkpoint(cwd / "parts"), last_checkpoint(finished)
     assert one["global_step"] == other["global_step"] == 6
     for name, value in one["state_dict"].items():

@@ -127,7 +127,7 @@ def deciding(findings: list[Finding]) -> list[Finding]:
 def status(claim: Claim, findings: list[Finding]) -> str:
     """Return the status of a claim that has no deciding finding or needs none, otherwise ""."""
     if claim.kind in ("quoted", "picture"):
-        return "quoted" if claim.kind == "quoted" else "to be looked at"
+        return "quoted" if claim.kind == "quoted" else "for the reader"
     if claim.kind == "count":
         return "counted"
     return "not run" if not deciding(findings) else ""

@@ -312,7 +312,7 @@ def summary(page: dict[str, Any]) -> str:
         for word, n in counts.items()
         if word.startswith("counted")
     ]
-    rest = [f"{n} {word}" for word, n in counts.items() if word in ("quoted", "to be looked at", "not run")]
+    rest = [f"{n} {word}" for word, n in counts.items() if word in ("quoted", "for the reader", "not run")]
     return (
         f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
         f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"
@@ -366,7 +366,7 @@ def readme_block(page: dict[str, Any]) -> str:
     for data in ("photos", "imagenette"):
         of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
         errors = (
-            f"{', '.join(part for part in (r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
+            f"{', '.join(part for part in ('recipe=' + r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
             f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
             for r in of_data
         )
