@@ -55,9 +55,9 @@ class AlexNet(nn.Module):
     lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants. alpha multiplies the plain sum, as printed.
     layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as in the 2012 code.
     same_map_norm: a second normalisation in layer 2, over 5x5 positions of a map (2012 code, not in the paper).
-    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2.
-    The
-        latter pads conv2 by 1 and conv5 by 0, as run 147 of the 2012 log: 55, 28, 26, 13, 13, 13, 11, 6.
+    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2. With
+        the latter, conv2 is padded by 1 and conv5 by 0, as in run 147 of the 2012 log. The maps then have sides of 55
+        (conv1), 28 (pool1), 26 (conv2), 13 (pool2), 13 (conv3), 13 (conv4), 11 (conv5) and 6 (pool5).
     dropout: probability of setting a neuron of fc6 and fc7 to zero in training (Section 4.2).
 
     Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises
