@@ -11,10 +11,12 @@ import torch
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
+from alexnet_repro.claims.estimates import holm, standard_error
+from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts, crossing
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
-from alexnet_repro.claims.results import MEASURES, PAIR_MEASURES, counts, crossing, read_results, scores_of
+from alexnet_repro.claims.results import read_results, scores_of
 from alexnet_repro.claims.scores import save_scores
-from alexnet_repro.claims.verdict import Finding, deciding, holm, judge, standard_error, status
+from alexnet_repro.claims.verdict import Finding, deciding, judge, status
 from alexnet_repro.errors import UserError
 from alexnet_repro.page.content import content, others_table, summary
 

@@ -24,7 +24,6 @@ A proxy (other data or another protocol) is never compared with the paper's valu
 """
 
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -32,34 +31,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
+from alexnet_repro.claims.estimates import LEVEL, Estimate, estimate, holm
+from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
 from alexnet_repro.claims.paper import Claim, Values, read_claims
-from alexnet_repro.claims.results import MEASURES, PAIR_MEASURES, SHARED_KEYS, Result, counts, scores_of
+from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of
 
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
 SEEDS_NEEDED = 3
-LEVEL = 0.05  # significance level; intervals are 95% intervals
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Mean over seeds with its 95% interval. For ratios, all three numbers are ratios, not logarithms."""
-
-    value: float
-    low: float | None = None  # bounds of the 95% interval, which needs two seeds
-    high: float | None = None
-    p: float | None = None  # two-sided p value of "no effect", Holm-corrected within the claim's family
-    images: bool = False  # whether the interval includes the sampling error of the test images
-
-    def inside(self, low: float, high: float) -> bool:
-        """Return whether the interval lies inside these bounds."""
-        return self.low is not None and self.high is not None and low <= self.low and self.high <= high
-
-    def outside(self, low: float, high: float) -> bool:
-        """Return whether the interval lies entirely outside these bounds."""
-        return self.low is not None and self.high is not None and (self.high < low or high < self.low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +111,6 @@ def status(claim: Claim, findings: list[Finding]) -> str:
     if claim.kind == "count":
         return "counted"
     return "not run" if not deciding(findings) else ""
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Correct p values for multiple comparisons (Holm 1979)."""
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = highest
-    return corrected
 
 
 def _correct(findings: list[Finding], found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> None:
@@ -317,7 +288,7 @@ def _finding(
     caveat: str | None = None,
 ) -> Finding:
     measured = list(by_seed.values())
-    estimates = {key: _estimate(claim, [values[key] for values in measured], images.get(key)) for key in measured[0]}
+    estimates = {key: estimate(claim, [values[key] for values in measured], images.get(key)) for key in measured[0]}
     return Finding(
         claim=claim,
         estimates=estimates,
@@ -327,44 +298,6 @@ def _finding(
         proxy=_proxy(claim, shared),
         caveat=caveat,
     )
-
-
-def _estimate(claim: Claim, numbers: list[float], images: NDArray[np.float64] | None) -> Estimate:
-    """Return the mean over seeds with its 95% interval. Ratios use the geometric mean."""
-    ratio = claim.kind == "ratio"
-    if any(not math.isfinite(n) or (ratio and n <= 0) for n in numbers):  # one side never reached the level
-        all_equal = len(set(numbers)) == 1
-        return Estimate(value=numbers[0] if all_equal else math.nan)
-    values = [math.log(n) for n in numbers] if ratio else numbers
-    back = math.exp if ratio else float
-    mean, seeds = statistics.fmean(values), len(values)
-    if seeds < 2 or claim.kind == "every":
-        return Estimate(value=back(mean))
-    error, freedom = statistics.stdev(values) / math.sqrt(seeds), float(seeds - 1)
-    if images is not None:
-        error, freedom = standard_error(images)
-    half = float(student.ppf(1 - LEVEL / 2, freedom)) * error
-    away = abs(mean - (math.log(claim.neutral) if ratio else claim.neutral))
-    p = 2 * float(student.sf(away / error, freedom)) if error else float(away == 0)
-    return Estimate(value=back(mean), low=back(mean - half), high=back(mean + half), p=p, images=images is not None)
-
-
-def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the standard error and degrees of freedom of the mean of ``differences`` (seeds, images).
-
-    Seeds and images are both random samples, and every seed is measured on the same images. The mean squares MS come
-    from a two-way table with the terms seeds, images and residual. The variance of the mean is
-    (MS_seeds + max(MS_images - MS_residual, 0)) / (seeds x images). The degrees of freedom follow Hillis (2007).
-    """
-    seeds, images = differences.shape
-    mean, seed_means, image_means = differences.mean(), differences.mean(1), differences.mean(0)
-    ms_seeds = images * float(seed_means.var(ddof=1))
-    ms_images = seeds * float(image_means.var(ddof=1))
-    residual = differences - seed_means[:, None] - image_means[None] + mean
-    ms_residual = float((residual**2).sum()) / ((seeds - 1) * (images - 1))
-    total = ms_seeds + max(ms_images - ms_residual, 0.0)
-    freedom = total**2 / (ms_seeds**2 / (seeds - 1)) if ms_seeds else math.inf
-    return math.sqrt(total / (seeds * images)), freedom
 
 
 def _verdict(finding: Finding) -> str:

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from matplotlib.figure import Figure
 
+from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result
-from alexnet_repro.claims.verdict import DECIDED, Estimate, Finding, deciding, judge, status
+from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
