@@ -37,6 +37,8 @@ def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = shutil.copytree(trained, out / "runs" / "seed-0")
     mean_of_two = json.loads((run / "result.json").read_text()) | {"members": 2, "seeds": [0, 1], "history": []}
     (run.parent / "ensemble-2-abcdef-last-val-ten_crop.json").write_text(json.dumps(mean_of_two))
+    other = json.loads((run / "result.json").read_text()) | {"ablation": "no_lrn"}  # two runs that can be compared
+    (out / "results" / "no_lrn.json").write_text(json.dumps(other))
     with initialize_config_dir(CONF, version_base="1.3"):
         report(compose("report", [f"runs=[{run}]", f"results={out}/results", f"out={out}", "trainer=cpu"]))
     return out / "index.html"

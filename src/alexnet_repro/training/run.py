@@ -185,6 +185,12 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
         )
+    for override in task_overrides():
+        if override.startswith("schedule.when_error_stalls.") and cfg.schedule.rule != "when_error_stalls":
+            raise UserError(
+                f"{override} has no effect with schedule.rule={cfg.schedule.rule}",
+                "choose schedule.rule=when_error_stalls",
+            )
     if cfg.logger.wandb and cfg.logger.mode not in ("auto", "online", "offline", "disabled"):
         raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
     if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
