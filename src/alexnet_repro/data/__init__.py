@@ -1,1 +1,1 @@
-"""Images -> store -> batches."""
+"""Prepare images as a store, and load batches from the store."""

@@ -17,7 +17,10 @@ UNPACKED = ".unpacked.tar"
 
 @dataclass(frozen=True)
 class File:
-    """Bytes ``offset`` to ``offset + size`` of the file ``path``, which hold an image; split and label are known after a scan."""
+    """An encoded image: bytes ``offset`` to ``offset + size`` of the file ``path``.
+
+    source.scan sets ``split`` and ``label``.
+    """
 
     name: str
     path: Path
@@ -27,7 +30,7 @@ class File:
     label: int = -1
 
     def read_bytes(self) -> bytes:
-        """Return the encoded image. Raise OSError if the file ends before it."""
+        """Return the encoded image. Raise OSError if the file ends before the end of the image."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.size)
@@ -37,12 +40,16 @@ class File:
 
 
 def entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
-    """Yield every file below ``path``, with tars opened, and the name of every folder as a string that ends in /."""
+    """Yield every file below ``path``, including the members of tars, and every folder.
+
+    A folder is a string that ends in /. A gzip-compressed tar is unpacked into the folder ``unpack_into``. Raises
+    UserError if ``path`` is neither a folder nor a tar, or if a tar is damaged.
+    """
     if path.is_file():
         try:
             is_tar = tarfile.is_tarfile(path)
         except (EOFError, zlib.error):
-            is_tar = True  # a damaged compressed tar, which is reported below
+            is_tar = True  # a damaged compressed tar; _uncompressed reports it
         if not is_tar:
             raise UserError(f"source={path} is neither a folder nor a tar")
         yield from _members(_uncompressed(path, unpack_into), 0, "")
@@ -64,11 +71,11 @@ def entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
 
 
 def _members(path: Path, offset: int, prefix: str) -> Iterator[File | str]:
-    """Yield the members of the tar that begins at ``offset`` of ``path``, and those of tars inside it."""
+    """Yield the members of the tar at ``offset`` of ``path``, including those of nested tars."""
     with path.open("rb") as raw:
         raw.seek(offset)
         try:
-            # ignore_zeros is off, because a tar inside a tar ends with its own end mark
+            # ignore_zeros stays off, so that a nested tar ends at its own end-of-archive marker
             with tarfile.open(fileobj=raw, mode="r:") as tar:
                 for member in tar:
                     name = prefix + PurePosixPath(member.name).as_posix().removeprefix("./")
@@ -86,7 +93,10 @@ def _members(path: Path, offset: int, prefix: str) -> Iterator[File | str]:
 
 
 def _uncompressed(path: Path, unpack_into: Path) -> Path:
-    """Return the tar itself or, for a gzip-compressed tar, an unpacked copy whose members can be read in any order."""
+    """Return the path of an uncompressed tar, whose members can be read in any order.
+
+    Returns ``path`` itself, or an unpacked copy in ``unpack_into`` if the tar is gzip-compressed.
+    """
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path

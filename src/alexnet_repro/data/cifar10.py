@@ -1,4 +1,4 @@
-"""CIFAR-10 in the official order of its images, with batch 5 as the val split."""
+"""Read CIFAR-10 in the official order of its images, with batch 5 as the val split."""
 
 import pickle
 import re
@@ -16,11 +16,14 @@ from alexnet_repro.errors import UserError
 def cifar10_batches(
     folder: Path, download: bool = False
 ) -> tuple[list[tuple[str, int, str, NDArray[np.uint8]]], list[str]]:
-    """Read CIFAR-10's official batches: (split, label, name, (32, 32, 3) image) for each image in order, and class names.
+    """Read CIFAR-10's official batches.
 
-    The last training batch, data_batch_5, is the val split, since the authors chose on it.
+    Returns a list of (split, label, name, (32, 32, 3) image) in official order, and the class names. The last training
+    batch, data_batch_5, is the val split, since the authors used it for model selection.
 
-    folder: where cifar-10-batches-py is or, with ``download``, will be. Raises UserError if it is missing or damaged.
+    folder: folder that contains cifar-10-batches-py or, with ``download``, will contain it.
+
+    Raises UserError if the batches are missing or damaged.
     """
     examples = []
     for split in ("train", "test"):
@@ -29,7 +32,7 @@ def cifar10_batches(
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"CIFAR-10 {'could not be downloaded' if download else 'is damaged'}: {str(error).splitlines()[0]}",
-                "give your copy with source=PATH: the folder that holds cifar-10-batches-py, or train/ and test/ of class folders",
+                "set source=PATH to a folder with cifar-10-batches-py, or with class folders in train/ and test/",
             ) from None
         first_of_val = len(batches.data) - len(batches.data) // len(CIFAR10.train_list) if split == "train" else None
         for i, (image, label) in enumerate(zip(batches.data, batches.targets, strict=True)):
@@ -42,9 +45,10 @@ FIRST_OF_BATCH_5 = 40_000  # of CIFAR-10's training images
 
 
 def in_official_order(files: list[File]) -> list[File]:
-    """Sort images by the number in their name, and make the last 10,000 training images (batch 5) the val split.
+    """Sort images by the number in their name and move training batch 5 to the val split.
 
-    Returns the files unchanged if not all of them are named by a number.
+    Batch 5 is the last 10,000 training images. It stays in train if there already is a val split. Returns the files
+    unchanged unless every file name is a number.
     """
     numbers = [re.fullmatch(r"\d+", Path(file.name).stem) for file in files]
     if not all(numbers):

@@ -1,4 +1,4 @@
-"""Labels of ILSVRC's numbered validation and test images, from the development kit and the lists beside its archives."""
+"""Read the labels of ILSVRC's numbered validation and test images from the development kit."""
 
 import re
 import tarfile
@@ -17,40 +17,49 @@ TRUTH = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
 def class_of(name: str, source: Path) -> str:
-    """Return the WordNet ID of an image whose name NUMBERED matches. Raise UserError if its label is not known."""
+    """Return the WordNet ID of an image whose name matches NUMBERED.
+
+    Raises UserError if its label is unknown.
+    """
     year, split, number = NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]
     labels = _labels(source, split, year)
     if int(number) > len(labels):
-        raise UserError(f"the labels of {source} end before {name}", f"get {TRUTH[split]} anew")
+        raise UserError(f"the labels of {source} end before {name}", f"download {TRUTH[split]} again")
     return labels[int(number) - 1]
 
 
 @cache
 def _labels(source: Path, split: str, year: str) -> list[str]:
-    """Return the WordNet IDs of ILSVRC's val or test images, in their order, from the development kit in ``source``."""
-    kit, numbers = _kit(source), truth(source, split)
-    if kit is None or numbers is None:
+    """Return the WordNet IDs of ILSVRC's val or test images in numbered order.
+
+    The development kit in ``source`` maps class numbers to WordNet IDs. Raises UserError if the kit or the list of
+    labels is missing or damaged.
+    """
+    kit, class_numbers = _kit(source), truth(source, split)
+    if kit is None or class_numbers is None:
         raise UserError(
             f"the {split} images of {source} have no class folders",
-            f"put the development kit beside them ({KITS.get(year, 'its archive')}): it says what they show",
+            f"put the development kit with their labels into the same folder ({KITS.get(year, 'its archive')})",
         )
     meta = _from_kit(kit, "meta.mat")
     if meta is None:
-        raise UserError(f"the development kit {kit} holds no meta.mat")
+        raise UserError(f"the development kit {kit} contains no meta.mat")
     synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
     wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
     try:
-        return [wnid_of[int(line)] for line in numbers.split()]
+        return [wnid_of[int(line)] for line in class_numbers.split()]
     except (ValueError, KeyError) as error:
-        raise UserError(f"{TRUTH[split]} of {source} doesn't hold numbers of classes: {error}", "get it anew") from None
+        raise UserError(
+            f"{TRUTH[split]} of {source} doesn't hold numbers of classes: {error}", "download it again"
+        ) from None
 
 
 @cache
 def truth(source: Path, split: str) -> bytes | None:
-    """Return the list with a class number for each val or test image, or None if there is none."""
-    beside = sorted(source.glob(f"*{TRUTH[split]}")) if source.is_dir() else []
-    if beside:
-        return beside[0].read_bytes()
+    """Return the text file with a class number per val or test image, or None if it is missing."""
+    lists = sorted(source.glob(f"*{TRUTH[split]}")) if source.is_dir() else []
+    if lists:
+        return lists[0].read_bytes()
     kit = _kit(source)
     return _from_kit(kit, TRUTH[split]) if kit else None
 
@@ -68,5 +77,7 @@ def _from_kit(kit: Path, ending: str) -> bytes | None:
                 if member.name.endswith(ending) and (file := tar.extractfile(member)):
                     return file.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"the development kit {kit} can't be read: {error}", "get it anew, or remove it") from None
+        raise UserError(
+            f"the development kit {kit} can't be read: {error}", "download it again, or remove it"
+        ) from None
     return None

@@ -1,7 +1,7 @@
-"""Batches of a store. All randomness is a function of (seed, epoch, sample index).
+"""Load batches from a store. All randomness is a function of (seed, epoch, sample index).
 
-It therefore does not depend on the number of workers or processes, or on what ran before. A run that is resumed in the
-middle of an epoch continues with the same images, crops and colours as an uninterrupted one.
+Random numbers therefore do not depend on the number of workers or processes, or on what ran before. A run that is
+resumed in the middle of an epoch sees the same images, crops and colour noise as an uninterrupted run.
 """
 
 import signal
@@ -21,7 +21,10 @@ from alexnet_repro.data.store import JoinedSplits, Split, Store
 
 
 class TrainBatch(NamedTuple):
-    """Patches and the random numbers drawn for them. The training device applies the mean and the colour noise."""
+    """Training patches and the random numbers drawn for them.
+
+    The training device subtracts the mean and adds the colour noise.
+    """
 
     patches: Tensor  # (N, crop, crop, 3) uint8, cropped and mirrored
     labels: Tensor  # (N,) int64
@@ -30,32 +33,32 @@ class TrainBatch(NamedTuple):
     mirror: Tensor  # (N,) bool
     colour: Tensor  # (N, 3) float32 from N(0, 1)
     jitter: Tensor  # (N, 3) float32, uniform from -1 to 1
-    first: int  # position in the global batch of the first of these images, where replicas share a batch
+    first: int  # position of the first of these images in the global batch, which replicas may share
     global_batch_size: int  # images in the global batch
-    file: int  # number of the stored batch file that the images are from, with order=stored; else 0
+    file: int  # number of the stored batch file that the images come from with order=stored; otherwise 0
 
 
 class ValBatch(NamedTuple):
-    """Whole images, from which one view or ten crops are cut."""
+    """Whole images for evaluation, to be cut into one view or ten crops."""
 
     images: Tensor  # (N, size, size, 3) uint8
     labels: Tensor  # (N,) int64
 
 
-# Purposes of random numbers. Streams with different purposes are independent.
+# Purposes of random streams. Streams with different purposes are independent.
 PLACE, SHARED_PLACE, COLOUR, JITTER, ORDER = range(5)
 
 
 def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    """Return the generator of (seed, epoch, purpose), whatever was drawn before."""
+    """Return the generator of (seed, epoch, purpose), which does not depend on earlier draws."""
     return np.random.Generator(np.random.Philox(key=(seed, epoch << 8 | purpose)))
 
 
 def draw_places(rng: np.random.Generator, count: int, positions: int) -> NDArray[np.int64]:
     """Draw top, left and mirror of ``count`` patches: (count, 3) (Section 4.1).
 
-    positions: number of offsets in each axis, 33 for patches of 224 in images of 256. mirror is 0 or 1 with equal
-    probability.
+    positions: number of offsets along each axis, 33 for 224-pixel patches of 256-pixel images. mirror is 0 or 1 with
+    equal probability.
     """
     return rng.integers(0, (positions, positions, 2), (count, 3))
 
@@ -69,34 +72,38 @@ ORDERS = ("reshuffled", "fixed", "stored")
 
 
 class Part(NamedTuple):
-    """Images of one batch: all of them, or a replica's."""
+    """Images of one batch, or one replica's part of them."""
 
     epoch: int
     images: NDArray[np.int64]  # indices into the split
-    positions: NDArray[np.int64]  # in the epoch's order
-    first: int  # position in the global batch of the first of these images
+    positions: NDArray[np.int64]  # positions of these images in the epoch's order
+    first: int  # position of the first of these images in the global batch
     global_batch_size: int  # images in the global batch
     file: int = 0  # number of the stored batch file, with order=stored
 
 
 class Drawn(NamedTuple):
-    """The random numbers of an epoch."""
+    """Random numbers of one epoch."""
 
-    places: NDArray[np.int64]  # (images or shares, 3): top, left, mirror
+    places: NDArray[np.int64]  # (images or groups of images, 3): top, left, mirror
     colour: NDArray[np.float32]  # (images, 3) from N(0, 1)
     jitter: NDArray[np.float32]  # (images, 3), uniform from -1 to 1
 
 
 class EpochSampler(Sampler[Part]):
-    """Batches of indices. The position follows from the number of updates done, so a resumed run needs no other state.
+    """Sampler of batches of indices.
 
-    count: images in the split. steps_done: returns the number of updates done so far. replica, replicas: this process
-    takes part ``replica`` of every batch, which is divided into ``replicas`` nearly equal parts.
+    The position in the epoch follows from the number of updates done, so resuming a run requires no other state.
+
+    count: number of images in the split.
+    steps_done: function that returns the number of updates done so far.
+    replica, replicas: each batch is divided into ``replicas`` nearly equal parts; this process takes part ``replica``.
     order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012
-    program, which read its stored batches in the same order every time; "stored", the order of the store itself.
-    images_per_file: with order="stored" no batch crosses from one file of so many images to the next, as in the 2012
-    program; the last batch of each file is smaller. first_epoch, steps_before: the epoch that this sampler begins with,
-    and the updates before it, where earlier epochs had another number of images.
+        program, which read its stored batches in the same order in every epoch; "stored", the order of the store.
+    images_per_file: number of images in a stored batch file. With order="stored", no batch spans two files, as in the
+        2012 program, and the last batch of each file may be smaller.
+    first_epoch, steps_before: first epoch of this sampler and number of updates before this epoch, for runs whose
+        earlier epochs had a different number of images.
 
     Raises ValueError for an unknown order.
     """
@@ -148,10 +155,11 @@ class EpochSampler(Sampler[Part]):
 class TrainImages(Dataset[TrainBatch]):
     """Random patches of a split, fetched one batch at a time.
 
-    crop: side of a patch, in pixels. random_crops, mirror: whether patches are cut at random positions and mirrored at
-    random.
-    share: number of images, consecutive in the epoch's order, that share one position and one reflection: 1 in the
-    paper's words, 32 in the 2012 code.
+    crop: side of a patch, in pixels.
+    random_crops: whether to cut patches at random positions; otherwise from the centre.
+    mirror: whether to mirror patches at random.
+    share: number of consecutive images in the epoch's order that share one position and one reflection; 1 according to
+        the paper, 32 in the 2012 code.
     """
 
     def __init__(
@@ -162,7 +170,11 @@ class TrainImages(Dataset[TrainBatch]):
         self._drawn: tuple[int, Drawn] | None = None
 
     def drawn(self, epoch: int) -> Drawn:
-        """Return the random numbers of an epoch for every image, by its index. Drawing them all at once is much faster."""
+        """Return the random numbers of an epoch, indexed by image.
+
+        With ``share`` > 1, ``places`` is indexed by group of images instead. Drawing all numbers at once is much faster
+        than drawing them per image.
+        """
         if self._drawn is None or self._drawn[0] != epoch:
             count, positions = len(self.split), self.split.image_size - self.crop + 1
             places = draw_places(
@@ -176,7 +188,7 @@ class TrainImages(Dataset[TrainBatch]):
     def __getitems__(self, part: Part) -> TrainBatch:
         drawn, images = self.drawn(part.epoch), part.images
         room = self.split.image_size - self.crop
-        # shared positions go by the place in the epoch's order: ``share`` consecutive images have the same one
+        # groups of ``share`` images are consecutive in the epoch's order, not in the split
         tops, lefts, turned = drawn.places[part.positions // self.share if self.share > 1 else images].T
         if not self.random_crops:
             tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
@@ -197,7 +209,7 @@ class TrainImages(Dataset[TrainBatch]):
 
 
 class ValImages(Dataset[ValBatch]):
-    """Whole images of a split, in its order, fetched one batch at a time."""
+    """Whole images of a split in stored order, fetched one batch at a time."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -211,15 +223,16 @@ class ValImages(Dataset[ValBatch]):
 
 
 class StoreData(L.LightningDataModule):
-    """Train and validation batches of a store.
+    """Training, validation and prediction batches of a store.
 
-    patches: crop, random_crops, mirror and share of TrainImages.
-    workers: loader processes. None means none on a CPU, where they would compete with training, and up to eight on a
-    GPU.
+    patches: arguments crop, random_crops, mirror and share of TrainImages.
+    workers: number of loader processes. None means up to eight on a GPU and none on a CPU, where they would compete
+        with training.
+    predict_split: split to predict (None: ``store.measured_split``).
     order, images_per_file: as in EpochSampler.
-    val_joins_after: epoch after which the net is also trained on the validation images (0: from the start; None:
-    never). From then on, the test images are measured after each epoch instead.
-    sample: predict at most this many images, evenly spaced (None: all).
+    val_joins_after: epoch after which the network is also trained on the validation images (0: from the start; None:
+        never). From then on, the test images are evaluated after each epoch instead.
+    sample: maximum number of images to predict, evenly spaced (None: all).
     """
 
     def __init__(
@@ -243,17 +256,20 @@ class StoreData(L.LightningDataModule):
         self.sample = sample
 
     def val_has_joined(self) -> bool:
-        """Return whether the net is trained on the validation images in the current epoch."""
+        """Return whether the current epoch also trains on the validation images."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         return self.val_joins_after is not None and epoch >= self.val_joins_after and self.store.has("val")
 
     @property
     def watched_split(self) -> str:
-        """The split that is measured after the current epoch."""
+        """Split to evaluate after the current epoch."""
         return "test" if self.val_has_joined() and self.store.has("test") else self.store.watched_split
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Return random patches of the training images and, once they have joined, of the validation images."""
+        """Return a loader of random patches of the training images.
+
+        After ``val_joins_after`` epochs, it also includes the validation images.
+        """
         split: Split = self.store.split("train")
         sampler = self._sampler(len(split), 0, 0)
         if self.val_has_joined():
@@ -277,11 +293,11 @@ class StoreData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[ValBatch]:
-        """Return the whole images that are measured after every epoch, in the store's order."""
+        """Return a loader of the whole images to evaluate after every epoch, in stored order."""
         return self._whole_images(self.watched_split)
 
     def predict_dataloader(self) -> DataLoader[ValBatch]:
-        """Return the whole images of ``predict_split``, in the store's order."""
+        """Return a loader of the whole images of ``predict_split``, in stored order."""
         return self._whole_images(self.predict_split, self.sample)
 
     def _whole_images(self, split: str, sample: int | None = None) -> DataLoader[ValBatch]:
@@ -304,12 +320,12 @@ class StoreData(L.LightningDataModule):
             worker_init_fn=_leave_ctrl_c_to_the_main_process,
             pin_memory=on_gpu,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # otherwise each epoch would draw a number from the global generator
+            generator=torch.Generator(),  # otherwise the loader draws from the global generator in each epoch
         )
 
 
 def replica_of(trainer: L.Trainer | None) -> tuple[int, int]:
-    """Return which replica of the net this process works for, and how many there are."""
+    """Return the index of this process's replica of the network and the number of replicas."""
     return getattr(trainer.strategy, "replica", (0, 1)) if trainer else (0, 1)
 
 
@@ -318,5 +334,5 @@ def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
 
 
 def already_a_batch(batch: Any) -> Any:
-    """Return the batch unchanged: the collate function of data sets that fetch whole batches."""
+    """Return the batch unchanged, as the collate function of data sets that fetch whole batches."""
     return batch

@@ -1,8 +1,8 @@
-"""The embedded demonstration data: which photograph is this patch from?
+"""Embedded demonstration data: classify patches by the photograph that they come from.
 
-Ten photographs that scikit-image ships are the ten classes. Each photograph is divided into a grid of cells. One cell
-of five, a knight's move apart, is kept for validation, so that train and val share no pixel but show the same things.
-This data shows that everything works; it gives no result.
+The ten classes are ten photographs that ship with scikit-image. Each photograph is divided into a grid of cells. One in
+five cells, a knight's move apart, is held out for validation, so that train and val show the same subjects but share no
+pixels. This data demonstrates that the pipeline works; it does not produce results.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ PHOTOGRAPHS = (
     "brick", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon", "retina",
 )  # fmt: skip
 SOURCE = f"photographs of scikit-image {version('scikit-image')}"
-CELLS = 5  # cells in a row and in a column of a photograph
-SMALLEST = 0.75  # the side of a patch is uniform between this and 1 times the shorter side of a cell
+CELLS = 5  # cells per row and per column of a photograph
+SMALLEST = 0.75  # patch sides are uniform between SMALLEST and 1 times the shorter side of a cell
 
 
 def prepare_photos(cfg: DictConfig) -> Store:
-    """Make the store of ``data=photos``."""
+    """Prepare the store of ``data=photos``."""
     return write_store(
         [Example(*patch) for patch in patches(cfg.data.train_per_class, cfg.data.val_per_class, cfg.data.image_size)],
         PHOTOGRAPHS,
@@ -44,7 +44,10 @@ def prepare_photos(cfg: DictConfig) -> Store:
 def patches(
     train_per_class: int, val_per_class: int, size: int
 ) -> Iterator[tuple[str, int, str, partial[NDArray[np.uint8]]]]:
-    """Yield (split, label, name, function that returns the patch as (size, size, 3) uint8), the same at every call."""
+    """Yield (split, label, name, read) for each patch, where ``read()`` returns (size, size, 3) uint8.
+
+    Every call yields the same patches.
+    """
     for split, per_class in (("train", train_per_class), ("val", val_per_class)):
         for label, name in enumerate(PHOTOGRAPHS):
             rng = np.random.default_rng((label, split == "val"))
@@ -59,7 +62,7 @@ def _photograph(name: str) -> Image.Image:
 
 
 def _box(photograph: Image.Image, split: str, number: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom, in pixels, of a square inside a cell of the split."""
+    """Return (left, top, right, bottom), in pixels, of a random square inside a cell of the split."""
     cells = [(x, y) for y in range(CELLS) for x in range(CELLS) if ((x + 2 * y) % 5 == 0) == (split == "val")]
     x, y = cells[number % len(cells)]
     width, height = photograph.width / CELLS, photograph.height / CELLS
@@ -70,5 +73,5 @@ def _box(photograph: Image.Image, split: str, number: int, rng: np.random.Genera
 
 
 def _cut(name: str, box: tuple[int, int, int, int], size: int) -> NDArray[np.uint8]:
-    patch = _photograph(name).crop(box)  # crop first, so that the filter does not reach beyond the cell
+    patch = _photograph(name).crop(box)  # crop before resizing, so that the filter reads no pixels outside the cell
     return np.asarray(patch.resize((size, size), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Turn images into a store (Section 2): 256x256, uint8, with the mean image and the RGB covariance."""
+"""Prepare images as a store (Section 2): 256x256, uint8, with the mean image and RGB covariance."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,10 @@ from alexnet_repro.errors import UserError
 
 
 def prepare(cfg: DictConfig) -> Store:
-    """Make the store that ``cfg.data`` describes from ``cfg.source``, and print what it holds."""
+    """Prepare the store described by ``cfg.data`` from ``cfg.source`` and print a summary.
+
+    With ``cfg.verify``, only compare the files of the existing store with their checksums.
+    """
     store = Path(str(cfg.data.store))
     if cfg.get("verify"):
         return _verify(store)
@@ -32,14 +35,15 @@ def prepare(cfg: DictConfig) -> Store:
         return made
     if cfg.source is None:
         raise UserError(
-            f"data={cfg.data.name} is made from your own copy: say where it is with source=PATH",
-            "a folder of class folders, with train/ and val/ above them or not, or a tar of it",
+            f"data={cfg.data.name} requires your own copy of the images: say where it is with source=PATH",
+            "PATH is a folder of class folders, with or without train/ and val/ above them, or a tar of such a folder",
         )
     refuse_taken(store, cfg.overwrite)
-    place, images = store.resolve(), Path(str(cfg.source)).resolve()
-    if place.is_relative_to(images) or images.is_relative_to(place):
+    target, images = store.resolve(), Path(str(cfg.source)).resolve()
+    if target.is_relative_to(images) or images.is_relative_to(target):
         raise UserError(
-            f"the store {store} would be inside its source, or the other way round", "choose another data.store=PATH"
+            f"the store {store} would be inside its source, or its source inside the store",
+            "choose another data.store=PATH",
         )
     found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
     if cfg.data.source == "cifar10":
@@ -70,7 +74,10 @@ def prepare(cfg: DictConfig) -> Store:
 
 
 def prepare_cifar10(cfg: DictConfig) -> Store:
-    """Make the store of ``data=cifar10`` from the official batches, downloaded unless ``cfg.source`` has them."""
+    """Prepare the store of ``data=cifar10`` from the official batches.
+
+    Reads the batches from ``cfg.source``, or downloads them if it is None.
+    """
     store = Path(str(cfg.data.store))
     refuse_taken(store, cfg.overwrite)
     folder = Path(str(cfg.source)) if cfg.source is not None else store.parent
@@ -89,9 +96,9 @@ def prepare_cifar10(cfg: DictConfig) -> Store:
 def _describe(store: Store) -> None:
     counts = ", ".join(f"{split['count']} {name}" for name, split in store.manifest["splits"].items())
     print(f"{store.path}: {counts} images of {len(store.classes)} classes, {store.image_size}x{store.image_size}")
-    for what in ("held_out", "ignored"):
-        if store.manifest.get(what):
-            print(f"  {what.replace('_', ' ')}: {store.manifest[what]}")
+    for note in ("held_out", "ignored"):
+        if store.manifest.get(note):
+            print(f"  {note.replace('_', ' ')}: {store.manifest[note]}")
 
 
 def _verify(path: Path) -> Store:
@@ -99,8 +106,8 @@ def _verify(path: Path) -> Store:
     if damaged := store.damaged_files():
         raise UserError(
             f"{len(damaged)} files of {path} are damaged: {', '.join(damaged[:3])}",
-            "prepare it again with overwrite=true",
+            "prepare the store again with overwrite=true",
         )
     _describe(store)
-    print("every file has its checksum")
+    print("all files match their checksums")
     return store

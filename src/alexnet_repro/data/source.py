@@ -1,4 +1,4 @@
-"""Find the images of a user's data set, and the class and the split of each, without unpacking archives."""
+"""Find the images of a user's data set, with their classes and splits, without unpacking archives."""
 
 import re
 from collections import Counter
@@ -9,35 +9,36 @@ from alexnet_repro.data import devkit
 from alexnet_repro.data.archives import UNPACKED, File, entries
 from alexnet_repro.errors import UserError
 
-# train, val, test, and the names of ImageNet's archives and of other data sets' folders
+# train, val and test, and the corresponding names of ImageNet archives and of folders in other data sets
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 WNID = re.compile(r"n\d{8}(?=_)")
 
 
 @dataclass
 class Found:
-    """What ``scan`` found: files with split and label, class names, and notes on files that were held out or ignored."""
+    """Result of ``scan``: files with split and label, class names, and notes on skipped files."""
 
     files: list[File]
     classes: list[str]
     held_out: str = ""
-    temporary: Path | None = None  # an unpacked copy, to be removed after the images have been read
+    temporary: Path | None = None  # unpacked copy of the source; the caller removes it after reading the images
     ignored: list[str] = field(default_factory=list)
 
 
 def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
-    """Find the images of ``path``, and the class and the split of each.
+    """Find the images of ``path``, with the class and the split of each.
 
-    The class is the name of the folder, or of the tar inside the tar. Without one, it is the WordNet ID that the file's
-    name begins with. For ILSVRC's flat validation and test images, the development kit beside them names it (that of
-    2010 also needs ILSVRC2010_test_ground_truth.txt); test images without labels are ignored.
+    The class of an image is the name of its folder or nested tar. For an image without a folder, the class is the
+    WordNet ID at the beginning of the file name. The classes of ILSVRC's flat validation and test images come from the
+    development kit in the same folder (ILSVRC2010 also requires ILSVRC2010_test_ground_truth.txt). Test images without
+    labels are ignored.
 
-    Splits are folders or tars named train, val and test above the class folders. Without a val split, every
+    Splits are folders or tars named train, val and test above the class folders. If the source has no val split, every
     ``hold_out_every``-th image of each class becomes val (None: no image does). A compressed tar is unpacked once, as
     one file, into ``unpack_into``.
 
-    Raises UserError for a missing path, no images, a class folder without images, or a class that has no training
-    images.
+    Raises UserError if the path is missing, if there are no images, if a class folder is empty, or if a class has no
+    training images.
     """
     if not path.exists():
         raise UserError(f"there is nothing at source={path}")
@@ -62,7 +63,7 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     found.classes = sorted({name for file, name in labelled if file.split == "train"})
     if len(found.classes) < 2:
         raise UserError(
-            f"{path} has only one class: {found.classes[0]}", "give the folder that holds the class folders"
+            f"{path} has only one class: {found.classes[0]}", "set source to the folder that contains the class folders"
         )
     if unknown := sorted({name for _, name in labelled} - set(found.classes)):
         raise UserError(f"{len(unknown)} classes of {path} have no training images: {', '.join(unknown[:3])}")
@@ -74,7 +75,10 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
 
 
 def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File], set[str]]:
-    """Remove a folder that holds everything, such as imagenette2/, from the names, but not that of a single class."""
+    """Strip a root folder that contains all files, such as imagenette2/, from the names.
+
+    A folder that is a split or the only class is kept.
+    """
     while True:
         roots = {file.name.split("/", 1)[0] for file in files if "/" in file.name}
         root = roots.pop() if len(roots) == 1 else ""
@@ -85,17 +89,19 @@ def _below_common_root(files: list[File], folders: set[str]) -> tuple[list[File]
 
 
 def _into_splits(files: list[File]) -> Found:
-    """Read the split from the first folder if there are train/ and val/ or test/; otherwise all images are train.
+    """Assign each file to the split that its top-level folder names.
 
-    Files beside those folders are ignored and named: ImageNet's test archive, bounding boxes, lists.
+    If no folders name splits, all images are train. If there are split folders, files outside them (ImageNet's test
+    archive, bounding boxes, lists) are ignored and listed in the result. Raises UserError for val/ or test/ without
+    train/.
     """
     tops = Counter(file.name.split("/", 1)[0] for file in files if "/" in file.name)
     split_of = {top: match[1].lower() for top in tops if (match := SPLIT_NAME.fullmatch(top))}
     if split_of and "train" not in split_of.values():
         raise UserError(f"there is no folder train/ beside {', '.join(sorted(split_of))}/")
     if len(set(split_of.values())) < 2 and set(split_of) != set(tops):
-        split_of = {}  # a class may have the name train
-    twice = {  # ILSVRC2010_images_val.tar holds a folder val
+        split_of = {}  # a class may be named train
+    twice = {  # ILSVRC2010_images_val.tar contains a folder val
         top: f"{top}/{split}/"
         for top, split in split_of.items()
         if all(file.name.startswith(f"{top}/{split}/") for file in files if file.name.startswith(f"{top}/"))
@@ -121,7 +127,7 @@ def _refuse_empty_classes(path: Path, folders: set[str], files: list[File]) -> N
     if empty := sorted(folder for folder in (name.rstrip("/") for name in folders) if folder not in filled):
         raise UserError(
             f"{len(empty)} class folders of {path} hold no images: {', '.join(empty[:3])}",
-            "fill them, or remove them so that they don't become classes",
+            "add images to these folders, or remove them",
         )
 
 

@@ -2,9 +2,9 @@
 
 A store is a folder:
 
-    manifest.json        counts, classes, image size, RGB mean and covariance, source, checksums, files left out
+    manifest.json        counts, classes, image size, RGB mean and covariance, source, checksums, skipped files
     mean.npy             (size, size, 3) float32, the mean image of the training split, 0-255
-    <split>/00000.npy    (n, size, size, 3) uint8, RGB; n is at most 1024, and less where files were left out
+    <split>/00000.npy    (n, size, size, 3) uint8, RGB; n is at most 1024, and lower where files were skipped
     <split>/labels.npy   (count,) int64
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from alexnet_repro.errors import UserError
 
 FORMAT = 1
-SHARD = 1024  # images in a file, as in the data batches of the 2012 code
+SHARD = 1024  # images per file, as in the data batches of the 2012 code
 
 
 class Store:
@@ -36,7 +36,7 @@ class Store:
         if not manifest.is_file():
             raise UserError(
                 f"there is no store at {self.path}",
-                "make it with: python -m alexnet_repro.prepare data=NAME source=PATH",
+                "prepare it with: python -m alexnet_repro.prepare data=NAME source=PATH",
             )
         try:
             self.manifest: dict[str, Any] = json.loads(manifest.read_text())
@@ -45,58 +45,64 @@ class Store:
         if self.manifest.get("format") != FORMAT:
             raise UserError(
                 f"the store at {self.path} has format {self.manifest.get('format')}, this program reads {FORMAT}",
-                "prepare it again with overwrite=true",
+                "prepare the store again with overwrite=true",
             )
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
+        """Side of the square images, in pixels."""
         return self.manifest["image_size"]
 
     @property
     def classes(self) -> list[str]:
-        """Class names; a label is an index into them."""
+        """Class names, indexed by label."""
         return self.manifest["classes"]
 
     @cached_property
     def mean(self) -> NDArray[np.float32]:
-        """Mean image of the training split, (size, size, 3), 0-255 (Section 2)."""
+        """Mean image of the training split, (size, size, 3), on the 0-255 scale (Section 2)."""
         return _load(self.path / "mean.npy", (self.image_size, self.image_size, 3), np.float32)
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """Covariance of the RGB values of all pixels of the training split, (3, 3), 0-255 scale (Section 4.1)."""
+        """RGB covariance (3, 3) over all pixels of the training split, on the 0-255 scale (Section 4.1)."""
         return np.array(self.manifest["covariance"])
 
     @property
     def watched_split(self) -> str:
-        """The split that is measured after every epoch: val, or test where the store has no val."""
+        """Split to evaluate after every epoch: val, or test if the store has no val."""
         return "val" if self.has("val") else "test"
 
     @property
     def measured_split(self) -> str:
-        """The split that trained nets are measured on: test, or val where the store has no test."""
+        """Split to evaluate trained networks on: test, or val if the store has no test."""
         return "test" if self.has("test") else "val"
 
     def has(self, split: str) -> bool:
-        """Whether the store has images in that split."""
+        """Return whether the store has images in this split."""
         return bool(self.manifest["splits"].get(split, {}).get("count"))
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the manifest. It identifies the content, since the manifest holds the checksums of all other files."""
+        """SHA-256 of the manifest.
+
+        It identifies the content of the store, since the manifest holds the checksums of all other files.
+        """
         return sha256(self.path / "manifest.json")
 
     def split(self, name: str) -> "Split":
-        """Return the images of ``train``, ``val`` or ``test``. Raise UserError if the store has none in that split."""
+        """Return the images of ``train``, ``val`` or ``test``.
+
+        Raises UserError if the store has no images in this split.
+        """
         shards = self.manifest["splits"].get(name, {}).get("shards", [])
         if not sum(shards):
-            have = ", ".join(name for name, split in self.manifest["splits"].items() if split["count"])
-            raise UserError(f"the store at {self.path} has no images in its split '{name}' (it has: {have})")
+            available = ", ".join(name for name, split in self.manifest["splits"].items() if split["count"])
+            raise UserError(f"the store at {self.path} has no images in its split '{name}' (it has: {available})")
         return Split(self.path / name, shards, self.image_size)
 
     def damaged_files(self) -> list[str]:
-        """Return the files whose checksum differs from the manifest's. Reads the whole store."""
+        """Return the files whose checksum differs from the manifest. This reads the whole store."""
         return [
             name
             for name, checksum in self.manifest["sha256"].items()
@@ -105,9 +111,10 @@ class Store:
 
 
 class Split:
-    """The images of one split: ``len(split)``, and ``split[i]``, a (size, size, 3) uint8 view of a memory map.
+    """The images of one split, read through memory maps.
 
-    Raises UserError if a file is missing or does not have the size in the manifest.
+    ``len(split)`` is the number of images. ``split[i]`` is a (size, size, 3) uint8 view of a memory map. Raises
+    UserError if a file is missing or does not have the shape given in the manifest.
     """
 
     def __init__(self, path: Path, shards: list[int], image_size: int) -> None:
@@ -126,14 +133,14 @@ class Split:
         if shard not in self._maps:
             shape = (self.shards[shard], self.image_size, self.image_size, 3)
             self._maps[shard] = _load(self.path / shard_name(shard), shape, np.uint8, as_map=True)
-        return self._maps[shard][index - self._ends[shard]]  # negative: counted from the shard's end
+        return self._maps[shard][index - self._ends[shard]]  # negative index: counted from the end of the shard
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a worker process opens its own maps
+        return {**self.__dict__, "_maps": {}}  # each worker process opens its own memory maps
 
 
 class JoinedSplits(Split):
-    """Several splits as one: what a net is trained on after the validation images have joined."""
+    """The concatenation of several splits, such as train and val."""
 
     def __init__(self, splits: list[Split]) -> None:
         self.splits, self.image_size = splits, splits[0].image_size
@@ -151,7 +158,7 @@ class JoinedSplits(Split):
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:
-    """Load an .npy file of the given shape and dtype. Raise UserError if it is missing or differs."""
+    """Load an .npy file. Raise UserError if it is missing or has another shape or dtype."""
     try:
         array = _memory_map(path) if as_map else np.load(path)
     except (FileNotFoundError, ValueError, EOFError):
@@ -162,13 +169,16 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False)
 
 
 def _memory_map(path: Path) -> NDArray[np.uint8]:
-    """Map the data of an .npy file without keeping the file open, since ImageNet has more than 1200 of them."""
+    """Map the data of an .npy file into memory without keeping the file open.
+
+    A store of ImageNet has more than 1200 files. Raises ValueError if the file does not match its header.
+    """
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         first, count = file.tell(), math.prod(shape)
     if dtype != np.uint8 or path.stat().st_size != first + count:
-        raise ValueError(f"{path} doesn't hold what its header says")
+        raise ValueError(f"{path} does not match its header")
     return (
         torch.from_file(str(path), shared=False, size=first + count, dtype=torch.uint8).numpy()[first:].reshape(shape)
     )

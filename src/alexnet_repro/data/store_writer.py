@@ -1,4 +1,4 @@
-"""Write the files of a store (see store.py), with the mean image and the RGB covariance in the same pass."""
+"""Write the files of a store and compute the mean image and RGB covariance in the same pass."""
 
 import hashlib
 import json
@@ -25,7 +25,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """One image to write. ``read()`` returns its RGB values (size, size, 3); it raises OSError or ValueError if it cannot."""
+    """One image to write.
+
+    ``read()`` returns its RGB values, (size, size, 3). It raises OSError or ValueError if the image cannot be read.
+    """
 
     split: str
     label: int
@@ -47,17 +50,18 @@ def write_store(
 ) -> Store:
     """Read all examples with ``workers`` threads (default: one per core) and write them as a store.
 
-    Files of 1024 images are written to ``<store>.partial``. An interrupted call continues there. The finished folder is
-    renamed.
-    alone: for small stores that several processes may make at once. Each makes its own, and the first that ends is
-    kept.
+    Files of 1024 images are written to ``<store>.partial``, which is renamed to ``<store>`` at the end. A call after an
+    interruption resumes from the files in this folder.
 
-    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was begun from other files, or if
-    more than ``max_bad`` images cannot be read. Raises Interrupted on Ctrl-C.
+    alone: give each process its own partial folder, for small stores that several processes may prepare concurrently.
+        The first finished store is kept.
+
+    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was created from other files, or
+    if more than ``max_bad`` images cannot be read. Raises Interrupted on Ctrl-C.
     """
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
-    _begin(partial_store, examples, image_size)
+    _start_or_resume(partial_store, examples, image_size)
 
     splits: dict[str, dict[str, Any]] = {}
     mean_sum, outer_sum, train_count = np.zeros((image_size, image_size, 3), np.uint64), np.zeros((3, 3)), 0
@@ -74,20 +78,20 @@ def write_store(
                 path = partial_store / split
                 for number, start in enumerate(range(0, len(members), SHARD)):
                     shard = members[start : start + SHARD]
-                    facts = _shard_facts(shard, path / shard_name(number), image_size, threads, bar)
-                    checksums[f"{split}/{shard_name(number)}"] = str(facts["sha256"])
-                    labels.append(facts["labels"])
-                    shards.append(len(facts["labels"]))
-                    bad += facts["bad"].tolist()
+                    statistics = _write_shard(shard, path / shard_name(number), image_size, threads, bar)
+                    checksums[f"{split}/{shard_name(number)}"] = str(statistics["sha256"])
+                    labels.append(statistics["labels"])
+                    shards.append(len(statistics["labels"]))
+                    bad += statistics["bad"].tolist()
                     if len(bad) > max_bad:
                         raise UserError(
                             f"{len(bad)} files can't be read as images: {', '.join(bad[:3])}, ...",
-                            f"remove them, or allow more with max_bad={2 * len(bad)}; what is done so far is kept",
+                            f"remove them, or raise the limit with max_bad={2 * len(bad)}; finished files are kept",
                         )
                     if split == "train":
-                        mean_sum += facts["sum"]
-                        outer_sum += facts["outer"]
-                        train_count += len(facts["labels"])
+                        mean_sum += statistics["sum"]
+                        outer_sum += statistics["outer"]
+                        train_count += len(statistics["labels"])
                 np.save(path / "labels.npy", np.concatenate(labels))
                 checksums[f"{split}/labels.npy"] = sha256(path / "labels.npy")
                 splits[split] = {"count": sum(shards), "shards": shards}
@@ -96,9 +100,11 @@ def write_store(
             if alone:
                 shutil.rmtree(partial_store)
                 raise
-            raise Interrupted(f"{bar.n} of {len(examples)} images are done; the same command continues there") from None
+            raise Interrupted(
+                f"{bar.n} of {len(examples)} images are done; the same command continues from there"
+            ) from None
     if not train_count:
-        raise UserError("not one training image could be read", f"first of them: {', '.join(bad[:3])}")
+        raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
 
     mean = mean_sum / train_count
     np.save(partial_store / "mean.npy", mean.astype(np.float32))
@@ -118,9 +124,9 @@ def write_store(
         "sha256": checksums,
     }
     (partial_store / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for needed_no_more in [*partial_store.glob("*/*.npz"), partial_store / "examples.sha256"]:
-        needed_no_more.unlink()
-    if alone and store.exists() and not overwrite:  # another process was faster
+    for temporary in [*partial_store.glob("*/*.npz"), partial_store / "examples.sha256"]:
+        temporary.unlink()
+    if alone and store.exists() and not overwrite:  # another process finished first
         shutil.rmtree(partial_store)
         return Store(store)
     if store.exists():
@@ -132,39 +138,44 @@ def write_store(
 
 
 def refuse_taken(store: Path, overwrite: bool) -> None:
-    """Raise UserError if ``store`` exists, unless it is a store and may be replaced."""
+    """Raise UserError if ``store`` exists, unless it is a store and ``overwrite`` is true."""
     if (store / "manifest.json").is_file():
         if not overwrite:
             raise UserError(
-                f"{store} exists already",
+                f"{store} already exists",
                 "to replace it, add overwrite=true; to keep it, choose another data.store=PATH",
             )
     elif store.exists():
-        raise UserError(f"{store} is taken by something that isn't a store", "choose another data.store=PATH")
+        raise UserError(f"{store} exists but isn't a store", "choose another data.store=PATH")
 
 
-def _begin(folder: Path, examples: Sequence[Example], image_size: int) -> None:
-    """Make the partial folder, or check that the existing one was begun from the same examples."""
+def _start_or_resume(folder: Path, examples: Sequence[Example], image_size: int) -> None:
+    """Create the partial folder, or check that the existing folder was created from the same examples.
+
+    Raises UserError if it was created from other examples.
+    """
     listing = hashlib.sha256(str(image_size).encode())
     for example in examples:
         listing.update(f"{example.split}\0{example.label}\0{example.name}\n".encode())
-    begun = folder / "examples.sha256"
-    if begun.exists() and begun.read_text() != listing.hexdigest():
-        raise UserError(f"{folder} holds an unfinished store made from other files", "delete that folder to begin anew")
+    listing_file = folder / "examples.sha256"
+    if listing_file.exists() and listing_file.read_text() != listing.hexdigest():
+        raise UserError(
+            f"{folder} holds an unfinished store made from other files", "delete this folder to start again"
+        )
     for split in {example.split for example in examples}:
         (folder / split).mkdir(parents=True, exist_ok=True)
-    begun.write_text(listing.hexdigest())
+    listing_file.write_text(listing.hexdigest())
 
 
-def _shard_facts(
+def _write_shard(
     shard: Sequence[Example], path: Path, size: int, threads: ThreadPoolExecutor, bar: "tqdm[Any]"
 ) -> dict[str, NDArray[Any]]:
-    """Write one file of images and, beside it, the sums over them; or load the sums of a file that is already there."""
-    facts_path = path.with_suffix(".npz")
-    if facts_path.exists():
+    """Write one shard of images and its statistics, or load the statistics of an existing shard."""
+    statistics_path = path.with_suffix(".npz")
+    if statistics_path.exists():
         bar.update(len(shard))
-        with np.load(facts_path) as facts:
-            return dict(facts)
+        with np.load(statistics_path) as statistics:
+            return dict(statistics)
 
     def read(example: Example) -> tuple[RGB, NDArray[np.float64]] | str:
         try:
@@ -172,7 +183,7 @@ def _shard_facts(
         except (OSError, ValueError) as error:
             return f"{example.name} ({error})"
         pixels = image.reshape(-1, 3).astype(np.float64)
-        return image, pixels.T @ pixels  # integers below 2^53, so the sum is exact in any order
+        return image, pixels.T @ pixels  # sums of integers below 2^53 are exact in float64, in any order
 
     images, outer = np.empty((len(shard), size, size, 3), np.uint8), np.zeros((3, 3))
     labels: list[int] = []
@@ -186,7 +197,7 @@ def _shard_facts(
             labels.append(example.label)
         bar.update()
     images = images[: len(labels)]
-    facts = {
+    statistics = {
         "labels": np.array(labels, np.int64),
         "bad": np.array(bad, str),
         "sum": images.sum(0, dtype=np.uint64),
@@ -194,7 +205,7 @@ def _shard_facts(
     }
     with written_whole(path) as file:
         np.save(file, images)
-    facts["sha256"] = np.array(sha256(path))
-    with written_whole(facts_path) as file:
-        np.savez(file, **facts)
-    return facts
+    statistics["sha256"] = np.array(sha256(path))
+    with written_whole(statistics_path) as file:
+        np.savez(file, **statistics)
+    return statistics

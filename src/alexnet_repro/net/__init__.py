@@ -1,1 +1,1 @@
-"""The nets, their normalisation and the placement of towers: mathematics, which knows nothing of files and configs."""
+"""Networks, normalisation layers and tower placement. This code does not depend on files or configs."""

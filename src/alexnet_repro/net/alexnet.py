@@ -1,7 +1,8 @@
-"""The net of Figure 2, its switches and its initialisation (Sections 3 and 5).
+"""The network of Figure 2, its options and its initialisation (Sections 3 and 5).
 
-The net is written for one device. The two towers of Figure 2 are the two halves of each layer's maps. conv2, conv4 and
-conv5 read only their own tower. conv3 and the fully connected layers read both. Normalisation stays inside a tower.
+The network is written for one device. Each of the two towers of Figure 2 is one half of the feature maps of every
+layer. conv2, conv4 and conv5 read only their own tower. conv3 and the fully connected layers read both towers.
+Normalisation does not cross towers.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +15,7 @@ from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu_,  # in place: its input is a layer's output that nothing else uses
+    "relu": F.relu_,  # in place, since nothing else uses the layer output that it overwrites
     "tanh": torch.tanh,
     "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, cited in Section 3.1
     "sigmoid": torch.sigmoid,
@@ -32,36 +33,40 @@ WEIGHT_STD = {
 
 
 class AlexNet(nn.Module):
-    """The net of the printed paper for 224x224x3 images: 60,965,224 parameters with 1000 classes.
+    """AlexNet for 224x224x3 images, as printed: 60,965,224 parameters with 1000 classes.
 
-    Images are float (N, 3, 224, 224), RGB on the 0-255 scale, with the mean image subtracted. Maps: conv1 96x55x55,
-    conv2 256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096, fc8 classes.
-    The first half of each layer's maps belongs to tower 0.
+    Images are float (N, 3, 224, 224), RGB on the 0-255 scale, with the mean image subtracted. Output sizes: conv1
+    96x55x55, conv2 256x27x27, conv3 384x13x13, conv4 384x13x13, conv5 256x13x13, pool5 256x6x6, fc6 4096, fc7 4096,
+    fc8 ``classes``. The first half of each layer's maps belongs to tower 0.
 
-    224 pixels give 55 positions as in the 2012 code: the windows of conv1 start at 0, 4, ..., 216. The last one reaches
-    three rows and columns beyond the image, which are zero (the mean).
+    As in the 2012 code, conv1 has 55 positions per axis for 224 pixels: its windows start at 0, 4, ..., 216. The last
+    window extends three pixels beyond the image. These pixels are zero, which corresponds to the mean image.
 
-    classes: outputs of fc8.
-    towers: 2, or 1 for the net of one GPU with half as many kernels (Section 3.2). Its last convolutional layer and its
-        fully connected layers keep their width: 59,798,312 parameters.
-    communication: whether the towers read each other. If not, the net is that of run 150 of the 2012 log: 160 maps per
-        tower in conv2, 4096 neurons per tower in fc6 and 2048 in fc7, joined in fc8; 60,714,408 parameters.
-    conv3, conv4, conv5: whether the net has that layer (Section 7). The other layers keep their width and groups.
-    init: standard deviation of the initial weights. "paper" is 0.01 (Section 5); "as_run" is 0.03 in conv3 to conv5.
-    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7, 1 in Section 5. The biases of other layers start at
-    0.
+    classes: number of classes, which are the outputs of fc8.
+    towers: 2, or 1 for the one-GPU network with half as many kernels (Section 3.2). The one-GPU network keeps the width
+        of the last convolutional layer and of the fully connected layers: 59,798,312 parameters.
+    communication: whether conv3, fc6 and fc7 read both towers. False gives the network of run 150 in the 2012 log: 160
+        maps per tower in conv2, 4096 neurons per tower in fc6 and 2048 in fc7. fc8 joins the towers; 60,714,408
+        parameters.
+    conv3, conv4, conv5: whether to include the layer (Section 7). The other layers keep their width and groups.
+    init: standard deviation of the initial weights. "paper" uses 0.01 (Section 5); "as_run" uses 0.03 in conv3 to
+        conv5 and 0.01 elsewhere.
+    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7; 1 in Section 5. All other biases start at 0.
     activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
-    lrn: local response normalisation in layers 1 and 2 (Section 3.3). False also turns off ``same_map_norm``.
-    lrn_n, lrn_k, lrn_alpha, lrn_beta: its constants. alpha multiplies the plain sum, as printed.
+    lrn: whether to apply local response normalisation in layers 1 and 2 (Section 3.3). False also disables
+        ``same_map_norm``.
+    lrn_n, lrn_k, lrn_alpha, lrn_beta: constants of the normalisation. alpha multiplies the plain sum, as printed.
     layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as in the 2012 code.
-    same_map_norm: a second normalisation in layer 2, over 5x5 positions of a map (2012 code, not in the paper).
-    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2. With
-        the latter, conv2 is padded by 1 and conv5 by 0, as in run 147 of the 2012 log. The maps then have sides of 55
-        (conv1), 28 (pool1), 26 (conv2), 13 (pool2), 13 (conv3), 13 (conv4), 11 (conv5) and 6 (pool5).
-    dropout: probability of setting a neuron of fc6 and fc7 to zero in training (Section 4.2).
+    same_map_norm: whether layer 2 has a second normalisation, over 5x5 positions of a map (2012 code, not in the
+        paper).
+    pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2.
+        With non-overlapping pooling, conv2 has padding 1 and conv5 has padding 0, as in run 147 of the 2012 log. The
+        maps then have side lengths 55 (conv1), 28 (pool1), 26 (conv2), 13 (pool2), 13 (conv3), 13 (conv4), 11 (conv5)
+        and 6 (pool5).
+    dropout: probability of setting a neuron of fc6 or fc7 to zero in training (Section 4.2).
 
-    Weights are drawn from torch's global generator: call torch.manual_seed first for the same net again. Raises
-    ValueError for a value that isn't one of these.
+    Weights are drawn from PyTorch's global generator; call torch.manual_seed first for reproducible weights. Raises
+    ValueError for an unsupported value.
     """
 
     def __init__(
@@ -93,27 +98,29 @@ class AlexNet(nn.Module):
         one_of("pooling", pooling, POOLINGS)
         one_of("towers", towers, (1, 2))
         if towers == 1 and not communication:
-            raise ValueError("with one tower there is no communication to leave out")
+            raise ValueError(
+                "net.communication=false needs two towers: with one tower there is no communication to disable"
+            )
         self.towers, self.layer1_order, self.pooling = towers, layer1_order, pooling
         self.activation = ACTIVATIONS[activation]
 
-        apart = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
+        cross_groups = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
         conv2_maps = 128 * towers if communication else 160 * towers
         pad2, pad5 = (2, 1) if pooling == "overlapping" else (1, 0)
         self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
         self.conv2 = nn.Conv2d(48 * towers, maps := conv2_maps, 5, padding=pad2, groups=towers)
         if conv3:
-            self.conv3 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=apart)
+            self.conv3 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=cross_groups)
         if conv4:
             self.conv4 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=towers)
         if conv5:
             self.conv5 = nn.Conv2d(maps, maps := 256, 3, padding=pad5, groups=towers)
         fc6_neurons = 4096 if communication else 4096 * towers
         side = 7 if pooling == "non_overlapping" and not conv5 else 6
-        self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, apart)
-        self.fc7 = GroupedLinear(fc6_neurons, 4096, apart)
+        self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, cross_groups)
+        self.fc7 = GroupedLinear(fc6_neurons, 4096, cross_groups)
         self.fc8 = GroupedLinear(4096, classes, 1)
-        self.deep = [name for name, there in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if there]
+        self.deep = [name for name, present in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if present]
         self.norm: nn.Module = (
             LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
         )
@@ -126,9 +133,10 @@ class AlexNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, std: dict[str, float], bias: float = 1.0) -> None:
-        """Draw the weights from Gaussians of mean 0 with the given standard deviations, and set the biases (Section 5).
+        """Draw weights from zero-mean Gaussians and set the biases to constants (Section 5).
 
-        std: by layer. bias: the value for the layers in BIAS_ONE; other biases are 0.
+        std: standard deviation of each layer's weights, by layer name. bias: value of the biases of the layers in
+        BIAS_ONE; other biases are 0.
         """
         for name, layer in self.named_children():
             if isinstance(layer, nn.Conv2d | GroupedLinear):
@@ -141,50 +149,54 @@ class AlexNet(nn.Module):
         return self._run(images, None)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer's neurons: conv1 ... conv5, pool5, fc6, fc7 after the ReLU, and fc8.
+        """Return the outputs of each layer by name: conv1 ... conv5, pool5, fc6, fc7 and fc8.
 
-        Outputs of conv1 and conv2 are taken before normalisation and pooling, outputs of fc6 and fc7 before dropout.
-        With layer1_order="norm_pool_relu", conv1 is the ReLU of the layer's responses before normalisation.
+        All outputs except fc8 are taken after the activation function. The outputs of conv1 and conv2 are taken before
+        normalisation and pooling, those of fc6 and fc7 before dropout. With layer1_order="norm_pool_relu", the conv1
+        output is the activation function applied to the responses before normalisation.
         """
-        seen: dict[str, Tensor] = {}
-        self._run(images, seen)
-        return seen
+        outputs: dict[str, Tensor] = {}
+        self._run(images, outputs)
+        return outputs
 
-    def _run(self, images: Tensor, seen: dict[str, Tensor] | None) -> Tensor:
-        def see(name: str, x: Tensor) -> Tensor:
-            if seen is not None:
-                seen[name] = x
+    def _run(self, images: Tensor, outputs: dict[str, Tensor] | None) -> Tensor:
+        def record(name: str, x: Tensor) -> Tensor:
+            if outputs is not None:
+                outputs[name] = x
             return x
 
         def neurons(name: str, x: Tensor) -> Tensor:
-            return see(name, self.activation(self.get_submodule(name)(x)))
+            return record(name, self.activation(self.get_submodule(name)(x)))
 
-        x = F.pad(images, (0, 3, 0, 3))  # right and bottom
+        x = F.pad(images, (0, 3, 0, 3))  # pad right and bottom
         if self.layer1_order == "relu_norm_pool":
             x = self.pool(self.norm(neurons("conv1", x)))
         else:
             x = self.conv1(x)
-            if seen is not None:
-                see("conv1", self.activation(x.clone()))
+            if outputs is not None:
+                record("conv1", self.activation(x.clone()))
             x = self.activation(self.pool(self.norm(x)))
         x = self.pool(self.same_map_norm(self.norm(neurons("conv2", x))))
         for name in self.deep:
             x = neurons(name, x)
-        x = see("pool5", self.pool(x))
+        x = record("pool5", self.pool(x))
         x = self.dropout(neurons("fc6", x.flatten(1)))
         x = self.dropout(neurons("fc7", x))
-        return see("fc8", self.fc8(x))
+        return record("fc8", self.fc8(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Apply max-pooling (Section 3.4). Sizes are rounded up as in the 2012 code: 55 -> 27 -> 13 -> 6 if overlapping."""
+        """Apply max-pooling (Section 3.4).
+
+        Output sizes are rounded up as in the 2012 code. Overlapping pooling gives 55 -> 27 -> 13 -> 6.
+        """
         return F.max_pool2d(x, 3 if self.pooling == "overlapping" else 2, stride=2, ceil_mode=True)
 
 
 class GroupedLinear(nn.Module):
-    """A fully connected layer of ``groups`` independent parts, as a grouped convolution.
+    """A fully connected layer of ``groups`` independent parts, analogous to a grouped convolution.
 
-    Part i maps the i-th share of the inputs to the i-th share of the outputs: (N, inputs) -> (N, outputs). The weight
-    has the shape (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
+    Part i maps the i-th chunk of the inputs to the i-th chunk of the outputs: (N, inputs) -> (N, outputs). The weight
+    has shape (outputs, inputs / groups), so that each tower's part is a slice of dimension 0.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
@@ -201,11 +213,11 @@ class GroupedLinear(nn.Module):
         return torch.cat([F.linear(part, weight, bias) for part, bias, weight in parts], 1)
 
     def extra_repr(self) -> str:
-        """Return the sizes, for print(net)."""
+        """Return the layer sizes for print(net)."""
         return f"{self.in_features}, {self.out_features}, groups={self.groups}"
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:
-    """Raise ValueError that names the option net.<name> unless ``value`` is one of ``allowed``."""
+    """Raise a ValueError that names the option net.<name> if ``value`` is not in ``allowed``."""
     if value not in allowed:
         raise ValueError(f"net.{name}={value}: this must be one of {', '.join(map(str, allowed))}")

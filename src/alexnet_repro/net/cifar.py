@@ -1,10 +1,10 @@
-"""The small nets for CIFAR-10 of Sections 3.1 and 3.3.
+"""The small CIFAR-10 networks of Sections 3.1 and 3.3.
 
-The paper prints neither net. Section 3.3's two are public as layer files of the authors' cuda-convnet:
-conv-local-13pct, and conv-local-11pct in two versions. The "four-layer CNN" of the text counts their two convolutional
-and two locally connected layers. Figure 1's "four-layer convolutional neural network" may be the same net without
-normalisation, or the plainer one of that time with three convolutional layers and one fully connected layer
-(layers-18pct): here are both.
+The paper does not specify these networks. The two networks of Section 3.3 are public as layer files of the authors'
+cuda-convnet: conv-local-13pct, and conv-local-11pct in two versions. The "four-layer CNN" of the text counts the two
+convolutional and two locally connected layers. The "four-layer convolutional neural network" of Figure 1 may be the
+same network without normalisation. It may also be cuda-convnet's simpler network of that time, layers-18pct, with three
+convolutional layers and one fully connected layer. This module provides both.
 """
 
 import torch
@@ -16,11 +16,17 @@ from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 
 class _SmallNet(nn.Module):
-    """A net for float images (N, 3, s, s) on the 0-255 scale, with the mean image subtracted."""
+    """Base class of networks for float images (N, 3, s, s).
+
+    Images are on the 0-255 scale, with the mean image subtracted.
+    """
 
     @torch.no_grad()
     def initialise(self, **std: float) -> None:
-        """Draw each layer's weights from a Gaussian of mean 0 and the given standard deviation; set biases to 0."""
+        """Draw each layer's weights from a zero-mean Gaussian and set the biases to 0.
+
+        std: standard deviation by layer name.
+        """
         for name, deviation in std.items():
             self.get_parameter(f"{name}.weight").normal_(0, deviation)
             self.get_parameter(f"{name}.bias").zero_()
@@ -30,19 +36,22 @@ class _SmallNet(nn.Module):
         return self.activations(images)["fc10"]
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer's neurons, before pooling and normalisation."""
+        """Return the outputs of each layer by name, before pooling and normalisation."""
         raise NotImplementedError
 
 
 class FourLayer(_SmallNet):
-    """Three convolutional layers of 32, 32 and 64 maps and one fully connected layer: cuda-convnet's layers-18pct.
+    """cuda-convnet's layers-18pct: three convolutional layers and one fully connected layer.
 
-    Kernels are 5x5, padded by 2. A 3x3 pooling with stride 2 follows each convolution: the first takes the maximum, the
-    other two take the mean.
+    The convolutional layers have 32, 32 and 64 maps and 5x5 kernels with padding 2. A 3x3 pooling with stride 2 follows
+    each convolution: max-pooling after the first, mean pooling after the other two.
 
-    image_size: s, pixels, a multiple of 8. activation: as AlexNet's. same_map_norm: normalise over 3x3 positions of
-    each map after the first and the second pooling, with s = 0.00005 / 9, power 0.75 and constant 1. Raises ValueError
-    for others.
+    image_size: s, in pixels, a multiple of 8.
+    activation: as in AlexNet.
+    same_map_norm: whether to normalise over 3x3 positions of each map after the first and second pooling, with
+        alpha = 0.00005 / 9, beta = 0.75 and k = 1.
+
+    Raises ValueError for an unsupported value.
     """
 
     def __init__(
@@ -60,28 +69,33 @@ class FourLayer(_SmallNet):
         self.initialise(conv1=0.0001, conv2=0.01, conv3=0.01, fc10=0.01)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer's neurons, before pooling and normalisation."""
-        seen = {}
-        seen["conv1"] = self.activation(self.conv1(images))
-        seen["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))))
-        seen["conv3"] = self.activation(self.conv3(self.norm(F.avg_pool2d(seen["conv2"], 3, 2, ceil_mode=True))))
-        seen["fc10"] = self.fc10(F.avg_pool2d(seen["conv3"], 3, 2, ceil_mode=True).flatten(1))
-        return seen
+        """Return the outputs of each layer by name, before pooling and normalisation."""
+        outputs = {}
+        outputs["conv1"] = self.activation(self.conv1(images))
+        outputs["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(outputs["conv1"], 3, 2, ceil_mode=True))))
+        outputs["conv3"] = self.activation(self.conv3(self.norm(F.avg_pool2d(outputs["conv2"], 3, 2, ceil_mode=True))))
+        outputs["fc10"] = self.fc10(F.avg_pool2d(outputs["conv3"], 3, 2, ceil_mode=True).flatten(1))
+        return outputs
 
 
-NORMS = {"n9": (9, 0.001 / 9), "n5_before_pools": (5, 0.001 / 5)}  # maps in a window, alpha
+NORMS = {"n9": (9, 0.001 / 9), "n5_before_pools": (5, 0.001 / 5)}  # (maps in a window, alpha)
 
 
 class LocallyConnected(_SmallNet):
-    """The net of Section 3.3 for CIFAR-10: two convolutional, two locally connected and one fully connected layer.
+    """The CIFAR-10 network of Section 3.3, with convolutional and locally connected layers.
 
-    conv1 5x5 with 64 maps, max-pooling, conv2 5x5 with 64 maps, max-pooling, local3 3x3, local4 3x3 with 32 maps, fc10.
+    Layers: conv1 (5x5, 64 maps), max-pooling, conv2 (5x5, 64 maps), max-pooling, local3 (3x3), local4 (3x3, 32 maps)
+    and fc10 (fully connected).
 
-    image_size: s, pixels, a multiple of 4; 24 in the 2012 protocol. local3_maps: 32 in conv-local-13pct and in the
-    first conv-local-11pct, 64 in the published one. lrn: whether there is normalisation across maps, power 0.75 and
-    constant 1.
-    norm: where and how wide. "n9", the published file: 9 maps, s = 0.001 / 9, after the first and before the second
-    pooling. "n5_before_pools", the first file: 5 maps, s = 0.001 / 5, before both. Raises ValueError for other values.
+    image_size: s, in pixels, a multiple of 4; 24 in the 2012 protocol.
+    activation: as in AlexNet.
+    lrn: whether to normalise across maps, with beta = 0.75 and k = 1.
+    norm: position and window of the normalisation. "n9", the published layer file: 9 maps, alpha = 0.001 / 9, after the
+        first pooling and before the second. "n5_before_pools", the first layer file: 5 maps, alpha = 0.001 / 5, before
+        both poolings.
+    local3_maps: 32 in conv-local-13pct and in the first conv-local-11pct, 64 in the published conv-local-11pct.
+
+    Raises ValueError for an unsupported value.
     """
 
     def __init__(
@@ -109,26 +123,28 @@ class LocallyConnected(_SmallNet):
         self.initialise(conv1=0.0001, conv2=0.01, local3=0.04, local4=0.04, fc10=0.01)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer's neurons, before pooling and normalisation."""
-        seen = {}
-        seen["conv1"] = self.activation(self.conv1(images))
+        """Return the outputs of each layer by name, before pooling and normalisation."""
+        outputs = {}
+        outputs["conv1"] = self.activation(self.conv1(images))
         if self.norm_first:
-            x = F.max_pool2d(self.norm(seen["conv1"]), 3, 2, ceil_mode=True)
+            x = F.max_pool2d(self.norm(outputs["conv1"]), 3, 2, ceil_mode=True)
         else:
-            x = self.norm(F.max_pool2d(seen["conv1"], 3, 2, ceil_mode=True))
-        seen["conv2"] = self.activation(self.conv2(x))
-        seen["local3"] = self.activation(self.local3(F.max_pool2d(self.norm(seen["conv2"]), 3, 2, ceil_mode=True)))
-        seen["local4"] = self.activation(self.local4(seen["local3"]))
-        seen["fc10"] = self.fc10(seen["local4"].flatten(1))
-        return seen
+            x = self.norm(F.max_pool2d(outputs["conv1"], 3, 2, ceil_mode=True))
+        outputs["conv2"] = self.activation(self.conv2(x))
+        outputs["local3"] = self.activation(
+            self.local3(F.max_pool2d(self.norm(outputs["conv2"]), 3, 2, ceil_mode=True))
+        )
+        outputs["local4"] = self.activation(self.local4(outputs["local3"]))
+        outputs["fc10"] = self.fc10(outputs["local4"].flatten(1))
+        return outputs
 
 
 class LocalConv2d(nn.Module):
-    """A locally connected layer: a 3x3 convolution, padded by 1, that has other kernels at each position.
+    """A locally connected layer: a 3x3 convolution with padding 1 and separate kernels at each position.
 
-    (N, inputs, side, side) -> (N, outputs, side, side). The weight is (positions, 9 * inputs, outputs), with the nine
-    pixels of a window row by row and the inputs of each pixel together. The bias is (positions, 1, outputs). One
-    batched matrix product computes all positions.
+    (N, inputs, side, side) -> (N, outputs, side, side). The weight has shape (positions, 9 * inputs, outputs).
+    Dimension 1 holds the nine pixels of a window row by row, with the inputs of each pixel adjacent. The bias has shape
+    (positions, 1, outputs). One batched matrix product computes all positions.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:
@@ -148,13 +164,16 @@ class LocalConv2d(nn.Module):
         return y.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
 
     def extra_repr(self) -> str:
-        """Return the sizes, for print(net)."""
-        places, inputs, outputs = self.weight.shape
-        return f"{inputs // 9}, {outputs}, places={places}"
+        """Return the layer sizes for print(net)."""
+        positions, inputs, outputs = self.weight.shape
+        return f"{inputs // 9}, {outputs}, positions={positions}"
 
 
 def pooled(size: int, times: int) -> int:
-    """Return the side of a map after ``times`` poolings that halve it. Raise ValueError if they do not halve it evenly."""
+    """Return the side of a map after ``times`` poolings, each of which halves it.
+
+    Raises ValueError if ``size`` is not a positive multiple of ``2**times``.
+    """
     if size < 1 or size % 2**times:
-        raise ValueError(f"net.image_size={size}: the poolings of this net need a multiple of {2**times}")
+        raise ValueError(f"net.image_size={size}: the pooling layers of this network need a multiple of {2**times}")
     return size // 2**times

@@ -1,4 +1,4 @@
-"""Dropout (Section 4.2), with masks that are a function of the seed and the step."""
+"""Dropout (Section 4.2) with masks determined by the seed and the training step."""
 
 import numpy as np
 import torch
@@ -6,28 +6,30 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Dropout as printed (Section 4.2): no rescaling in training, all outputs multiplied by 1 - p in testing.
+    """Dropout as printed (Section 4.2): no rescaling in training, outputs scaled by 1 - p in testing.
 
-    After ``draw_from(seed, step)``, the masks of each tower are a function of (seed, step, tower) and of the order of
-    calls in that step. A resumed or distributed run therefore drops the same neurons. Before the first such call, masks
-    come from torch's global generator.
+    After ``draw_from(seed, step)``, the masks of each tower depend only on (seed, step, tower) and on the order of
+    calls within the step. A resumed or distributed run therefore drops the same neurons. Before the first call of
+    ``draw_from``, masks come from PyTorch's global generator.
 
-    p: probability of setting an output to zero. masks: number of towers, each of which has its own mask. Raises
-    ValueError unless 0 <= p < 1.
+    p: probability of setting an output to zero.
+    masks: number of towers; each tower has its own mask.
+
+    Raises ValueError unless 0 <= p < 1.
     """
 
     def __init__(self, p: float = 0.5, masks: int = 2) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"dropout={p}: this must be a probability of at least 0 and below 1")
+            raise ValueError(f"dropout={p}: this must be a probability, at least 0 and below 1")
         self.p = p
-        self.towers = list(range(masks))  # the towers whose neurons the input holds, side by side
+        self.towers = list(range(masks))  # towers whose neurons the input holds, concatenated in this order
         self._source: tuple[int, int] | None = None
         self._rows: tuple[int, int] | None = None
         self._generators: list[torch.Generator] = []
 
     def draw_from(self, seed: int, step: int, first: int = 0, global_batch_size: int | None = None) -> None:
-        """Use the masks of this training step from now on.
+        """Set the seed and training step that determine the masks of subsequent forward passes.
 
         first, global_batch_size: the input ``x`` holds rows ``first:first + len(x)`` of the global batch.
         """
@@ -35,7 +37,7 @@ class Dropout(nn.Module):
         self._rows = None if global_batch_size is None else (first, global_batch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs (N, neurons), masked in training and scaled in testing."""
+        """Return the outputs (N, neurons): masked in training mode, scaled in evaluation mode."""
         if self.p == 0:
             return x
         if not self.training:
@@ -45,13 +47,13 @@ class Dropout(nn.Module):
         generators: list[torch.Generator | None] = [*self._generators] or [None] * len(self.towers)
         first, global_batch_size = self._rows or (0, len(x))
         shape = (global_batch_size, x.shape[1] // len(self.towers))
-        # float32 in every precision, so that the precision does not change which neurons are dropped
+        # always float32, so that the same neurons are dropped in every precision
         empty = torch.empty(shape, dtype=torch.float32, device=x.device)
         kept = [empty.uniform_(generator=source) >= self.p for source in generators]
         return x * torch.cat(kept, 1)[first : first + len(x)]
 
     def extra_repr(self) -> str:
-        """Return the probability, for print(net)."""
+        """Return the probability for print(net)."""
         return f"p={self.p}"
 
 

@@ -1,11 +1,12 @@
-"""Local response normalisation (Section 3.3): a plain form to read and fast forms to use.
+"""Local response normalisation (Section 3.3): a plain reference form and fast forms.
 
     b_i = a_i / (k + alpha * sum_{j=i-n/2}^{i+n/2} a_j^2) ** beta
 
-The window is clipped at the first and the last map of a tower. It never crosses to the other tower.
+The window is clipped at the first and last map of a tower, so it never crosses into the other tower.
 
-alpha multiplies the plain sum, as printed. The 2012 code divided alpha by n when it read the layer file, and
-torch.nn.LocalResponseNorm does the same. The printed alpha of 1e-4 is 5e-4 there; the 2012 code is 1e-4 / 5 here.
+alpha multiplies the plain sum of squares, as printed. The 2012 code divides alpha by n when it reads the layer file.
+torch.nn.LocalResponseNorm also divides alpha by n. The printed alpha of 1e-4 corresponds to 5e-4 in
+torch.nn.LocalResponseNorm. The alpha of the 2012 code corresponds to 1e-4 / 5 in this module.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,14 @@ from torch.nn import functional as F
 
 from alexnet_repro.net import lrn_cpu as lrn_compiled
 
-# Bytes of one float32 block of the fast form, so that its temporaries stay in cache. 1 and 4 MB are slower.
+# Bytes of one float32 block of the fast form, chosen so that temporaries stay in cache. 1 MB and 4 MB are slower.
 BLOCK_BYTES = 2**21
 
 
 def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> Tensor:
-    """Apply the formula of Section 3.3 term by term. The fast forms are tested against this.
+    """Apply the formula of Section 3.3 term by term, as the reference for tests of the fast forms.
 
-    a: (N, C, H, W) responses, whose C maps belong to ``groups`` towers, one after the other. Returns the same shape.
+    a: (N, C, H, W) responses; the C maps are those of ``groups`` towers, in tower order. Returns the same shape.
     """
     normalised = []
     for tower in a.chunk(groups, dim=1):
@@ -36,15 +37,15 @@ def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k
 
 
 class LocalResponseNorm(nn.Module):
-    """Local response normalisation across adjacent maps, inside each of ``groups`` towers (Section 3.3).
+    """Local response normalisation across adjacent maps of the same tower (Section 3.3).
 
     Input and output: (N, C, H, W). The output has the input's dtype and a channels-last layout.
 
-    size: n, the number of adjacent maps in a window, odd.
+    size: n, the number of adjacent maps in a window; odd.
     alpha, beta, k: as printed; alpha multiplies the plain sum of squares.
-    groups: number of towers, which share no window. C must be a multiple of it.
+    groups: number of towers. Windows do not cross towers. C must be a multiple of ``groups``.
 
-    Raises ValueError for an even size, or for a C that is not a multiple of ``groups``.
+    Raises ValueError if ``size`` is not odd and positive, or if C is not a multiple of ``groups``.
     """
 
     def __init__(self, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> None:
@@ -54,7 +55,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, a: Tensor) -> Tensor:
-        """Return the normalised responses, (N, C, H, W) as ``a``."""
+        """Return the normalised responses (N, C, H, W)."""
         if a.shape[1] % self.groups:
             raise ValueError(f"{a.shape[1]} maps can't be split evenly over {self.groups} towers")
         if lrn_compiled.serves(a, self.size, self.beta, self.groups):
@@ -62,12 +63,11 @@ class LocalResponseNorm(nn.Module):
         return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
 
     def _window_sum(self, x: Tensor) -> Tensor:
-        """Sum over the window of each map: (n, H, W, C) -> the same shape."""
+        """Return the sum over the window of each map: (n, H, W, C) -> the same shape."""
         towers = x.unflatten(-1, (self.groups, -1))
         maps, reach = towers.shape[-1], self.size // 2
-        run = F.pad(
-            towers, (reach, reach)
-        )  # sums of 1, 2, 4, ... neighbours: three additions for n = 5 instead of four
+        # run holds sums of 1, 2, 4, ... neighbours: n = 5 takes three additions instead of four
+        run = F.pad(towers, (reach, reach))
         total, done, length = None, 0, 1
         while True:
             if self.size & length:
@@ -80,16 +80,17 @@ class LocalResponseNorm(nn.Module):
             length *= 2
 
     def extra_repr(self) -> str:
-        """Return the constants, for print(net)."""
+        """Return the constants for print(net)."""
         return f"n={self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}, groups={self.groups}"
 
 
 class SameMapNorm(nn.Module):
-    """Normalisation inside each map, over a ``size`` x ``size`` window of positions, as in layer 2 of the 2012 code.
+    """Normalisation within each map, over a ``size`` x ``size`` window of positions.
 
         b = a / (k + alpha * (sum of a^2 over the window, clipped at the map's edges)) ** beta
 
-    Input and output: (N, C, H, W). The paper does not mention this layer. Raises ValueError for an even size.
+    Input and output: (N, C, H, W). Layer 2 of the 2012 code uses this layer; the paper does not mention it. Raises
+    ValueError if ``size`` is not odd and positive.
     """
 
     def __init__(self, size: int, alpha: float, beta: float, k: float) -> None:
@@ -99,21 +100,21 @@ class SameMapNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, a: Tensor) -> Tensor:
-        """Return the normalised responses, (N, C, H, W) as ``a``."""
+        """Return the normalised responses (N, C, H, W)."""
         return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
 
     def _window_sum(self, x: Tensor) -> Tensor:
-        """Sum over the window of each position: (n, H, W, C) -> the same shape."""
+        """Return the sum over the window of each position: (n, H, W, C) -> the same shape."""
         total = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size, stride=1, padding=self.size // 2, divisor_override=1)
         return total.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:
-        """Return the constants, for print(net)."""
+        """Return the constants for print(net)."""
         return f"{self.size}x{self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}"
 
 
 class _Compiled(torch.autograd.Function):
-    """The same as _Normalise, by lrn_cpu.c, which writes nothing but the result."""
+    """Equivalent of _Normalise in C (lrn_cpu.c). It writes no temporary tensors, only the result."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, *constants: Any) -> Tensor:
@@ -133,14 +134,15 @@ class _Compiled(torch.autograd.Function):
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalisation for every device and dtype, across maps or inside a map.
+    """Normalisation across maps or within a map, for every device and dtype.
 
-    It is fast for two reasons. The gradient has a closed form, so only the input is kept. On a CPU, both passes work on
+    The gradient has a closed form, so only the input is saved for the backward pass. On a CPU, both passes process
     blocks that fit in cache, so memory is read once and written once. All arithmetic is in float32 (float64 for float64
-    inputs), since the squares of responses of several hundred are too large for half precision.
+    inputs), since squared responses of several hundred exceed the range of half precision.
 
-    With the window sum W and s = k + alpha * W(a^2): b = a s^-beta and da = db s^-beta - 2 alpha beta a W(db a
-    s^(-beta-1)). Windows are symmetric: if i's window contains j, j's contains i.
+    Let W be the sum over a window and s = k + alpha * W(a^2). Then b = a s^-beta and
+    da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)). The gradient relies on symmetric windows: the window of i
+    contains j if and only if the window of j contains i.
     """
 
     @staticmethod
@@ -181,7 +183,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor) -> list[Tensor]:
-    """Split a channels-last (N, C, H, W) into views (n, H, W, C) that fit in a CPU's cache; on a GPU, one view."""
+    """Split channels-last (N, C, H, W) into views (n, H, W, C) that fit in the cache of a CPU.
+
+    On other devices, return a single view.
+    """
     images = len(x)
     if x.device.type == "cpu" and images:
         images = max(1, BLOCK_BYTES // (x[0].numel() * 4))
@@ -190,7 +195,7 @@ def _blocks(x: Tensor) -> list[Tensor]:
 
 def _inverse_power(s: Tensor, beta: float) -> Tensor:
     """Return s^-beta."""
-    if beta == 0.75:  # s^-1/2 * sqrt(s^-1/2) is several times faster than a power
+    if beta == 0.75:  # s^-1/2 * sqrt(s^-1/2) is several times faster than pow
         root = s.rsqrt()
         return root.sqrt().mul_(root)
     return s.pow(-beta)

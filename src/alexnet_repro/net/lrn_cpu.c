@@ -1,12 +1,13 @@
-/* Local response normalisation and its gradient, each in one pass. lrn.py has the formulas.
+/* Local response normalisation and its gradient, each in one pass. See lrn.py for the formulas.
 
-   Arrays are channels-last: rows of `maps` adjacent maps of one tower at one position. beta is 0.75:
+   Arrays are channels-last: each row holds the `maps` values of one tower at one position. beta is fixed at 0.75:
    s^-0.75 = r sqrt(r) with r = s^-1/2. All arithmetic is in float. */
 
 #include <math.h>
 #include <stdint.h>
 
-/* WIDEST: the most maps of a tower. REACH: the most maps on either side of a window. lrn_cpu.py defines both. */
+/* lrn_cpu.py defines two macros. WIDEST: maximum number of maps in a tower. REACH: maximum number of maps on either
+   side of a window's centre. */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE void load_bf16(const uint16_t *restrict from, float *restrict to, int count) {
@@ -27,7 +28,7 @@ INLINE void store_fp32(const float *restrict from, float *restrict to, int count
     for (int c = 0; c < count; c++) to[c] = from[c];
 }
 
-/* sum[c] is the sum of the n numbers around x[REACH + c]; beyond the first and the last map they are 0 */
+/* Set sum[c] to the sum of the n values centred on x[REACH + c]. x is zero-padded by REACH on both sides. */
 INLINE void window_sum(const float *restrict x, float *restrict sum, int maps, const int n) {
     const float *first = x + REACH - n / 2;
     for (int c = 0; c < maps; c++) {
@@ -72,7 +73,7 @@ INLINE void window_sum(const float *restrict x, float *restrict sum, int maps, c
             store_##NAME(s, da, maps);                                                                             \
         }                                                                                                          \
     }                                                                                                              \
-    /* loops of known lengths, those of the paper's nets, become vector instructions without remainders */         \
+    /* Constant loop lengths for the paper's networks let the compiler vectorise without remainder loops. */       \
     void forward_##NAME(const T *a, T *b, long rows, int maps, int n, float alpha, float k) {                      \
         if (n == 5 && maps == 48) forward_rows_##NAME(a, b, rows, 48, 5, alpha, k);                                \
         else if (n == 5 && maps == 128) forward_rows_##NAME(a, b, rows, 128, 5, alpha, k);                         \

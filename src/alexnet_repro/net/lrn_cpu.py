@@ -1,6 +1,7 @@
-"""Compile lrn_cpu.c with this machine's C compiler when it is first needed, and keep it in the user's cache.
+"""Compile lrn_cpu.c on first use and keep the library in the user's cache folder.
 
-On a CPU it is about five times as fast as the PyTorch operations of lrn.py, which are used where there is no compiler.
+On a CPU, the compiled form is about five times as fast as the PyTorch operations in lrn.py, which are the fallback
+without a C compiler.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "lrn_cpu.c"
-WIDEST, REACH = 512, 16  # the most maps of a tower, and on either side of a window
+WIDEST, REACH = 512, 16  # maximum number of maps in a tower, and on either side of a window's centre
 FLAGS = (
     f"-DWIDEST={WIDEST}",
     f"-DREACH={REACH}",
@@ -35,13 +36,16 @@ NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def serves(a: Tensor, size: int, beta: float, groups: int) -> bool:
-    """Return whether the compiled form supports this: on a CPU, float32 or bfloat16, with the paper's beta."""
+    """Return whether the compiled form supports ``a`` and these constants.
+
+    It supports float32 and bfloat16 tensors on a CPU with the paper's beta, up to the sizes WIDEST and REACH.
+    """
     fits = beta == 0.75 and size // 2 <= REACH and a.shape[1] // groups <= WIDEST and a.numel() > 0
     return fits and a.device.type == "cpu" and a.dtype in NAMES and library() is not None
 
 
 def forward(a: Tensor, b: Tensor, groups: int, size: int, alpha: float, k: float) -> None:
-    """Write the normalised ``a`` into ``b``; both are (N, C, H, W), channels-last, of the same dtype."""
+    """Write the normalised ``a`` into ``b``, both (N, C, H, W), channels-last and of the same dtype."""
     _in_threads("forward", (a, b), groups, size, alpha, k)
 
 
@@ -52,7 +56,10 @@ def backward(a: Tensor, db: Tensor, da: Tensor, groups: int, size: int, alpha: f
 
 @torch.compiler.disable
 def _in_threads(name: str, arrays: tuple[Tensor, ...], groups: int, size: int, alpha: float, k: float) -> None:
-    """Divide the rows among as many threads as torch uses; ctypes releases Python's global lock."""
+    """Run a compiled function with the rows divided among ``torch.get_num_threads()`` threads.
+
+    The threads run in parallel because ctypes releases the GIL.
+    """
     function = getattr(library(), f"{name}_{NAMES[arrays[0].dtype]}")
     maps = arrays[0].shape[1] // groups
     rows, threads = arrays[0].numel() // maps, torch.get_num_threads()
@@ -72,13 +79,13 @@ def _in_threads(name: str, arrays: tuple[Tensor, ...], groups: int, size: int, a
 
 @lru_cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Return a pool of threads for this process; a forked process inherits none."""
+    """Return a thread pool. ``process`` keys the cache, since a forked process inherits no threads."""
     return ThreadPoolExecutor(threads, "lrn")
 
 
 @lru_cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled library, or None, with one warning, if it cannot be compiled or loaded."""
+    """Return the compiled library. If it cannot be compiled or loaded, warn once and return None."""
     name = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + _processor().encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_repro"
@@ -88,10 +95,10 @@ def library() -> ctypes.CDLL | None:
             _compile(path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        message = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
-            f"lrn.c can't be compiled or loaded ({said[-1] if said else error!r}): normalisation takes its slower form; "
-            "a C compiler (cc, or the one that CC names) would make training about a fifth faster",
+            f"lrn.c can't be compiled or loaded ({message[-1] if message else error!r}): normalisation uses its slower "
+            "form. A C compiler (cc, or the one that CC names) would make training about a fifth faster.",
             stacklevel=2,
         )
         return None
@@ -100,16 +107,17 @@ def library() -> ctypes.CDLL | None:
 def _compile(path: Path) -> None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise FileNotFoundError("there is no C compiler")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other processes see the whole file or none
-        made = Path(folder) / path.name
-        line = [*compiler.split(), *FLAGS, "-o", str(made), str(SOURCE), "-lm"]
-        subprocess.run(line, check=True, capture_output=True, text=True)
-        made.rename(path)
+        raise FileNotFoundError("no C compiler was found")
+    # compile elsewhere and rename, so that other processes never see a partial file
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled = Path(folder) / path.name
+        command = [*compiler.split(), *FLAGS, "-o", str(compiled), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        compiled.rename(path)
 
 
 def _processor() -> str:
-    """Return what -march=native depends on, since machines of several kinds may share a cache."""
+    """Return the CPU features that -march=native depends on; different machines may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,16 +1,17 @@
-"""Place the two towers on two devices (Section 3.2, Figure 2), and exchange only the tensors that both need.
+"""Place the two towers on two devices, which exchange only shared tensors (Section 3.2, Figure 2).
 
-Each device keeps its half of every layer's maps, which is its half of dimension 0 of every parameter, and runs the net
-of alexnet.py on it. A layer that reads both towers first receives the other tower's maps:
+Each device keeps its half of every layer's maps, which is half of dimension 0 of every parameter, and runs the network
+of alexnet.py on this half. A layer that reads both towers first receives the other tower's maps:
 
-    conv1                the image, the same on both devices
-    conv2, conv4, conv5  their own tower                      nothing crosses
-    conv3                all maps of pool2                    crosses
-    fc6, fc7, fc8        all neurons of the layer below       crosses
-    softmax              all logits                           crosses
+    layer                input                                exchanged
+    conv1                the image, the same on both devices  no
+    conv2, conv4, conv5  maps of the same tower               no
+    conv3                all maps of pool2                    yes
+    fc6, fc7, fc8        all neurons of the layer below       yes
+    softmax              all logits                           yes
 
-A layer's ``groups`` say what it reads: two for its own tower, one for both. This therefore works for every variant of
-the net.
+The ``groups`` of a layer determine its input: 2 for its own tower, 1 for both towers. Placement therefore works for
+every two-tower variant of the network.
 """
 
 import time
@@ -29,9 +30,9 @@ TOWERS = 2
 
 
 class Link:
-    """The connection to the device of the other tower.
+    """Connection to the device of the other tower.
 
-    bytes, seconds: what this device sent, and how long the exchange took, by layer.
+    bytes, seconds: number of bytes sent by this device, and duration of the exchanges, by layer.
     """
 
     def __init__(self, group: dist.ProcessGroup | None, tower: int) -> None:
@@ -40,7 +41,7 @@ class Link:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def swap(self, own: Tensor, layer: str) -> Tensor:
-        """Send ``own``, a contiguous tensor, and return the other device's tensor of the same shape."""
+        """Send the contiguous tensor ``own`` and return the other device's tensor of the same shape."""
         began = time.perf_counter()
         both = [torch.empty_like(own) for _ in range(TOWERS)]
         dist.all_gather(both, own, group=self.group)
@@ -49,14 +50,20 @@ class Link:
         return both[1 - self.tower]
 
     def join(self, own: Tensor, layer: str) -> Tensor:
-        """Return the maps of both towers in dimension 1, in the order of the towers. Keeps the channels-last layout."""
+        """Concatenate the maps of both towers along dimension 1, in tower order.
+
+        The result keeps the channels-last layout.
+        """
         last = own.movedim(1, -1).contiguous()
         parts = [last, self.swap(last, layer)]
         return torch.cat(parts[:: 1 - 2 * self.tower], -1).movedim(-1, 1)
 
 
 class _ReadBothTowers(torch.autograd.Function):
-    """Forward: own maps -> maps of both towers. Backward: the sum of both devices' gradients of the own maps."""
+    """Gather the maps of both towers.
+
+    The backward pass sums both devices' gradients with respect to this tower's maps.
+    """
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: Link, layer: str) -> Tensor:
@@ -67,18 +74,21 @@ class _ReadBothTowers(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         link = ctx.link
         parts = [part.movedim(1, -1).contiguous() for part in gradient.chunk(TOWERS, 1)]
-        of_other = link.swap(parts[1 - link.tower], ctx.layer)
-        # tower 0's term comes first on both devices, so that both round alike
-        terms = (parts[link.tower], of_other)[:: 1 - 2 * link.tower]
+        from_other = link.swap(parts[1 - link.tower], ctx.layer)
+        # add tower 0's term first on both devices, so that both round identically
+        terms = (parts[link.tower], from_other)[:: 1 - 2 * link.tower]
         return (terms[0] + terms[1]).movedim(-1, 1), None, None
 
 
 class _JoinLogits(torch.autograd.Function):
-    """Forward: own logits -> all ``classes`` logits. Backward: the own part, since both devices compute the same loss."""
+    """Gather all ``classes`` logits.
+
+    The backward pass takes this tower's slice of the gradient, since both devices compute the same loss.
+    """
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, link: Link, classes: int) -> Tensor:
-        half = -(-classes // TOWERS)  # tower 0 has one more of an odd number
+        half = -(-classes // TOWERS)  # tower 0 has one class more if the number is odd
         ctx.part = slice(link.tower * half, link.tower * half + own.shape[1])
         return link.join(F.pad(own, (0, half - own.shape[1])), "softmax")[:, :classes].contiguous()
 
@@ -88,12 +98,13 @@ class _JoinLogits(torch.autograd.Function):
 
 
 def keep_tower(net: Any, link: Link) -> None:
-    """Reduce the net to this device's tower, in place. Raise ValueError for a net of one tower.
+    """Reduce the network to this device's tower, in place.
 
-    ``net.whole_rows`` then holds the number of rows of each parameter of the whole net.
+    Sets ``net.whole_rows`` to the number of rows of each parameter of the whole network, by parameter name. Raises
+    ValueError for a network with one tower.
     """
     if net.towers != TOWERS:
-        raise ValueError(f"a net of {net.towers} tower has nothing to put on a second device")
+        raise ValueError(f"a network with {net.towers} tower has no second tower to place on another device")
     net.whole_rows = {name: len(parameter) for name, parameter in net.named_parameters()}
     for name, layer in net.named_children():
         if not isinstance(layer, nn.Conv2d | GroupedLinear):
@@ -101,7 +112,7 @@ def keep_tower(net: Any, link: Link) -> None:
         for key, parameter in list(layer.named_parameters()):
             setattr(layer, key, nn.Parameter(half_of(parameter.detach(), link.tower)))
         if layer.groups == TOWERS:
-            layer.groups = 1  # of the part that stays here
+            layer.groups = 1  # the part on this device is a single group
         elif name != "conv1":
             layer.register_forward_pre_hook(_reader(link, name))
     classes = net.fc8.out_features
@@ -116,28 +127,28 @@ def _reader(link: Link, name: str) -> Callable[[nn.Module, tuple[Tensor]], Tenso
 
 
 def half_of(whole: Tensor, tower: int) -> Tensor:
-    """Return one tower's half, along dimension 0, of a parameter of the whole net or of its momentum."""
+    """Return one tower's half, along dimension 0, of a whole parameter or momentum buffer."""
     return whole.chunk(TOWERS)[tower].clone()
 
 
 def whole_of(half: Tensor, link: Link, rows: int) -> Tensor:
-    """Join the halves of both devices, which must both call this: the inverse of ``half_of``.
+    """Join the halves of both devices along dimension 0: the inverse of ``half_of``.
 
-    rows: size of dimension 0 of the whole.
+    Both devices must call this function. rows: size of dimension 0 of the result.
     """
-    most = -(-rows // TOWERS)
-    padded = torch.cat([half, half.new_zeros(most - len(half), *half.shape[1:])]).contiguous()
+    largest_half = -(-rows // TOWERS)
+    padded = torch.cat([half, half.new_zeros(largest_half - len(half), *half.shape[1:])]).contiguous()
     both = [padded, link.swap(padded, "checkpoint")]
     return torch.cat(both[:: 1 - 2 * link.tower])[:rows]
 
 
 def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int]:
-    """Compute the bytes that each device sends in one training step, by layer.
+    """Return the number of bytes that each device sends in one training step, by layer.
 
-    In the forward pass a device sends its half of what a layer reads; in the backward pass it sends the gradient of the
-    other half, which has the same size. Of the logits it sends its half in the forward pass only.
+    In the forward pass, a device sends its half of the layer's input. In the backward pass, it sends the gradient of
+    the other half, which has the same size. A device sends its half of the logits in the forward pass only.
 
-    net: the whole net. images: in the batch. element: bytes of one number.
+    net: the whole network. images: number of images in the batch. element: bytes per number.
     """
     sent = {}
     for name, layer in net.named_children():
