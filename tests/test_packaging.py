@@ -31,7 +31,7 @@ def test_wheel_contains_the_configs_and_the_claims(cwd: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(cwd / "installed")
     path = cwd / "installed"
-    for name in ("paper.yaml", "lrn.c", "report.html.jinja", "report.md.jinja"):
+    for name in ("claims/paper.yaml", "net/lrn_cpu.c", "page/report.html.jinja", "page/report.md.jinja"):
         assert (path / "alexnet_repro" / name).is_file()
     where = [sys.executable, "-c", "import alexnet_repro.cli as c; print(c.CONF)"]
     conf = subprocess.run(
