@@ -76,7 +76,7 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
                 shared = (finding.shared.get(key) for key in ("recipe", "net", "data", "split", "epochs"))
                 families[(finding.claim.family, *shared)].append((name, number))
     for members in families.values():
-        _correct([found[name][number] for name, number in members], found, members)
+        _correct(found, members)
     return {
         name: sorted(
             (replace(finding, verdict=_verdict(finding)) for finding in findings),
@@ -113,7 +113,8 @@ def status(claim: Claim, findings: list[Finding]) -> str:
     return "not run" if not deciding(findings) else ""
 
 
-def _correct(findings: list[Finding], found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> None:
+def _correct(found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> None:
+    findings = [found[name][number] for name, number in places]
     keys = {key for finding in findings for key in finding.estimates}
     for key in keys:
         tested = [i for i, finding in enumerate(findings) if (e := finding.estimates.get(key)) and e.p is not None]

@@ -75,9 +75,7 @@ class _ReadBothTowers(torch.autograd.Function):
         link = ctx.link
         parts = [part.movedim(1, -1).contiguous() for part in gradient.chunk(TOWERS, 1)]
         from_other = link.swap(parts[1 - link.tower], ctx.layer)
-        # add tower 0's term first on both devices, so that both round identically
-        terms = (parts[link.tower], from_other)[:: 1 - 2 * link.tower]
-        return (terms[0] + terms[1]).movedim(-1, 1), None, None
+        return (parts[link.tower] + from_other).movedim(-1, 1), None, None
 
 
 class _JoinLogits(torch.autograd.Function):

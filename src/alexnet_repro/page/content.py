@@ -47,6 +47,7 @@ def content(results: list[Result]) -> dict[str, Any]:
         "verdicts": verdicts(rows),
         "sources": [source(result) for result in results],
         "results": results,
+        "found": found,
         "expected": expected_lines(),
         "date": date.today().isoformat(),
         "machine": machine(torch.device("cpu")),
@@ -61,12 +62,11 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {word: answers[word] for word in order if answers[word]} | dict(rest.most_common())
 
 
-def drawings(results: list[Result], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
+def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Finding]]) -> dict[str, tuple[Figure, str]]:
     """Return the figures made from results alone, with captions.
 
     The curves show ``runs``, or all results if ``runs`` is empty.
     """
-    found = judge(results)
     drawn: dict[str, tuple[Figure, str]] = {}
     if changes := deltas(found):
         drawn["ablations"] = (

@@ -56,7 +56,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), Result())
     pictures = pictures_of(cfg, shown, own) if shown else {}
     page = content(results)
-    page["figures"] = drawings(results, runs) | pictures
+    page["figures"] = drawings(results, runs, page["found"]) | pictures
     page["shown"] = str(shown) if shown else None
     page["retrieval"] = own.get("retrieval")
     write(page, out)
