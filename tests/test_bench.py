@@ -25,7 +25,7 @@ def test_ratios_equal_those_of_the_reported_speeds(cwd: Path, run_command: Run) 
 def test_unknown_benchmark_is_refused(cwd: Path, run_command: Run) -> None:
     status, _, err = run_command("bench", "only=everything")
     assert status == 2
-    assert "there are: prepare, loader, step, eval, placement, memory" in err
+    assert "this must be one of prepare, loader, step, eval, placement, memory" in err
 
 
 @pytest.mark.slow

@@ -391,10 +391,10 @@ def test_schedule_rule_without_settings_in_the_recipe_is_refused(served: None, c
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["data=cifar10", "net=four_layer"], "net=four_layer has no init, lrn_alpha, layer1_order"),
-        (["+experiment=figure_1", "+ablation=one_gpu"], "net=four_layer has no towers"),
-        (["+experiment=figure_1", "+ablation=no_lrn"], "net=four_layer has no lrn"),
-        (["+experiment=figure_1", "augment.crop=20"], "multiple of 8"),
+        (["data=cifar10", "net=four_layer"], "net=four_layer has no option net.init"),
+        (["+experiment=figure_1", "+ablation=one_gpu"], "net=four_layer has no option net.towers"),
+        (["+experiment=figure_1", "+ablation=no_lrn"], "net=four_layer has no option net.lrn"),
+        (["+experiment=figure_1", "augment.crop=20", "batch_size=8"], "multiple of 8"),
         (["+experiment=figure_1", "placement=two_devices"], "net=four_layer has no second tower"),
         (["+experiment=figure_1", "stop_at=120"], "stop_at=120"),
     ],

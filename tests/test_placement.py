@@ -101,7 +101,7 @@ def test_colour_content_of_grey_red_and_random_kernels() -> None:
         (["trainer.devices=3"], "needs 2 devices, not trainer.devices=3"),
         (["placement.replicas=2", "trainer.nodes=3"], "can't be shared evenly"),
         (["placement.replicas=0"], "placement.replicas=0"),
-        (["trainer=gpu"], "trainer: "),
+        (["trainer=gpu", "batch_size=6"], "trainer: "),
     ],
 )
 def test_unsupported_placements_are_refused(

@@ -120,7 +120,7 @@ def test_readme_block_matches_the_committed_results() -> None:
         (["runs=2012"], "2012 holds no finished run"),
         (["results=nowhere"], "there is no folder nowhere"),
         (["out=taken"], "taken is not a folder"),
-        (["images=0"], "a number above 0"),
+        (["images=0"], "at least 1"),
         (["placement=two_devices"], "works on one device"),
     ],
 )

@@ -6,16 +6,19 @@ Exit statuses: 0 success; 2 user error, reported in a line or two; 1 internal er
 import errno
 import os
 import re
+import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet_repro.configs import CONF, leaves
@@ -38,12 +41,16 @@ def command(name: str) -> None:
     The function's module is imported just before the call, because that takes seconds and --help doesn't need it.
     """
 
+    composed = False
+
     def guarded(cfg: DictConfig) -> None:
         # Catch errors inside hydra.main, which would print a traceback for each of these.
+        nonlocal composed
+        composed = True
         try:
             task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
             refuse_added_options()
-            refuse_other_types(cfg, name)
+            check(cfg, name)
             result = task(cfg)
             if sweeping():
                 leave_outcome({"result": result})
@@ -54,12 +61,16 @@ def command(name: str) -> None:
             leave_outcome({"error": str(error).splitlines()[0]})
         except ProcessDied as death:
             _fail(str(death), 1)
+        except BrokenPipeError:  # train | head
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            _fail("nobody reads the output any more", 1)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if (told := _about_files(error)) is None:
                 raise
-            _fail(
-                f"the disk is full: {error}\n  free some space (a checkpoint of the full net takes 490 MB), then continue with resume=true"
-            )
+            if not sweeping():
+                _fail(told)
+            print(f"error: {told}", file=sys.stderr)
+            leave_outcome({"error": told.splitlines()[0]})
         except RuntimeError as error:
             if "WORLD_SIZE" not in os.environ or not re.search(
                 r"gloo|NCCL|connection (closed|reset)", str(error), re.I
@@ -74,27 +85,58 @@ def command(name: str) -> None:
             raise
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors pass through Hydra
-    if rank() > 0:  # only process 0 prints
+    try:
+        own_rank = rank()
+    except UserError as error:
+        _fail(str(error))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
+    if own_rank > 0:  # only process 0 prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+    arguments = sys.argv[1:]
+    if unknown := [a for a in arguments if a.startswith("-") and not FLAGS.fullmatch(a)]:
+        _fail(f"there is no flag {unknown[0]}\n  options have no dashes: epochs=3; see --help")
+    sweep = "-m" in arguments or "--multirun" in arguments
+    sys.argv[1:] = [_quoted(argument, sweep) for argument in arguments]
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error))
+        _fail(_explain(error, name))
+    except (ValueError, TypeError, AttributeError) as error:
+        if composed:
+            raise
+        _fail(str(error).splitlines()[0])  # Hydra raises these for overrides that it cannot use, such as ablation=3
 
 
-def _quoted(argument: str) -> str:
-    """Return key=value with quotes around a value that contains another =, as Hydra's grammar requires.
+PATHS = ("run", "source", "data.store", "store", "results", "out")  # options whose values are paths
+FLAGS = re.compile(
+    r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
+    r"config-dir|shell-completion|experimental-rerun)(=.*)?"
+)
 
-    Names of runs contain =. The items of a list are quoted one by one.
+
+def _quoted(argument: str, sweep: bool) -> str:
+    """Return key=value with quotes around a value that Hydra's grammar does not take as it is.
+
+    Names of runs contain =, and paths may contain anything. The items of a list are quoted one by one. A comma in a path
+    separates the values of a sweep only with -m.
     """
-    key, _, value = argument.partition("=")
-    if argument.startswith("-") or "=" not in value or re.search(r"""['"({]""", value):
+    key, equals, value = argument.partition("=")
+    if argument.startswith("-") or not equals or value in ("", "null") or value[0] in "'\"":
         return argument
-    if value.startswith("[") and value.endswith("]"):
+    if value.startswith("[") and value.endswith("]") and "=" in value and "'" not in value and '"' not in value:
         items = [f"'{item.strip()}'" if "=" in item else item for item in value[1:-1].split(",")]
         return f"{key}=[{','.join(items)}]"
-    return f"{key}='{value}'"
+    if key in PATHS and not (sweep and "," in value):
+        return f"{key}={_in_quotes(value)}"
+    try:
+        OverridesParser.create().parse_override(argument)
+        return argument
+    except HydraException:
+        return argument if value[0] in "[{" else f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(value: str) -> str:
+    return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", value)) + "'"
 
 
 def _interrupted(message: str) -> None:
@@ -108,7 +150,26 @@ def _fail(message: str, status: int = 2) -> None:
     sys.exit(status)
 
 
-def _explain(error: Exception) -> str:
+UNUSABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def _about_files(error: OSError) -> str | None:
+    """Return what is wrong with a path or a disk in a line or two, or None for other errors."""
+    name = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or re.search(r"requested and \d+ written", str(error)):  # numpy's
+        return (
+            f"the disk is full: {name}{error.strerror or error}\n"
+            "  free some space (each of the two checkpoints of the full net takes 490 MB), then run the command again; "
+            "train continues with resume=true"
+        )
+    if error.errno in UNUSABLE and error.filename:
+        return f"{name}{error.strerror}\n  choose a path that exists and can be written"
+    return None
+
+
+def _explain(error: Exception, command_name: str) -> str:
     """Return Hydra's message in a line or two: what is wrong, and what the choices are."""
     text = str(error)
     if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
@@ -120,45 +181,43 @@ def _explain(error: Exception) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
     if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
-        return f"there is no option '{unknown[1]}'\n  " + (
-            f"add a config group that is not in use yet with +{unknown[1]}=..."
-            if (Path(CONF) / unknown[1]).is_dir()
-            else "list the options with --cfg job"
-        )
-    return "\n  ".join([lines[0], " ".join(lines[1:])]).rstrip()
-
-
-def refuse_other_types(cfg: DictConfig, config: str) -> None:
-    """Raise UserError for a value of another type than in the config files, such as a word for a number."""
-    if not GlobalHydra.instance().is_initialized():
-        return  # a job that a launcher runs in a process of its own
-    nullable = nullable_options()
-    groups = [o for o in HydraConfig.get().overrides.task if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a word"}
-    given = dict(leaves(cfg))
-    for key, default in leaves(hydra.compose(config, groups)):
-        value = given.get(key)
-        numbers = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = (
-            numbers
-            if type(default) in (int, float)
-            else isinstance(value, type(default)) or (isinstance(default, str) and numbers)
-        )
-        if value is None and key.rpartition(".")[2] in nullable:
-            continue
-        if default is not None and type(default) in kinds and not fits:
-            raise UserError(
-                f"{key}={'null' if value is None else value}: this must be {kinds[type(default)]}, such as {default}"
+        key = unknown[1]
+        if (Path(CONF) / key).is_dir():
+            return f"there is no option '{key}'\n  add a config group that is not in use yet with +{key}=..."
+        with hydra.initialize_config_dir(CONF, version_base="1.3"):
+            known = dict(leaves(hydra.compose(command_name)))
+        if inner := next((name for name in known if name.startswith(f"{key}.")), None):
+            return (
+                f"{key} is a group of options, and can't be set to this\n  set one of its options, such as {inner}=..."
             )
+        if key in known and not key.startswith("schedule.by_hand.changes"):
+            return f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --cfg job"
+        if key in known:
+            return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
+        near = get_close_matches(key, known, 1, 0.75) or [
+            name for name in known if get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)
+        ]
+        return f"there is no option '{key}'\n  " + (
+            f"did you mean {near[0]}?" if near else "list the options with --cfg job"
+        )
+    if "ambiguous value" in lines[0].lower():
+        return f"{lines[0]}\n  use -m to train with each of these values"
+    return "\n  ".join([lines[0], " ".join(lines[1:])[:200]]).rstrip()
 
 
-def nullable_options() -> set[str]:
-    """Return the last part of the name of every option that may be null.
+def check(cfg: DictConfig, name: str) -> None:
+    """Raise UserError for an option that is unknown, invalid or without effect."""
+    from alexnet_repro.options import check_options  # imported here because pydantic takes 0.2 s
 
-    An option may be null if some config file sets it to null.
-    """
-    text = "\n".join(file.read_text() for file in Path(CONF).rglob("*.yaml"))
-    return set(re.findall(r"(\w+): null\b", text))
+    overrides = HydraConfig.get().overrides.task
+    groups = [o for o in overrides if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
+
+    def default(key: str) -> Any:
+        if not GlobalHydra.instance().is_initialized():
+            return None  # a job that a launcher runs in a process of its own
+        return OmegaConf.select(hydra.compose(name, groups), key)
+
+    check_options(cfg, name, list(overrides), default)
 
 
 def task_overrides() -> list[str]:

@@ -12,13 +12,45 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from alexnet_repro.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
 
+def tasks() -> int:
+    """Return the number of processes of this run that torchrun or Slurm started, or 1 for a process on its own.
+
+    Raises UserError if the environment holds something other than a number.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return _number("WORLD_SIZE", 1)
+    if "SLURM_PROCID" in os.environ:  # a task of a job step, which may have fewer tasks than its job
+        return _number("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", 1)
+    return 1
+
+
 def rank() -> int:
-    """Return the rank that torchrun or Slurm gave this process, or 0 if there is only one process."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    """Return the rank that torchrun or Slurm gave this process, or 0 if there is only one process.
+
+    Raises UserError if the environment holds something other than a number from 0 to ``tasks() - 1``.
+    """
+    if tasks() == 1:
+        return 0
+    name = "RANK" if "WORLD_SIZE" in os.environ else "SLURM_PROCID"
+    if (own := _number(name, 0)) >= tasks():
+        raise UserError(f"the environment has {name}={own}, but only {tasks()} processes")
+    return own
+
+
+def _number(name: str, least: int) -> int:
+    value = os.environ.get(name, str(least))
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(
+            f"the environment has {name}={value}, which is not a whole number from {least}",
+            f"start the processes with torchrun or srun, or run: unset {name}",
+        )
+    return int(value)
 
 
 def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
@@ -70,11 +102,20 @@ def _commit() -> str | None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at ``path`` only when the block ends without an error."""
+    """Open a file for writing that appears at ``path`` only when the block ends without an error.
+
+    The content is on the disk before the file appears, so that a power failure leaves either the old file or the new.
+    """
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        yield file
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

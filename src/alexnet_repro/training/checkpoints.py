@@ -1,43 +1,130 @@
-"""Write and read checkpoints, and save the run when a signal asks it to stop."""
+"""Write and read checkpoints, and save the run when a signal asks it to stop.
 
+A run keeps checkpoints/last.ckpt and the one before it, checkpoints/previous.ckpt. Each is a zip archive, as torch.save
+writes it, with a CRC-32 for each of its parts.
+"""
+
+import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from alexnet_repro.errors import Interrupted, UserError
-from alexnet_repro.provenance import rank
+from alexnet_repro.provenance import rank, written_whole
+
+FORMAT = 1  # of checkpoints; checkpoints of version 0.1 have no format number
+CHECKPOINTS = ("last", "previous", "best")
+NEEDED = ("state_dict", "hyper_parameters", "global_step", "epoch")
+NEEDED_TO_RESUME = ("optimizer_states", "loops", "callbacks", "history")
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with its tensors memory-mapped. Raise UserError if the file is damaged."""
+def newest(run: Path) -> Path | None:
+    """Return the path of a run's newest checkpoint, or None if it has none."""
+    paths = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    return next((path for path in paths if path.exists()), None)
+
+
+def load_checkpoint(path: Path, to_resume: bool = False) -> dict[str, Any]:
+    """Read a checkpoint with its tensors memory-mapped.
+
+    to_resume: whether training is to continue from it, which requires more than the weights.
+
+    Raises UserError if the file is damaged, if it isn't a checkpoint of this program, or if a weight is not finite.
+    """
+    other = path.with_name("previous.ckpt")
+    remedy = "train again, or choose another checkpoint"
+    if path.name == "last.ckpt":
+        remedy = (
+            f"remove it to continue from the one before it, {other}"
+            if other.exists()
+            else "remove it; the run then starts from the beginning"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        if not path.stat().st_size:
+            raise UserError(f"the checkpoint {path} is damaged: the file is empty", remedy)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"the checkpoint {path} is damaged: the checksum of its part {damaged} is wrong", remedy)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except zipfile.BadZipFile:
+        raise UserError(f"the checkpoint {path} is damaged: it is not a whole file of torch.save", remedy) from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, NotImplementedError):
+        raise UserError(f"{path} is not a checkpoint of alexnet_repro: torch can't read it", remedy) from None
+    needed = NEEDED + (NEEDED_TO_RESUME if to_resume else ())
+    missing = [key for key in needed if key not in checkpoint] if isinstance(checkpoint, dict) else list(needed)
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of alexnet_repro: it has no {', '.join(missing)}", remedy)
+    found = checkpoint.get("alexnet_repro", {"format": FORMAT})["format"]
+    if found > FORMAT:
         raise UserError(
-            f"the checkpoint {path} is damaged: {str(error).splitlines()[0]}",
-            "remove it; the run then starts from the beginning",
-        ) from None
+            f"{path} has checkpoint format {found}, this version reads up to {FORMAT}", "install a newer version"
+        )
+    if not finite(checkpoint):
+        raise UserError(f"the checkpoint {path} holds weights that are not finite numbers", remedy)
+    return checkpoint
+
+
+def refuse_other_weights(path: Path, checkpoint: dict[str, Any], model: L.LightningModule) -> None:
+    """Raise UserError if the names or shapes of a checkpoint's weights are not those of ``model``."""
+    own, found = (
+        {name: tuple(value.shape) for name, value in state.items()}
+        for state in (model.state_dict(), checkpoint["state_dict"])
+    )
+    if own != found:
+        name = next(name for name in {**own, **found} if own.get(name) != found.get(name))
+        raise UserError(
+            f"{path} is not a checkpoint of this run: its {name} has shape {found.get(name)}, not {own.get(name)}",
+            "put back the run's own checkpoint, or remove it to start from the beginning",
+        )
+
+
+def finite(checkpoint: dict[str, Any]) -> bool:
+    """Return whether all weights of a checkpoint are finite."""
+    return all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+class OneFile(TorchCheckpointIO):
+    """Write each checkpoint whole or not at all, in its own folder.
+
+    Lightning would hold the whole file in memory and write it by way of TMPDIR.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint. Raise UserError, and write nothing, if one of its weights is not finite."""
+        if not finite(checkpoint):
+            raise UserError(
+                f"the weights are not finite after {checkpoint['global_step']} updates: training diverged",
+                "start again with a lower optim.lr; the last good checkpoint is kept",
+            )
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            torch.save(checkpoint, file)
 
 
 class KeepLast(Checkpoint):
     """Write last.ckpt after every epoch, every few minutes, and when a signal asks the run to stop.
 
-    After Ctrl-C or SIGTERM, the current update finishes, the run is saved, and training ends. A second Ctrl-C ends it
-    at once, without saving.
+    After Ctrl-C, SIGTERM or SIGUSR1, the current update finishes, the run is saved, and training ends. A second Ctrl-C
+    ends it at once, without saving. After SIGUSR1 in a Slurm job, the job is put back into the queue.
 
     path: path of last.ckpt. minutes: interval between checkpoints within an epoch.
     """
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.minutes = path, minutes
-        self._asked_to_stop, self._asked_at = False, 0.0
+        self._asked_to_stop, self._asked_at, self._requeue = False, 0.0, False
         self._previous_handlers: dict[int, Any] = {}
         self._started_at = self._saved_at = time.monotonic()
         self._earlier_seconds = 0.0
@@ -57,7 +144,7 @@ class KeepLast(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers. They replace Lightning's, which would end a run without saving it."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._previous_handlers[number] = signal.signal(number, self._ask_to_stop)
             except ValueError:  # not in the main thread: the caller handles signals
@@ -69,6 +156,7 @@ class KeepLast(Checkpoint):
                 raise KeyboardInterrupt(f"resume=true continues from the last checkpoint, {self.path}")
             return
         self._asked_to_stop, self._asked_at = True, time.monotonic()
+        self._requeue = number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ
         if rank() == 0:
             print("\nstopping after this update; press Ctrl-C again to stop at once, without saving", file=sys.stderr)
 
@@ -107,13 +195,30 @@ class KeepLast(Checkpoint):
         return stop, due
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"saved in {self.path}; the same command with resume=true continues from there")
+        return Interrupted(
+            f"saved in {self.path}; the same command with resume=true continues from there" + self._requeued()
+        )
+
+    def _requeued(self) -> str:
+        if not self._requeue or rank() > 0:
+            return ""
+        job = os.environ["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in os.environ:
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        try:
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+            failure = done.stderr.strip()
+        except OSError as error:
+            failure = str(error)
+        return f"\ncould not requeue job {job}: {failure}" if failure else f"\njob {job} is back in the queue"
 
     def _save(self, trainer: L.Trainer) -> None:
-        unfinished = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(unfinished)
+        new = self.path.with_name("new.ckpt")
+        trainer.save_checkpoint(new)
         if trainer.is_global_zero:
-            unfinished.replace(self.path)  # atomic, so that a complete checkpoint exists at every moment
+            if self.path.exists():
+                self.path.replace(self.path.with_name("previous.ckpt"))
+            new.replace(self.path)  # a complete checkpoint exists at every moment
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -28,6 +28,7 @@ from alexnet_repro.data.module import TrainBatch, ValBatch, replica_of
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.cifar import FourLayer, LocallyConnected
 from alexnet_repro.net.lrn import at_least_float32
+from alexnet_repro.training.checkpoints import FORMAT
 from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
 
 MEANS = ("patch", "centre")
@@ -281,7 +282,8 @@ class Classifier(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the schedule's state, the history, and the training sums of the current epoch."""
+        """Add the format, the schedule's state, the history, and the training sums of the current epoch."""
+        checkpoint["alexnet_repro"] = {"format": FORMAT}
         checkpoint["history"] = self.history
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()

@@ -15,17 +15,16 @@ from alexnet_repro.cli import task_overrides
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import write_json
-from alexnet_repro.training.launcher import ran_in_processes, refuse_placement
+from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement
 from alexnet_repro.training.measurement import (
     MEASURED_WITH,
     circumstances,
     fitting_store,
     load_run,
     predict,
-    run_config,
 )
-from alexnet_repro.training.run_folder import named
-from alexnet_repro.training.trainer import make_trainer
+from alexnet_repro.training.run_folder import named, saved_config
+from alexnet_repro.training.trainer import make_trainer, on_gpu
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -39,12 +38,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
     runs = chosen_runs(cfg)
     for run in runs:
-        refuse_placement(cfg, run_config(run).net)
+        refuse_placement(cfg, saved_config(run).net)
     facts = common_facts(runs) if len(runs) > 1 else {}
     if ran_in_processes(cfg, "evaluate", task_overrides()):
         return {}
-    trainer = make_trainer(cfg)
-    store_path = str(cfg.store or run_config(runs[0]).data.store)
+    meet(cuda=on_gpu(cfg))
+    trainer = make_trainer(cfg, runs[0])
+    store_path = str(cfg.store or saved_config(runs[0]).data.store)
     sums: dict[str, Tensor] = {}
     for run in runs:
         model, trained = load_run(run, cfg.checkpoint)

@@ -5,50 +5,83 @@ torch.distributed's launcher starts them on one machine. Under torchrun, Slurm o
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
+from torch.distributed import TCPStore, init_process_group
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexnet_repro.errors import ProcessDied, UserError
 from alexnet_repro.net.placement import TOWERS
+from alexnet_repro.provenance import rank, tasks
+
+PATIENCE = timedelta(seconds=45)  # how long the processes of a Slurm job wait for each other
 
 
 def world(cfg: DictConfig) -> int:
     """Return the number of processes that a run needs, over all machines.
 
-    Raises UserError for invalid or inconsistent numbers of devices, replicas, machines and processes.
+    Raises UserError for inconsistent numbers of devices, replicas and machines, and if torchrun or Slurm started another
+    number of processes.
     """
     towers, replicas, devices = cfg.placement.devices, cfg.placement.replicas, cfg.trainer.devices
-    for key, value in {
-        "placement.replicas": replicas,
-        "trainer.devices": devices,
-        "trainer.nodes": cfg.trainer.nodes,
-    }.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{key}={value}: this must be a whole number above 0")
-    size = towers * replicas
-    if devices is not None and devices * cfg.trainer.nodes != size:
-        if replicas == 1 and devices * cfg.trainer.nodes % towers == 0:
-            size = devices * cfg.trainer.nodes
+    size, nodes = towers * replicas, machines(cfg)
+    if devices is not None and devices * nodes != size:
+        if replicas == 1 and devices * nodes % towers == 0:
+            size = devices * nodes
         else:
             raise UserError(
                 f"placement={cfg.placement.name} with {replicas} replica{'s' * (replicas > 1)} needs {size} devices, "
-                f"not trainer.devices={devices} on {cfg.trainer.nodes} machine{'s' * (cfg.trainer.nodes > 1)}",
+                f"not trainer.devices={devices} on {nodes} machine{'s' * (nodes > 1)}",
                 "remove trainer.devices, and set the number of replicas with placement.replicas=N",
             )
-    if size % cfg.trainer.nodes:
-        raise UserError(f"{size} processes can't be shared evenly between trainer.nodes={cfg.trainer.nodes} machines")
-    if (running := os.environ.get("WORLD_SIZE")) is not None and int(running) != size:
+    if launched() and tasks() != size:
         raise UserError(
-            f"{running} processes are running, but placement={cfg.placement.name} placement.replicas={replicas} needs {size}",
-            "two towers need an even number" if towers == TOWERS and int(running) % 2 else "set placement.replicas",
+            f"{tasks()} processes are running, but placement={cfg.placement.name} placement.replicas={replicas} needs {size}",
+            _how_to_start(size, towers),
         )
+    if size % nodes:
+        raise UserError(f"{size} processes can't be shared evenly between {nodes} machines")
     return size
+
+
+def _how_to_start(size: int, towers: int) -> str:
+    if "WORLD_SIZE" in os.environ:
+        odd = towers == TOWERS and tasks() % TOWERS
+        return "two towers need an even number" if odd else f"set placement.replicas, or start {size} with torchrun"
+    return (
+        f"use srun --ntasks={size}, or set placement.replicas; "
+        "for one run per task, set SLURM_NTASKS=1 SLURM_STEP_NUM_TASKS=1 before each command (docs/clusters.md)"
+    )
+
+
+def machines(cfg: DictConfig) -> int:
+    """Return the number of machines: what torchrun or Slurm says, or else ``cfg.trainer.nodes``.
+
+    Raises UserError if the two disagree, or if Slurm's machines have different numbers of processes.
+    """
+    given: int = cfg.trainer.nodes
+    if not launched() or tasks() == 1:
+        return given
+    if "WORLD_SIZE" in os.environ:
+        found = tasks() // int(os.environ.get("LOCAL_WORLD_SIZE", tasks() // given))
+    else:
+        found = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", given)))
+        if "," in os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""):
+            raise UserError(
+                f"Slurm's machines have different numbers of processes: {os.environ['SLURM_STEP_TASKS_PER_NODE']}",
+                f"use srun --ntasks-per-node={max(1, tasks() // found)}",
+            )
+    if given not in (1, found):
+        raise UserError(f"trainer.nodes={given}, but the processes run on {found} machines", "remove trainer.nodes")
+    return found
 
 
 def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
@@ -70,7 +103,48 @@ def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
 
 def launched() -> bool:
     """Return whether torchrun, Slurm or this module started this process as one of several."""
-    return "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return "WORLD_SIZE" in os.environ or tasks() > 1
+
+
+def meet(cuda: bool) -> None:
+    """Join the processes that Slurm started. Do nothing in a process that is alone, or that torchrun started.
+
+    Afterwards the environment has torchrun's variables. Raises UserError if the processes do not meet within a minute;
+    torch would wait for half an hour.
+    """
+    if "WORLD_SIZE" in os.environ or tasks() == 1:
+        return
+    slurm = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    nodes = slurm.get("STEP_NODELIST", slurm.get("NODELIST", "127.0.0.1"))
+    host = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
+    port = 15_000 + (101 * int(slurm.get("JOB_ID", 0)) + int(slurm.get("STEP_ID", 0))) % 10_000
+    port = int(os.environ.get("MASTER_PORT", port))
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError:
+        raise UserError(
+            f"the name of the first machine, {host}, does not resolve on {socket.gethostname()}",
+            "set MASTER_ADDR to its address before srun",
+        ) from None
+    try:
+        store = TCPStore(host, port, tasks(), rank() == 0, timeout=PATIENCE)
+        init_process_group("nccl" if cuda else "gloo", store=store, rank=rank(), world_size=tasks())
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"the {tasks()} processes did not meet at {host}:{port} within {PATIENCE.seconds} seconds: "
+            f"{str(error).splitlines()[0][:100]}",
+            "start them with srun, all at once; if the machines have no route to that address, set MASTER_ADDR",
+        ) from None
+    machines_count = int(slurm.get("STEP_NUM_NODES", slurm.get("NNODES", 1)))
+    os.environ |= {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank()),
+        "LOCAL_RANK": slurm.get("LOCALID", "0"),
+        "GROUP_RANK": slurm.get("NODEID", "0"),
+        "LOCAL_WORLD_SIZE": str(tasks() // machines_count),
+        "WORLD_SIZE": str(tasks()),
+    }
 
 
 def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) -> bool:
@@ -82,7 +156,7 @@ def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) ->
     processes = world(cfg)
     if processes == 1 or launched():
         return False
-    _launch(command, processes // cfg.trainer.nodes, arguments)
+    _launch(command, processes // machines(cfg), arguments)
     return True
 
 
@@ -104,10 +178,10 @@ def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
     except SignalException:
         raise SystemExit(130) from None  # process 0 has reported what it saved
     except ChildFailedError as failure:
-        rank, first = failure.get_first_failure()
+        failed, first = failure.get_first_failure()
         if first.exitcode in (2, 130):  # user error or interruption, which the process has reported
             raise SystemExit(first.exitcode) from None
         raise ProcessDied(
-            f"process {rank} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "
+            f"process {failed} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "
             "and so did the run\n  the same command with resume=true continues from the last checkpoint"
         ) from None

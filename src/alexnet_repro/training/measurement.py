@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from alexnet_repro.claims.scores import VIEWS, errors, gathered, score
@@ -13,8 +13,9 @@ from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import machine
-from alexnet_repro.training.checkpoints import load_checkpoint
+from alexnet_repro.training.checkpoints import CHECKPOINTS, load_checkpoint
 from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.run_folder import saved_config
 
 # The views that each choice of views= measures in one pass over the images.
 MEASURED_WITH: dict[str, tuple[str, ...]] = {"centre": VIEWS[:1], "ten_crop": VIEWS[:2], "nine_crop": VIEWS}
@@ -46,26 +47,24 @@ def measure(
     return {view: gathered(score(p, labels), trainer) for view, p in softmax.items()}
 
 
-def run_config(run: Path) -> DictConfig:
-    """Return the config that a run was trained with. Raise UserError if the folder holds no run."""
-    if not (run / "config.yaml").is_file():
-        raise UserError(
-            f"{run} is not the folder of a run", "name a folder that train created, such as run=runs/paper/seed-0"
-        )
-    return DictConfig(OmegaConf.load(run / "config.yaml"))
-
-
 def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
     """Return the trained net and the config of a run. Raise UserError for a missing or damaged checkpoint."""
-    trained = run_config(run)
+    trained = saved_config(run)
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
+        there = [name for name in CHECKPOINTS if (run / "checkpoints" / f"{name}.ckpt").is_file()]
         raise UserError(
             f"{run} has no checkpoint '{checkpoint}'",
-            "choose checkpoint=last or checkpoint=best, after at least one epoch of training",
+            f"choose checkpoint={' or '.join(there)}" if there else "train for at least one epoch first",
         )
     load_checkpoint(path)  # raises UserError if the file is damaged
-    model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    try:
+        model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not fit the net that it describes: {' '.join(str(error).split())[:120]}",
+            "choose another checkpoint, or train again",
+        ) from None
     return model, trained
 
 

@@ -25,14 +25,23 @@ from alexnet_repro.errors import UserError
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.provenance import rank, write_json
 from alexnet_repro.sweep import sweeping
-from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
+from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint, newest, refuse_other_weights
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.estimate import EstimateTime
-from alexnet_repro.training.launcher import ran_in_processes, refuse_placement, world
+from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement, world
 from alexnet_repro.training.measurement import circumstances, measure, measure_training_sample
 from alexnet_repro.training.optim import scaled_epoch
-from alexnet_repro.training.run_folder import choices, csv_logger, done_before, open_run, run_name
-from alexnet_repro.training.trainer import make_trainer
+from alexnet_repro.training.run_folder import (
+    abandon,
+    choices,
+    csv_logger,
+    done_before,
+    open_run,
+    refuse_taken,
+    run_name,
+    wait_for,
+)
+from alexnet_repro.training.trainer import make_trainer, on_gpu
 from alexnet_repro.training.watch import Watchman
 
 
@@ -47,24 +56,44 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
     run = Path(str(cfg.run))
-    if sweeping() and (done := done_before(run, cfg)):  # a repeated sweep does only the remaining runs
+    if sweeping() and (done := done_before(run, cfg, store.checksum)):  # a repeated sweep does only the remaining runs
         print(f"{run} is finished already")
         return done
+    refuse_taken(run, cfg, store.checksum)
     quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
     if ran_in_processes(cfg, "train", [*task_overrides(), f"run='{quoted}'"]):
         return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
     model = new_classifier(cfg, store)
-    measuring = make_trainer(cfg)
-    checkpoints = run / "checkpoints"
-    if rank() == 0:
-        last = open_run(run, cfg)  # after all user input has been validated
-    else:
-        last = checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").exists() else None
+    meet(cuda=on_gpu(cfg))
+    measuring = make_trainer(cfg, run)
+    if rank() > 0:
+        wait_for(run)
+        return work(cfg, run, store, model, measuring)
+    lock = open_run(run, cfg, store.checksum)  # after all user input has been validated
+    try:
+        return work(cfg, run, store, model, measuring)
+    except BaseException:
+        abandon(run)
+        raise
+    finally:
+        lock.release()
 
-    steps_done = load_checkpoint(last)["global_step"] if last else 0
+
+def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring: L.Trainer) -> dict[str, Any]:
+    """Train and measure in the run's folder, which this process or process 0 has locked.
+
+    Raises UserError if the checkpoint cannot be resumed, and Interrupted if a signal stops the run.
+    """
+    checkpoints, last = run / "checkpoints", newest(run)
+    steps_done = 0
+    if last:
+        checkpoint = load_checkpoint(last, to_resume=True)
+        refuse_other_weights(last, checkpoint, model)
+        steps_done = checkpoint["global_step"]
+        del checkpoint
     loggers: list[Logger] = [csv_logger(run, steps_done)]
-    if cfg.logger.wandb:
+    if cfg.logger.wandb and rank() == 0:
         loggers.append(wandb_logger(cfg, run))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
@@ -83,6 +112,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         )
     trainer = make_trainer(
         cfg,
+        run,
         max_epochs=cfg.epochs,
         logger=loggers,
         callbacks=callbacks,
@@ -169,11 +199,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for invalid or contradictory options."""
-    positive = {"epochs": int, "batch_size": int, "optim.lr": float, "trainer.checkpoint_minutes": float}
-    for key, kind in positive.items():
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or value <= 0:
-            raise UserError(f"{key}={value}: this must be a {'whole ' if kind is int else ''}number above 0")
     for name in cfg.ablation:
         for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml"))):
             if OmegaConf.select(cfg, key) != value:
@@ -181,23 +206,27 @@ def check(cfg: DictConfig) -> None:
                     f"+ablation={name} is not in effect: it sets {key}={value}, but {key}={OmegaConf.select(cfg, key)} overrides it",
                     "remove one of the two",
                 )
+    for key, value in (override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override):
+        if key == "ablation" and len(set(names := value.strip("[]").split(","))) < len(names):
+            raise UserError(f"+ablation={value} names an ablation twice", "name each of them once")
+        if key == "schedule" and value != "log":
+            _refuse_covered_schedule(cfg, value)
     if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
         raise UserError(
             f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
         )
-    for override in task_overrides():
-        if override.startswith("schedule.when_error_stalls.") and cfg.schedule.rule != "when_error_stalls":
-            raise UserError(
-                f"{override} has no effect with schedule.rule={cfg.schedule.rule}",
-                "choose schedule.rule=when_error_stalls",
-            )
-    if cfg.logger.wandb and cfg.logger.mode not in ("auto", "online", "offline", "disabled"):
-        raise UserError(f"logger.mode={cfg.logger.mode}: this must be auto, online, offline or disabled")
-    if cfg.stop_at is not None and not 0 <= cfg.stop_at < 100:
-        raise UserError(f"stop_at={cfg.stop_at}: this must be a training error in percent")
     refuse_placement(cfg, cfg.net)
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: this must be a whole number from 0 to {2**32 - 1}")
+
+
+def _refuse_covered_schedule(cfg: DictConfig, name: str) -> None:
+    chosen = {override.partition("=")[0] for override in task_overrides()}
+    for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "schedule" / f"{name}.yaml"))):
+        full = f"schedule.by_hand.{key}"
+        if full not in chosen and OmegaConf.select(cfg, full) != value:
+            raise UserError(
+                f"schedule={name} is not in effect: data={cfg.data.name} has a schedule of its own",
+                f"choose other data, or set single options such as {full}={value}",
+            )
 
 
 def open_store(cfg: DictConfig) -> Store:
@@ -240,6 +269,11 @@ def open_store(cfg: DictConfig) -> Store:
                 f"{path} has {found} {split} images, not {wanted} for each of the {len(store.classes)} classes",
                 "make it again with: python -m alexnet_repro.prepare overwrite=true and the same options",
             )
+    if cfg.batch_size > (count := len(store.split("train"))):
+        raise UserError(
+            f"batch_size={cfg.batch_size}, but {path} has only {count} training images",
+            f"use at most batch_size={count}",
+        )
     return store
 
 

@@ -1,45 +1,66 @@
 """The folder of a run, runs/<name>/seed-<n>.
 
-It holds config.yaml, metrics.csv, checkpoints/ and result.json. A run never overwrites another run's files. A stopped
-run resumes in its folder, exactly where it stopped.
+It holds config.yaml, metrics.csv, checkpoints/ and result.json, and a lock while a process works in it. A run never
+overwrites another run's files. A stopped run resumes in its folder, exactly where it stopped.
 """
 
 import csv
+import errno
+import hashlib
 import json
+import os
 import re
+import socket
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import rank
+from alexnet_repro.provenance import rank, written_whole
+from alexnet_repro.training.checkpoints import newest
 
 # Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
 # change them.
-RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?")
+RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?|data\.store")
+STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
+LEASE = 30.0  # seconds after which a lock that its owner did not renew is free
+LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()) -> str:
     """Return the name of a run: the recipe and what else the command line chose.
 
     For example paper, paper-no_lrn or paper-imagenette-epochs=2. Of a config group, the name has only the choice, and
-    nothing if it is one of ``defaults`` (group=choice).
+    nothing if it is one of ``defaults`` (group=choice). A long name is cut, and ends with a hash of all of it.
     """
     parts = [recipe]
     first = ("ablation", "net", "data")  # regardless of the order on the command line
     chosen = [override.lstrip("+").partition("=") for override in overrides]
+    data = next((value for key, _, value in chosen if key == "data"), "photos")
     for key, _, value in sorted(chosen, key=lambda part: first.index(part[0]) if part[0] in first else len(first)):
+        if key == "data.store" and (folder := Path(value.strip("'\"")).name) != data:
+            parts.append(f"store={folder}")  # only its name, so that a copy on another disk gives the same name
         if key in ("recipe", "seed") or RUNTIME_OPTIONS.fullmatch(key) or f"{key}={value}" in defaults:
             continue
         is_group = (Path(CONF) / key).is_dir()
         value = value.strip("[]'\"")
         if value not in ("none", ""):
             parts.append(value if is_group else f"{key}={value}")
-    return re.sub(r"[^\w.,=+-]+", "_", "-".join(parts)).strip("_")
+    name = re.sub(r"[^\w.,=+-]+", "_", "-".join(parts)).strip("_")
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore") + "-" + digest
+    return name
 
 
 def choices(overrides: Sequence[str]) -> dict[str, Any]:
@@ -74,47 +95,171 @@ def named(folders: Any) -> list[Path]:
     return [Path(str(folder)) for folder in (folders if OmegaConf.is_list(folders) else [folders])]
 
 
-def open_run(run: Path, cfg: DictConfig) -> Path | None:
-    """Create or reopen the folder of a run. Return the checkpoint to resume from, or None to start.
+def open_run(run: Path, cfg: DictConfig, store_sha256: str) -> SoftFileLease:
+    """Lock, create or reopen the folder of a run, and write config.yaml. Return the lock, which the caller releases.
 
-    Raises UserError if the folder holds a finished run, an unfinished run without resume=true, a run with other
-    options, or something that isn't a run.
+    A folder without a checkpoint has nothing to lose, so the run starts again, with other options too.
+
+    store_sha256: checksum of the store's manifest, which identifies the images.
+
+    Raises UserError if the folder cannot be written or is in use, or if it holds a finished run, an unfinished run
+    without resume=true, a run with other options or images, or something that isn't a run.
     """
-    config = run / "config.yaml"
+    refuse_taken(run, cfg, store_sha256)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = locked(run)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"{run} cannot be written: {error.strerror}", "choose another folder with run=PATH") from None
+    try:
+        refuse_taken(run, cfg, store_sha256)  # another process may have used it before the lock was free
+        content = {**plain(cfg), STORE: store_sha256}
+        with written_whole(run / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(content)).encode())
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def locked(run: Path) -> SoftFileLease:
+    """Take the lock of a run's folder, which holds between machines, too.
+
+    The owner renews the lock every few seconds. A process that died loses it: at once on the same machine, and after
+    LEASE seconds on another one. Raises UserError if another process holds it.
+    """
+    lock = SoftFileLease(run / "lock", lease_duration=LEASE, on_compromise=_lost_lock, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+        return lock
+    except Timeout:
+        pid, host = lock.pid, _owner_of(run / "lock")
+    if host != socket.gethostname():
+        print(f"{run} is in use by process {pid} on {host}; waiting {LEASE + 5:.0f} s in case that one died")
+        try:
+            lock.acquire(timeout=LEASE + 5, poll_interval=1)
+            return lock
+        except Timeout:
+            pass
+    raise UserError(
+        f"{run} is in use by process {pid} on {host}", "wait until it ends, or choose another folder with run=PATH"
+    )
+
+
+def _owner_of(lock: Path) -> str:
+    """Return the host that a lock of filelock names."""
+    try:
+        return next(line.removeprefix("host=") for line in lock.read_text().splitlines() if line.startswith("host="))
+    except (OSError, StopIteration):
+        return "another machine"
+
+
+def _lost_lock(loss: LeaseCompromise) -> None:
+    print(f"error: another process took over {loss.lock_file} ({loss.reason}); this one ends", file=sys.stderr)
+    os._exit(1)  # without saving, since the folder now belongs to the other process
+
+
+def wait_for(run: Path) -> None:
+    """Wait until process 0 has locked the run's folder, so that all processes see the same checkpoints.
+
+    Raises UserError if the folder does not appear on this machine.
+    """
+    deadline = time.monotonic() + 30
+    while not (run / "lock").exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {rank()} on {socket.gethostname()} does not see {run}/lock, which process 0 created",
+                "the run's folder must be on a file system that all machines share",
+            )
+        time.sleep(0.2)
+
+
+def abandon(run: Path) -> None:
+    """Remove what a failed start left in the run's folder, unless there is a checkpoint."""
+    if newest(run):
+        return
+    for name in ("config.yaml", "metrics.csv", "wandb-id"):
+        (run / name).unlink(missing_ok=True)
+    for folder in (run / "checkpoints", run):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
+    """Raise UserError if ``run`` cannot be started or resumed with this config. Write nothing."""
     if (run / "result.json").exists():
         raise UserError(f"{run} holds a finished run", "choose another folder with run=PATH, or remove it to run again")
-    if config.exists():
+    if (run / "config.yaml").exists():
+        if not newest(run):
+            return
         if not cfg.resume:
             raise UserError(
                 f"{run} holds an unfinished run",
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
             )
-        _refuse_differences(run, cfg)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        refuse_differences(run, cfg, store_sha256)
+    elif run.exists() and (not run.is_dir() or any(path.name != "lock" for path in run.iterdir())):
         raise UserError(f"{run} is taken by something that isn't a run", "choose another folder with run=PATH")
-    run.mkdir(parents=True, exist_ok=True)
-    config.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    last = run / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
 
 
-def done_before(run: Path, cfg: DictConfig) -> dict[str, Any] | None:
+def done_before(run: Path, cfg: DictConfig, store_sha256: str) -> dict[str, Any] | None:
     """Return the result of a finished run, or None. Raise UserError if the run used other options."""
     if not (run / "result.json").exists():
         return None
-    _refuse_differences(run, cfg)
+    refuse_differences(run, cfg, store_sha256)
     return json.loads((run / "result.json").read_text())
 
 
-def _refuse_differences(run: Path, cfg: DictConfig) -> None:
-    before, now = OmegaConf.load(run / "config.yaml"), OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+def refuse_differences(run: Path, cfg: DictConfig, store_sha256: str) -> None:
+    """Raise UserError if the run in ``run`` computes something else than ``cfg`` on these images.
+
+    Where files lie and how the work is divided does not matter. An option that did not exist when the run started may
+    have any value that the command line did not choose.
+    """
+    before, now = saved_config(run), OmegaConf.create({**plain(cfg), STORE: store_sha256})
     old, new = (dict(leaves(DictConfig(config))) for config in (before, now))
-    keys = [key for key in {**old, **new} if not RUNTIME_OPTIONS.fullmatch(str(key)) and old.get(key) != new.get(key)]
+    chosen = {override.lstrip("+").partition("=")[0] for override in task_overrides()}
+    keys = [
+        key
+        for key in {**old, **new}
+        if not RUNTIME_OPTIONS.fullmatch(str(key)) and old.get(key) != new.get(key) and (key in old or key in chosen)
+    ]
+    if keys == [STORE]:
+        raise UserError(
+            f"the images of {cfg.data.store} are not those that {run} was trained on: its manifest has changed",
+            "use the same store, or choose another folder with run=PATH",
+        )
     if keys:
         raise UserError(
             f"{run} was started with other options: {', '.join(f'{k}={new.get(k)} (was {old.get(k)})' for k in keys[:3])}",
             "use the same options, or choose another folder with run=PATH",
         )
+
+
+def saved_config(run: Path) -> DictConfig:
+    """Return the config in a run's folder. Raise UserError if it is missing or damaged."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{run} is not the folder of a run", "name a folder that train created, such as run=runs/paper/seed-0"
+        )
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig) or "data" not in config or "net" not in config:
+            raise ValueError("it has no data and net")
+        return config
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{path} is damaged: {str(error).splitlines()[0]}", "remove the folder and train again"
+        ) from None
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return the options as plain values, with all interpolations resolved."""
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    return content
 
 
 def csv_logger(run: Path, steps_done: int) -> CSVLogger:

@@ -2,18 +2,25 @@
 
 import ctypes
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from alexnet_repro.errors import UserError
-from alexnet_repro.training.launcher import world
+from alexnet_repro.provenance import tasks
+from alexnet_repro.training.checkpoints import OneFile
+from alexnet_repro.training.launcher import machines, world
 from alexnet_repro.training.strategy import TowerStrategy
 
 
@@ -40,8 +47,24 @@ def keep_freed_memory() -> None:
             mallopt(*option)  # type: ignore[misc]
 
 
-def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
+def on_gpu(cfg: DictConfig) -> bool:
+    """Return whether ``cfg.trainer`` selects a GPU."""
+    return cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+class StopAtOnce(L.Callback):
+    """End a measurement at once on SIGTERM. Lightning's handler would wait until all images are measured."""
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Replace the handler that Lightning installed."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) -> L.Trainer:
     """Create Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``, and pass ``options`` on to it.
+
+    folder: where Lightning may write, which is the run's folder.
 
     Raises UserError for a device or a precision that is not available.
     """
@@ -57,24 +80,32 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     warnings.filterwarnings("ignore", "It is recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # without a replacement yet
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own call
+    if "SLURM_NTASKS" in os.environ:  # Lightning insists on it, though launcher.py decides about Slurm
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", "1")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # launcher.py decides about Slurm
     if cfg.trainer.keep_memory:
         keep_freed_memory()
     accelerator, precision, processes = cfg.trainer.accelerator, cfg.trainer.precision, world(cfg)
     if precision == "auto":
         on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         precision = "bf16-mixed" if on_cpu and fast_bfloat16() else "32-true"
+    if precision == "16-mixed" and not on_gpu(cfg):
+        raise UserError("trainer.precision=16-mixed needs a GPU", "choose bf16-mixed or 32-true")
     options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
-    options["callbacks"] = [*options["callbacks"], TQDMProgressBar(leave=True)]
+    options["callbacks"] = [*options["callbacks"], StopAtOnce(), TQDMProgressBar(leave=True)]
     try:
         return L.Trainer(
             accelerator=accelerator,
-            devices=processes // cfg.trainer.nodes,
-            num_nodes=cfg.trainer.nodes,
+            devices=processes // machines(cfg),
+            num_nodes=machines(cfg),
             strategy=TowerStrategy(cfg.placement.devices) if processes > 1 else "auto",
             precision=precision,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            # Lightning would otherwise detect Slurm, save hpc_ckpt_1.ckpt on its signals, and load that file later
+            plugins=[TorchElasticEnvironment() if tasks() > 1 else LightningEnvironment(), OneFile()],
+            default_root_dir=folder,
             **options,
         )
     except (MisconfigurationException, ValueError) as error:

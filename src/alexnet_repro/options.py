@@ -1,0 +1,411 @@
+"""Every option of every command: its type, its range, and the condition under which it has an effect.
+
+The defaults are in conf/. ``check_options`` compares a composed config with this schema before a command does any work.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from alexnet_repro.errors import UserError
+
+
+@dataclass(frozen=True)
+class OnlyIf:
+    """An option has no effect unless ``holds(cfg)``; ``otherwise`` names the option that stands against it."""
+
+    holds: Callable[[Any], bool]
+    otherwise: str
+
+
+class Group(BaseModel):
+    """Options without conversions between types, and without unknown names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1)]
+OneOrTwo = Annotated[int, Field(ge=1, le=2)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+# A name may look like a number on the command line.
+Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
+Activation = Literal["relu", "tanh", "abs_tanh", "sigmoid"]
+
+with_lrn = OnlyIf(lambda cfg: cfg.net.get("lrn", True), "net.lrn=false")
+with_colour_noise = OnlyIf(lambda cfg: cfg.augment.colour_noise > 0, "augment.colour_noise=0")
+when_stalled = OnlyIf(lambda cfg: cfg.schedule.rule == "when_error_stalls", "schedule.rule={schedule.rule}")
+by_hand = OnlyIf(lambda cfg: cfg.schedule.rule == "by_hand", "schedule.rule={schedule.rule}")
+not_verifying = OnlyIf(lambda cfg: not cfg.verify, "verify=true")
+with_own_images = OnlyIf(lambda cfg: cfg.data.source != "embedded", "data={data.name}")
+
+
+class AlexNetOptions(Group):
+    """conf/net/alexnet.yaml and the net of the recipes."""
+
+    name: Literal["alexnet"]
+    towers: OneOrTwo
+    communication: bool
+    conv3: bool
+    conv4: bool
+    conv5: bool
+    bias_init: float
+    activation: Activation
+    lrn: bool
+    lrn_n: Annotated[int, Field(ge=1), with_lrn]
+    lrn_k: Annotated[Positive, with_lrn]
+    lrn_alpha: Annotated[NotNegative, with_lrn]
+    lrn_beta: Annotated[NotNegative, with_lrn]
+    layer1_order: Annotated[Literal["relu_norm_pool", "norm_pool_relu"], with_lrn]
+    same_map_norm: bool
+    pooling: Literal["overlapping", "non_overlapping"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    init: Literal["paper", "as_run"]
+
+
+class FourLayerOptions(Group):
+    """conf/net/four_layer.yaml."""
+
+    name: Literal["four_layer"]
+    image_size: Count
+    activation: Activation
+    same_map_norm: bool
+
+
+class LocallyConnectedOptions(Group):
+    """conf/net/locally_connected.yaml."""
+
+    name: Literal["locally_connected"]
+    image_size: Count
+    activation: Activation
+    lrn: bool
+    norm: Annotated[Literal["n9", "n5_before_pools"], with_lrn]
+    local3_maps: Count
+
+
+class Optim(Group):
+    """The update rule (Section 5)."""
+
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NotNegative
+    bias_rate: NotNegative
+    bias_decay: Annotated[bool, OnlyIf(lambda cfg: cfg.optim.weight_decay > 0, "optim.weight_decay=0")]
+    decay_multiples: Annotated[
+        dict[str, NotNegative] | None, OnlyIf(lambda cfg: cfg.optim.weight_decay > 0, "optim.weight_decay=0")
+    ] = None
+
+
+class WhenErrorStalls(Group):
+    """The rule of the paper, with our numbers."""
+
+    factor: Annotated[float, Field(gt=1), when_stalled]
+    times: Annotated[Natural, when_stalled]
+    patience: Annotated[Count, when_stalled]
+    threshold: Annotated[NotNegative, when_stalled]
+
+
+GroupName = Literal["weights", "biases", "conv1_weights", "conv1_biases"]
+
+
+class ByHand(Group):
+    """A schedule in conf/schedule."""
+
+    of_epochs: Annotated[Count, by_hand]
+    colour_noise_epochs: Annotated[Natural | None, with_colour_noise]
+    val_joins_after: Annotated[
+        Natural | None, OnlyIf(lambda cfg: cfg.schedule.rule != "when_error_stalls", "schedule.rule={schedule.rule}")
+    ]
+    changes: Annotated[dict[GroupName, dict[int, NotNegative]], by_hand]
+
+
+class Schedule(Group):
+    """How the learning rate falls."""
+
+    rule: Literal["when_error_stalls", "by_hand", "constant"]
+    when_error_stalls: WhenErrorStalls | None = None
+    by_hand: ByHand
+
+
+class Augment(Group):
+    """Data augmentation (Section 4.1)."""
+
+    crop: Count
+    random_crops: bool
+    mirror: bool
+    share: Annotated[
+        Count,
+        OnlyIf(
+            lambda cfg: cfg.augment.random_crops or cfg.augment.mirror,
+            "augment.random_crops=false and augment.mirror=false",
+        ),
+    ]
+    mean: Literal["patch", "centre"]
+    colour_noise: NotNegative
+    colour_unit: Annotated[Literal["eigenvalue", "deviation"], with_colour_noise]
+    colour_divisor: Annotated[Positive, with_colour_noise]
+    colour_noise_epochs: Annotated[Natural | None, with_colour_noise]
+    jitter: Annotated[float, Field(ge=0, le=1)]
+
+
+class Data(Group):
+    """A data set of conf/data."""
+
+    name: Name
+    claim: str | None = None
+    source: Literal["embedded", "yours", "cifar10"]
+    store: Name
+    image_size: Count
+    hold_out_every: Annotated[Annotated[int, Field(ge=2)] | None, with_own_images] = None
+    images_per_file: Annotated[Count | None, OnlyIf(lambda cfg: cfg.get("order") == "stored", "order={order}")] = None
+    train_per_class: Count | None = None
+    val_per_class: Count | None = None
+
+
+class Trainer(Group):
+    """Device and precision (conf/trainer)."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: Count | None
+    nodes: Count
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
+    workers: Natural | None
+    checkpoint_minutes: Positive
+    keep_memory: bool
+
+
+class Placement(Group):
+    """Where the towers are (conf/placement)."""
+
+    name: Literal["one_device", "two_devices"]
+    devices: OneOrTwo
+    replicas: Count
+
+
+class Logger(Group):
+    """conf/logger."""
+
+    wandb: bool
+    project: Name = ""
+    entity: Name | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+
+class Watch(Group):
+    """What training.watch reports."""
+
+    plateau_steps: Count
+    every: Natural
+
+
+class Train(Group):
+    """python -m alexnet_repro.train."""
+
+    net: Annotated[AlexNetOptions | FourLayerOptions | LocallyConnectedOptions, Field(discriminator="name")]
+    schedule: Schedule
+    recipe: Literal["paper", "as_run", "cuda_convnet"]
+    data: Data
+    trainer: Trainer
+    placement: Placement
+    logger: Logger
+    batch_size: Count
+    epochs: Count
+    order: Literal["reshuffled", "fixed", "stored"]
+    optim: Optim
+    augment: Augment
+    rates: dict[Activation, Positive] = {}
+    run: Name | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    stop_at: Annotated[float, Field(ge=0, lt=100)] | None
+    resume: bool
+    watch: Watch
+    ablation: dict[str, str | None]
+    claim: str | None
+
+
+class Evaluate(Group):
+    """python -m alexnet_repro.evaluate."""
+
+    trainer: Trainer
+    placement: Placement
+    of: Name = ""
+    run: Name | None
+    runs: Name | list[Name] | None
+    views: Literal["centre", "ten_crop", "nine_crop"]
+    checkpoint: Literal["last", "previous", "best"]
+    store: Name | None
+    split: Literal["train", "val", "test"] | None
+    batch_size: Count
+
+
+class Prepare(Group):
+    """python -m alexnet_repro.prepare."""
+
+    data: Data
+    batch_size: Any = None  # of data=photos, like the next three
+    epochs: Any = None
+    optim: Any = None
+    schedule: Any = None
+    source: Annotated[Name | None, not_verifying, with_own_images]
+    overwrite: Annotated[bool, not_verifying]
+    verify: bool
+    max_bad: Annotated[Natural, not_verifying, with_own_images]
+    workers: Annotated[Count | None, not_verifying, with_own_images]
+
+
+class Report(Group):
+    """python -m alexnet_repro.report."""
+
+    trainer: Trainer
+    placement: Placement
+    logger: Logger
+    runs: Name | list[Name] | None
+    results: Name | None
+    out: Name
+    readme: bool
+    images: Count | None
+    batch_size: Count
+
+
+class Bench(Group):
+    """python -m alexnet_repro.bench."""
+
+    trainer: Trainer
+    only: Literal["prepare", "loader", "step", "eval", "placement", "memory"] | None
+    out: Name | None
+    repeats: Count
+    batch_size: Count
+
+
+COMMANDS: dict[str, type[Group]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "prepare": Prepare,
+    "report": Report,
+    "bench": Bench,
+}
+# Options that a command shares with others through a config group, but does not use.
+UNUSED = {
+    "train": r"data\.hold_out_every",
+    "evaluate": r"trainer\.checkpoint_minutes",
+    "prepare": r"batch_size|epochs|optim\..*|schedule\..*|data\.images_per_file",
+    "report": r"trainer\.checkpoint_minutes",
+    "bench": r"trainer\.(?!accelerator).*",
+}
+
+
+def check_options(cfg: DictConfig, command: str, given: list[str], default: Callable[[str], Any]) -> None:
+    """Raise UserError for the first option of ``cfg`` that has an invalid value or no effect.
+
+    given: the overrides on the command line. default: function that returns the default of an option, for the message.
+    """
+    model = COMMANDS[command]
+    try:
+        model.model_validate(OmegaConf.to_container(cfg, resolve=True))
+    except ValidationError as error:
+        raise _told(error.errors(include_url=False)[0], cfg, model, default) from None
+    conditions = list(_conditions(model, cfg))
+    if command == "train":
+        conditions.append(("schedule", by_hand))  # the group
+    for override in given:
+        key = override.lstrip("+~").partition("=")[0]
+        if re.fullmatch(UNUSED[command], key):
+            raise UserError(f"{override} has no effect on {command}", f"remove {key}")
+        for condition in (condition for name, condition in conditions if name == key and not condition.holds(cfg)):
+            other = re.sub(r"\{([\w.]+)\}", lambda name: str(OmegaConf.select(cfg, name[1])), condition.otherwise)
+            raise UserError(f"{override} has no effect with {other}", "remove one of the two")
+
+
+def _conditions(model: type[BaseModel], cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, OnlyIf]]:
+    """Yield (dotted name of an option, its condition), for the net that ``cfg`` names."""
+    for name, field in model.model_fields.items():
+        for condition in (part for part in field.metadata if isinstance(part, OnlyIf)):
+            yield f"{prefix}{name}", condition
+        for part in _groups(field.annotation):
+            if "name" in part.model_fields and name == "net" and part is not _net_of(cfg):
+                continue
+            yield from _conditions(part, cfg, f"{prefix}{name}.")
+
+
+def _net_of(cfg: DictConfig) -> type[Group]:
+    nets: dict[str, type[Group]] = {
+        "alexnet": AlexNetOptions,
+        "four_layer": FourLayerOptions,
+        "locally_connected": LocallyConnectedOptions,
+    }
+    return nets[cfg.net.name]
+
+
+def _groups(annotation: Any) -> list[type[BaseModel]]:
+    parts = getattr(annotation, "__args__", (annotation,))
+    return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def _told(error: ErrorDetails, cfg: DictConfig, model: type[BaseModel], default: Callable[[str], Any]) -> UserError:
+    """Return what is wrong with an option in two lines."""
+    nets = ("alexnet", "four_layer", "locally_connected")
+    location = [str(part) for part in error["loc"]]
+    if location[0] == "net" and location[1:2] and location[1] in nets:  # pydantic adds the net's name
+        del location[1]
+    key, value = ".".join(location), error["input"]
+    context: Any = error.get("ctx", {})
+    kind = error["type"]
+    if kind == "extra_forbidden" and location[0] == "net":
+        return UserError(
+            f"net={cfg.net.name} has no option net.{location[-1]}",
+            "the recipes paper and as_run are for net=alexnet; the other nets use recipe=cuda_convnet",
+        )
+    if kind == "extra_forbidden":
+        return UserError(f"there is no option '{key}'", "list the options with --cfg job")
+    if kind == "missing" and location[0] == "net":
+        return UserError(
+            f"recipe={cfg.recipe} does not set net.{location[-1]}",
+            "recipe=cuda_convnet is for net=locally_connected and net=four_layer, as in +experiment=cifar10_11pct",
+        )
+    if kind == "missing":
+        return UserError(f"{key} has no value", f"set {key}=...")
+    wanted = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "a word",
+        "list_type": "a list",
+        "dict_type": "a mapping, such as {name: value}",
+        "model_type": "a group of options",
+        "finite_number": "a finite number",
+        "greater_than": f"above {context.get('gt'):g}" if "gt" in context else "",
+        "greater_than_equal": f"at least {context.get('ge'):g}" if "ge" in context else "",
+        "less_than": f"below {context.get('lt'):g}" if "lt" in context else "",
+        "less_than_equal": f"at most {context.get('le'):g}" if "le" in context else "",
+        "literal_error": f"one of {_listed(context)}",
+        "union_tag_invalid": f"one of {', '.join(nets)}",
+    }.get(kind, error["msg"].removeprefix("Input should be "))
+    usual = default(key)
+    if kind == "union_tag_invalid":
+        key, value = f"{key}.name", value["name"]
+    shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    message = f"{key}={shown}: this must be {wanted}"
+    if kind == "literal_error":
+        near = get_close_matches(str(value), _listed(context).split(", "), 1)
+        return UserError(message, f"did you mean {key}={near[0]}?" if near else "")
+    if usual is not None and _is_plain(usual) and usual != value and not isinstance(usual, bool):
+        message += f", such as {usual}"
+    return UserError(message)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _listed(context: dict[str, Any]) -> str:
+    """Return the choices in pydantic's message, 'a', 'b' or 'c', as a, b, c."""
+    words = re.findall(r"'([^']+)'|(\d+)", context.get("expected", ""))
+    return ", ".join(word or number for word, number in words)
