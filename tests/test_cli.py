@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import image_folder
 
@@ -32,14 +33,23 @@ def file_that_is_not_a_tar(cwd: Path) -> None:
 
 def store_of_small_images(cwd: Path) -> None:
     (cwd / "stores/folder").mkdir(parents=True)
-    manifest = {"format": 1, "image_size": 32, "classes": ["a"], "splits": {}, "sha256": {}}
+    manifest = {
+        "format": 1,
+        "image_size": 32,
+        "classes": ["a"],
+        "splits": {},
+        "sha256": {},
+        "covariance": [[1.0, 0.0, 0.0]] * 3,
+    }
     (cwd / "stores/folder/manifest.json").write_text(json.dumps(manifest))
+    np.save(cwd / "stores/folder/mean.npy", np.zeros((32, 32, 3), np.float32))
 
 
 def store_without_images(cwd: Path) -> None:
     store_of_small_images(cwd)
     path = cwd / "stores/folder/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": 256}))
+    np.save(cwd / "stores/folder/mean.npy", np.zeros((256, 256, 3), np.float32))
 
 
 def damaged_manifest(cwd: Path) -> None:

@@ -55,10 +55,11 @@ def command(name: str) -> None:
             if sweeping():
                 leave_outcome({"result": result})
         except (UserError, OmegaConfBaseException) as error:
+            told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
             if not sweeping():
-                _fail(str(error))
-            print(f"error: {error}", file=sys.stderr)  # and continue with the next job
-            leave_outcome({"error": str(error).splitlines()[0]})
+                _fail(told)
+            print(f"error: {told}", file=sys.stderr)  # and continue with the next job
+            leave_outcome({"error": told.splitlines()[0]})
         except ProcessDied as death:
             _fail(str(death), 1)
         except BrokenPipeError:  # train | head

@@ -1,16 +1,20 @@
 """List and read the files of a folder, a tar, or tars inside a tar, without unpacking them."""
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from alexnet_repro.errors import UserError
+from alexnet_repro.provenance import written_whole
 
 UNPACKED = ".unpacked.tar"
 
@@ -39,77 +43,144 @@ class File:
         return data
 
 
-def entries(path: Path, unpack_into: Path) -> Iterator[File | str]:
+def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File | str]:
     """Yield every file below ``path``, including the members of tars, and every folder.
 
-    A folder is a string that ends in /. A gzip-compressed tar is unpacked into the folder ``unpack_into``. Raises
-    UserError if ``path`` is neither a folder nor a tar, or if a tar is damaged.
+    A folder is a string that ends in /. A compressed tar is unpacked into the folder ``unpack_into``. Links stand for
+    the files that they lead to. Of several members with the same name, the last one counts, as when a tar is unpacked.
+    What is left out for another reason than a leading dot is added to ``skipped``, with its number and an example.
+
+    Raises UserError if ``path`` is neither a folder nor a tar, or if a tar is damaged or cut.
     """
     if path.is_file():
         try:
             is_tar = tarfile.is_tarfile(path)
-        except (EOFError, zlib.error):
+        except (EOFError, zlib.error, lzma.LZMAError):
             is_tar = True  # a damaged compressed tar; _uncompressed reports it
         if not is_tar:
             raise UserError(f"source={path} is neither a folder nor a tar")
-        yield from _members(_uncompressed(path, unpack_into), 0, "")
+        plain = _uncompressed(path, unpack_into)
+        yield from _members(plain, 0, plain.stat().st_size, "", skipped)
         return
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and "devkit" not in name)
+    dangling: list[str] = []
+    for folder, subfolders, names in os.walk(path, followlinks=True):
         here = Path(folder).relative_to(path)
+        parents = {parent.resolve() for parent in (Path(folder), *Path(folder).parents)}
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and "devkit" not in name and (Path(folder) / name).resolve() not in parents
+        )
         yield from (f"{(here / name).as_posix()}/" for name in subfolders)
         for name in sorted(names):
             file = Path(folder) / name
             if name.startswith(".") or "devkit" in name:
                 continue
-            if name.endswith(".tar"):
+            if not file.is_file():
+                dangling.append((here / name).as_posix())
+            elif name.endswith(".tar"):
                 prefix = f"{(here / name[:-4]).as_posix()}/"
                 yield prefix
-                yield from _members(file, 0, prefix)
+                yield from _members(file, 0, file.stat().st_size, prefix, skipped)
             else:
                 yield File((here / name).as_posix(), file, 0, file.stat().st_size)
+    _note(skipped, dangling, "names that lead to no file")
 
 
-def _members(path: Path, offset: int, prefix: str) -> Iterator[File | str]:
-    """Yield the members of the tar at ``offset`` of ``path``, including those of nested tars."""
+def _note(skipped: list[str], names: list[str], what: str) -> None:
+    if names:
+        skipped.append(f"{len(names)} {what}, such as {names[0]}")
+
+
+def _members(path: Path, offset: int, end: int, prefix: str, skipped: list[str]) -> Iterator[File | str]:
+    """Yield the members of the tar in bytes ``offset`` to ``end`` of ``path``, including those of nested tars."""
+    folders: list[str] = []
+    files: dict[str, File] = {}
+    links: list[tuple[str, str]] = []  # name, and the name that it leads to
+    twice: list[str] = []
+    outside: list[str] = []
+    special: list[str] = []
     with path.open("rb") as raw:
         raw.seek(offset)
         try:
             # ignore_zeros stays off, so that a nested tar ends at its own end-of-archive marker
             with tarfile.open(fileobj=raw, mode="r:") as tar:
                 for member in tar:
-                    name = prefix + PurePosixPath(member.name).as_posix().removeprefix("./")
-                    if PurePosixPath(name).name.startswith("."):
+                    name = PurePosixPath(member.name.lstrip("/")).as_posix()
+                    if PurePosixPath(name).name.startswith(".") and name != ".." and not name.endswith("/.."):
                         continue
-                    if member.isdir():
-                        yield name.rstrip("/") + "/"
-                    elif member.isfile() and name.endswith(".tar"):
-                        yield name[:-4] + "/"
-                        yield from _members(path, member.offset_data, name[:-4] + "/")
+                    if ".." in PurePosixPath(name).parts:
+                        outside.append(member.name)
+                    elif member.isdir():
+                        folders.append(name.rstrip("/") + "/")
                     elif member.isfile():
-                        yield File(name, path, member.offset_data, member.size)
+                        if name in files:
+                            twice.append(name)
+                        files[name] = File(name, path, member.offset_data, member.size)
+                        if member.offset_data + member.size > end:
+                            raise UserError(
+                                f"{_named(path, prefix)} is cut: it ends inside {name}", "download it again"
+                            )
+                    elif member.islnk():
+                        links.append((name, PurePosixPath(member.linkname.lstrip("/")).as_posix()))
+                    elif member.issym():
+                        target = os.path.normpath(PurePosixPath(name).parent / member.linkname)
+                        links.append((name, target))
+                    else:
+                        special.append(name)
+                raw.seek(tar.offset)
+                marker = raw.read(tarfile.BLOCKSIZE) if tar.offset + tarfile.BLOCKSIZE <= end else b""
         except tarfile.TarError as error:
-            raise UserError(f"the tar {prefix.rstrip('/') or path} in {path} is damaged: {error}") from None
+            raise UserError(f"{_named(path, prefix)} is damaged: {error}", "download it again") from None
+    if marker != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise UserError(
+            f"{_named(path, prefix)} is cut: after {len(files)} files it ends without an end-of-archive marker",
+            "download it again",
+        )
+    lost = []
+    for name, target in links:
+        if target in files:
+            files[name] = replace(files[target], name=name)
+        else:
+            lost.append(name)
+    _note(skipped, lost, f"links of {_named(path, prefix)} to files that are not in it")
+    _note(skipped, outside, f"members of {_named(path, prefix)} with names that lead out of it")
+    _note(skipped, special, f"members of {_named(path, prefix)} that are neither files nor folders")
+    _note(skipped, twice, f"members of {_named(path, prefix)} replaced by later ones of the same name")
+    yield from (prefix + name for name in folders)
+    for name, file in files.items():
+        if name.endswith(".tar"):
+            inner = f"{prefix}{name[:-4]}/"
+            yield inner
+            yield from _members(path, file.offset, file.offset + file.size, inner, skipped)
+        else:
+            yield replace(file, name=prefix + name)
+
+
+def _named(path: Path, prefix: str) -> str:
+    return f"the tar {prefix.rstrip('/')} in {path}" if prefix else f"the tar {path}"
+
+
+COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ": lzma}
 
 
 def _uncompressed(path: Path, unpack_into: Path) -> Path:
     """Return the path of an uncompressed tar, whose members can be read in any order.
 
-    Returns ``path`` itself, or an unpacked copy in ``unpack_into`` if the tar is gzip-compressed.
+    Returns ``path`` itself, or an unpacked copy in ``unpack_into`` if the tar is compressed.
     """
     with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return path
+        magic = file.read(6)
+    opener = next((module for start, module in COMPRESSED.items() if magic.startswith(start)), None)
+    if opener is None:
+        return path
     identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
     copy = unpack_into / f"{path.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{UNPACKED}"
     if not copy.exists():
         unpack_into.mkdir(parents=True, exist_ok=True)
-        unfinished = copy.with_suffix(".tmp")
         try:
-            with gzip.open(path) as packed, unfinished.open("wb") as out:
+            with written_whole(copy) as out, opener.open(path) as packed:
                 shutil.copyfileobj(packed, out, 2**20)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            unfinished.unlink()
-            raise UserError(f"source={path} is damaged: {error}") from None
-        unfinished.rename(copy)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise UserError(f"source={path} is damaged: {error}", "download it again") from None
     return copy

@@ -1,7 +1,7 @@
 """Decode an image and cut its central square for the store (Section 2)."""
 
-import gzip
 import io
+import warnings
 import zlib
 from collections.abc import Callable
 
@@ -10,6 +10,11 @@ from PIL import Image, ImageOps
 
 from alexnet_repro.data.store_writer import RGB
 
+LARGEST_FILE = 2**28  # bytes, after decompression
+LARGEST_IMAGE = 100_000_000  # pixels
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # LARGEST_IMAGE is the limit
+
 
 def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
     """Decode an image and return its central square, scaled to (size, size, 3).
@@ -17,15 +22,21 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
     This combines the two steps of Section 2: "rescaled the image such that the shorter side was of length 256, and then
     cropped out the central 256x256 patch". The filter is bicubic with antialiasing. Greyscale and CMYK images are
     converted to RGB, an EXIF rotation is applied, transparency is dropped, and a gzip-compressed file (ILSVRC-2010 has
-    one) is decompressed.
+    one) is decompressed. Pillow refuses an image whose data end early (its LOAD_TRUNCATED_IMAGES is off). A
+    JPEG with damaged data inside decodes to a damaged picture, and Pillow does not say so.
 
-    Raises OSError or ValueError if the file is not a complete image.
+    Raises OSError or ValueError if the file is not an image, or if it is larger than LARGEST_FILE or LARGEST_IMAGE.
     """
     data = read_bytes()
     try:
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            unpack = zlib.decompressobj(wbits=31)
+            data = unpack.decompress(data, LARGEST_FILE)
+            if not unpack.eof:
+                raise ValueError(f"it ends early or unpacks to more than {LARGEST_FILE} bytes")
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {LARGEST_IMAGE}")
             # faster: decode a JPEG of more than twice the required size at 1/2, 1/4 or 1/8 of its size
             image.draft("RGB", (2 * size, 2 * size))
             ImageOps.exif_transpose(image, in_place=True)

@@ -312,6 +312,8 @@ class StoreData(L.LightningDataModule):
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
         workers = self.workers if self.workers is not None else (min(8, torch.get_num_threads()) if on_gpu else 0)
+        if workers:
+            images.split.share()  # type: ignore[attr-defined]
         return DataLoader(
             images,
             **order,  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from alexnet_repro.errors import UserError
 
 # train, val and test, and the corresponding names of ImageNet archives and of folders in other data sets
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+ANNOTATIONS = ("val_annotations.txt",)  # of Tiny ImageNet
 WNID = re.compile(r"n\d{8}(?=_)")
 
 
@@ -43,7 +44,8 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     if not path.exists():
         raise UserError(f"there is nothing at source={path}")
     files, folders = [], set()
-    for entry in entries(path, unpack_into):
+    skipped: list[str] = []
+    for entry in entries(path, unpack_into, skipped):
         if isinstance(entry, str):
             folders.add(entry)
         else:
@@ -52,7 +54,16 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
         raise UserError(f"there are no files in {path}")
     files, folders = _below_common_root(files, folders)
     _refuse_empty_classes(path, folders, files)
+    annotations = [file for file in files if PurePosixPath(file.name).name in ANNOTATIONS]
+    boxes = [file for file in files if file.name.endswith("_boxes.txt")]
+    left_out = {file.name for file in (*annotations, *boxes)}
+    files = [file for file in files if file.name not in left_out]
     found = _into_splits(files)
+    found.ignored += skipped
+    if boxes:
+        found.ignored.append(f"{len(boxes)} lists of bounding boxes")
+    if annotations:
+        _read_tiny_imagenet(found, annotations[0])
     found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
     numbered = {file for file in found.files if (match := devkit.NUMBERED.fullmatch(file.name)) and match[2] == "test"}
     if numbered and devkit.truth(path, "test") is None:
@@ -144,6 +155,27 @@ def _class_of(file: File, source: Path) -> tuple[File, str]:
         f"{file.name} of {source} is in no class folder",
         "put each class's images into a folder named after the class (train/CLASS/..., val/CLASS/...)",
     )
+
+
+def _read_tiny_imagenet(found: Found, annotations: File) -> None:
+    """Give the val images of Tiny ImageNet the classes of val_annotations.txt, and leave out its unlabelled test images.
+
+    The class of its training images is the folder above images/, as everywhere.
+    """
+    lines = (line.split("\t") for line in annotations.read_bytes().decode().splitlines())
+    class_of = {parts[0]: parts[1] for parts in lines if len(parts) > 1}
+    files, test = [], 0
+    for file in found.files:
+        name = PurePosixPath(file.name).name
+        if file.split == "val" and name in class_of:
+            files.append(replace(file, name=f"{class_of[name]}/{name}"))
+        elif file.split == "test" and file.name.startswith("images/"):
+            test += 1
+        else:
+            files.append(file)
+    found.files = files
+    if test:
+        found.ignored.append(f"{test} test images without labels")
 
 
 def _hold_out(found: Found, every: int) -> None:

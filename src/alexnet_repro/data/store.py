@@ -6,25 +6,56 @@ A store is a folder:
     mean.npy             (size, size, 3) float32, the mean image of the training split, 0-255
     <split>/00000.npy    (n, size, size, 3) uint8, RGB; n is at most 1024, and lower where files were skipped
     <split>/labels.npy   (count,) int64
+    <split>/crc32.npy    (count,) uint32, the CRC-32 of each image; stores of version 0.1 have none
+
+A store is checked when it is opened: the manifest, the sizes of all files, labels and mean. An image is compared with its
+checksum when it is first read.
 """
 
 import hashlib
 import json
 import math
+import zlib
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alexnet_repro.errors import UserError
 
 FORMAT = 1
 SHARD = 1024  # images per file, as in the data batches of the 2012 code
+AGAIN = "prepare the store again with overwrite=true"
+
+
+class SplitFacts(BaseModel):
+    """What the manifest says of one split."""
+
+    model_config = ConfigDict(strict=True)
+
+    count: Annotated[int, Field(ge=0)]
+    shards: list[Annotated[int, Field(ge=0, le=SHARD)]]
+
+
+Row = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class Manifest(BaseModel):
+    """Types and ranges of manifest.json."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    image_size: Annotated[int, Field(ge=1)]
+    classes: Annotated[list[str], Field(min_length=1)]
+    splits: dict[Literal["train", "val", "test"], SplitFacts]
+    covariance: Annotated[list[Row], Field(min_length=3, max_length=3)]
+    sha256: dict[str, str]
 
 
 class Store:
@@ -38,15 +69,45 @@ class Store:
                 f"there is no store at {self.path}",
                 "prepare it with: python -m alexnet_repro.prepare data=NAME source=PATH",
             )
+        content = manifest.read_bytes()
+        self.checksum = hashlib.sha256(content).hexdigest()
+        self.manifest: dict[str, Any] = _checked_manifest(content, manifest)
+        self._files = self._expected_sizes()
+        self._state = {name: self._stat(name) for name in [*self._files, "manifest.json"]}
+        for name, size in self._files.items():
+            if (found := self._state[name]) is None or found[0] - size not in (64, 128, 192):  # the header
+                problem = "is missing" if found is None else f"has {found[0]} bytes, which is not its whole length"
+                raise UserError(f"{self.path / name} {problem}", AGAIN)
+
+    def _expected_sizes(self) -> dict[str, int]:
+        """Return {file: its size in bytes without header} for the shards, labels and mean."""
+        side = self.image_size
+        sizes = {"mean.npy": 4 * side * side * 3}
+        for split, facts in self.manifest["splits"].items():
+            sizes[f"{split}/labels.npy"] = 8 * facts["count"]
+            for number, count in enumerate(facts["shards"]):
+                sizes[f"{split}/{shard_name(number)}"] = count * side * side * 3
+        return sizes
+
+    def _stat(self, name: str) -> tuple[int, int, int] | None:
         try:
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text())
-        except ValueError:
-            raise UserError(f"{manifest} is damaged", "prepare the store again with overwrite=true") from None
-        if self.manifest.get("format") != FORMAT:
-            raise UserError(
-                f"the store at {self.path} has format {self.manifest.get('format')}, this program reads {FORMAT}",
-                "prepare the store again with overwrite=true",
-            )
+            stat = (self.path / name).stat()
+        except OSError:
+            return None
+        return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+    def refuse_changes(self) -> None:
+        """Raise UserError if a file of the store was replaced or changed since the store was opened."""
+        for name, before in self._state.items():
+            if (now := self._stat(name)) == before:
+                continue
+            expected = self.checksum if name == "manifest.json" else self.manifest["sha256"].get(name)
+            if now is None or sha256(self.path / name) != expected:
+                raise UserError(
+                    f"the store {self.path} was changed while in use: {name} is not what it was",
+                    "put the same store back, then continue with resume=true",
+                )
+            self._state[name] = now  # only its time changed
 
     @property
     def image_size(self) -> int:
@@ -61,7 +122,13 @@ class Store:
     @cached_property
     def mean(self) -> NDArray[np.float32]:
         """Mean image of the training split, (size, size, 3), on the 0-255 scale (Section 2)."""
-        return _load(self.path / "mean.npy", (self.image_size, self.image_size, 3), np.float32)
+        mean = _load(self.path / "mean.npy", (self.image_size, self.image_size, 3), np.float32)
+        expected = self.manifest["sha256"].get("mean.npy")
+        if (expected and sha256(self.path / "mean.npy") != expected) or not ((mean >= 0) & (mean <= 255)).all():
+            raise UserError(
+                f"{self.path / 'mean.npy'} is damaged: its checksum is wrong or a value is not 0 to 255", AGAIN
+            )
+        return mean
 
     @property
     def covariance(self) -> NDArray[np.float64]:
@@ -82,24 +149,24 @@ class Store:
         """Return whether the store has images in this split."""
         return bool(self.manifest["splits"].get(split, {}).get("count"))
 
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the manifest.
-
-        It identifies the content of the store, since the manifest holds the checksums of all other files.
-        """
-        return sha256(self.path / "manifest.json")
-
     def split(self, name: str) -> "Split":
         """Return the images of ``train``, ``val`` or ``test``.
 
-        Raises UserError if the store has no images in this split.
+        Raises UserError if the store has no images in this split, if its labels are damaged, or if the store was
+        changed since it was opened.
         """
         shards = self.manifest["splits"].get(name, {}).get("shards", [])
         if not sum(shards):
             available = ", ".join(name for name, split in self.manifest["splits"].items() if split["count"])
             raise UserError(f"the store at {self.path} has no images in its split '{name}' (it has: {available})")
-        return Split(self.path / name, shards, self.image_size)
+        self.refuse_changes()
+        labels = f"{name}/labels.npy"
+        if labels in self.manifest["sha256"] and sha256(self.path / labels) != self.manifest["sha256"][labels]:
+            raise UserError(f"{self.path / labels} is damaged: its checksum is wrong", AGAIN)
+        split = Split(self.path / name, shards, self.image_size)
+        if not ((split.labels >= 0) & (split.labels < len(self.classes))).all():
+            raise UserError(f"{self.path / labels} holds a label outside 0 to {len(self.classes) - 1}", AGAIN)
+        return split
 
     def damaged_files(self) -> list[str]:
         """Return the files whose checksum differs from the manifest. This reads the whole store."""
@@ -114,7 +181,8 @@ class Split:
     """The images of one split, read through memory maps.
 
     ``len(split)`` is the number of images. ``split[i]`` is a (size, size, 3) uint8 view of a memory map. Raises
-    UserError if a file is missing or does not have the shape given in the manifest.
+    UserError if a file is missing or does not have the shape given in the manifest, and, when an image is first read,
+    if it differs from its checksum.
     """
 
     def __init__(self, path: Path, shards: list[int], image_size: int) -> None:
@@ -122,6 +190,10 @@ class Split:
         self._ends = list(accumulate(shards))
         self._maps: dict[int, NDArray[np.uint8]] = {}
         self.labels: NDArray[np.int64] = _load(path / "labels.npy", (len(self),), np.int64)
+        self._crc32: NDArray[np.uint32] | None = None
+        if (path / "crc32.npy").exists():
+            self._crc32 = _load(path / "crc32.npy", (len(self),), np.uint32)
+        self._verified = torch.zeros(len(self), dtype=torch.bool)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -133,7 +205,19 @@ class Split:
         if shard not in self._maps:
             shape = (self.shards[shard], self.image_size, self.image_size, 3)
             self._maps[shard] = _load(self.path / shard_name(shard), shape, np.uint8, as_map=True)
-        return self._maps[shard][index - self._ends[shard]]  # negative index: counted from the end of the shard
+        image = self._maps[shard][index - self._ends[shard]]  # negative index: counted from the end of the shard
+        if self._crc32 is not None and not self._verified[index]:
+            if zlib.crc32(image) != self._crc32[index]:
+                raise UserError(
+                    f"image {index} of {self.path} is damaged: its checksum is wrong (in {shard_name(shard)})",
+                    "find all damaged files with prepare verify=true; " + AGAIN,
+                )
+            self._verified[index] = True
+        return image
+
+    def share(self) -> None:
+        """Let the worker processes of a loader know which images any of them has verified."""
+        self._verified.share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # each worker process opens its own memory maps
@@ -153,8 +237,47 @@ class JoinedSplits(Split):
         number = bisect_right(self._ends, index)
         return self.splits[number][index - self._ends[number] + len(self.splits[number])]
 
+    def share(self) -> None:
+        """Let the worker processes of a loader know which images any of them has verified."""
+        for split in self.splits:
+            split.share()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__
+
+
+def _checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the content of manifest.json. Raise UserError if it is damaged or has another format."""
+    try:
+        manifest = json.loads(content)
+    except ValueError:
+        raise UserError(f"{path} is damaged: it is not JSON", AGAIN) from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} is damaged: it holds no mapping", AGAIN)
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"the store at {path.parent} has format {manifest.get('format')}, this program reads {FORMAT}", AGAIN
+        )
+    if "checksum" in manifest and manifest_checksum(manifest) != manifest["checksum"]:
+        raise UserError(f"{path} is damaged: its own checksum is wrong", AGAIN)
+    try:
+        facts = Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is damaged: {where}: {first['msg'].lower()}", AGAIN) from None
+    for name, split in facts.splits.items():
+        if sum(split.shards) != split.count:
+            raise UserError(f"{path} is damaged: the files of {name} do not hold {split.count} images in all", AGAIN)
+    if len(set(facts.classes)) < len(facts.classes):
+        raise UserError(f"{path} is damaged: it names a class twice", AGAIN)
+    return manifest
+
+
+def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest without its own checksum."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:
@@ -164,7 +287,7 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False)
     except (FileNotFoundError, ValueError, EOFError):
         array = None
     if array is None or array.shape != shape or array.dtype != dtype:
-        raise UserError(f"{path} is missing or damaged", "prepare the store again with overwrite=true")
+        raise UserError(f"{path} is missing or damaged", AGAIN)
     return array
 
 

@@ -3,19 +3,23 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alexnet_repro.data.store import FORMAT, SHARD, Store, sha256, shard_name
+from alexnet_repro.data.store import FORMAT, SHARD, Store, manifest_checksum, sha256, shard_name
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import written_whole
 
@@ -67,20 +71,24 @@ def write_store(
     mean_sum, outer_sum, train_count = np.zeros((image_size, image_size, 3), np.uint64), np.zeros((3, 3)), 0
     bad: list[str] = []
     checksums: dict[str, str] = {}
-    bar = tqdm(total=len(examples), unit=" images", desc=f"preparing {store}")
-    with ThreadPoolExecutor(workers or os.cpu_count()) as threads, bar:
+    with (
+        _quiet_decoders() as screen,
+        ThreadPoolExecutor(workers or os.cpu_count()) as threads,
+        tqdm(total=len(examples), unit=" images", desc=f"preparing {store}", file=screen) as bar,
+    ):
         try:
             for split in SPLITS:
                 members = [example for example in examples if example.split == split]
                 if not members:
                     continue
-                labels, shards = [], []
+                labels, crc32s, shards = [], [], []
                 path = partial_store / split
                 for number, start in enumerate(range(0, len(members), SHARD)):
                     shard = members[start : start + SHARD]
                     statistics = _write_shard(shard, path / shard_name(number), image_size, threads, bar)
                     checksums[f"{split}/{shard_name(number)}"] = str(statistics["sha256"])
                     labels.append(statistics["labels"])
+                    crc32s.append(statistics["crc32"])
                     shards.append(len(statistics["labels"]))
                     bad += statistics["bad"].tolist()
                     if len(bad) > max_bad:
@@ -92,8 +100,9 @@ def write_store(
                         mean_sum += statistics["sum"]
                         outer_sum += statistics["outer"]
                         train_count += len(statistics["labels"])
-                np.save(path / "labels.npy", np.concatenate(labels))
-                checksums[f"{split}/labels.npy"] = sha256(path / "labels.npy")
+                for name, columns in (("labels", labels), ("crc32", crc32s)):
+                    np.save(path / f"{name}.npy", np.concatenate(columns))
+                    checksums[f"{split}/{name}.npy"] = sha256(path / f"{name}.npy")
                 splits[split] = {"count": sum(shards), "shards": shards}
         except KeyboardInterrupt:
             threads.shutdown(cancel_futures=True)
@@ -123,7 +132,9 @@ def write_store(
         "decoder": f"Pillow {PIL.__version__}",
         "sha256": checksums,
     }
-    (partial_store / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    manifest["checksum"] = manifest_checksum(manifest)
+    with written_whole(partial_store / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
     for temporary in [*partial_store.glob("*/*.npz"), partial_store / "examples.sha256"]:
         temporary.unlink()
     if alone and store.exists() and not overwrite:  # another process finished first
@@ -135,6 +146,28 @@ def write_store(
     if bad:
         print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
     return Store(store)
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[IO[str]]:
+    """Send what C libraries write to standard error to nowhere; yield a file that still reaches the screen."""
+    try:
+        on_screen = sys.stderr.fileno() == 2
+    except (OSError, ValueError):
+        on_screen = False
+    if not on_screen:  # a notebook, where C libraries don't write into its output
+        yield sys.stderr
+        return
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with os.fdopen(os.dup(saved), "w") as screen:
+            yield screen
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def refuse_taken(store: Path, overwrite: bool) -> None:
@@ -172,21 +205,26 @@ def _write_shard(
 ) -> dict[str, NDArray[Any]]:
     """Write one shard of images and its statistics, or load the statistics of an existing shard."""
     statistics_path = path.with_suffix(".npz")
-    if statistics_path.exists():
-        bar.update(len(shard))
-        with np.load(statistics_path) as statistics:
-            return dict(statistics)
+    if statistics_path.exists() and path.exists():
+        with np.load(statistics_path) as found:
+            statistics = dict(found)
+        if "crc32" in statistics:  # otherwise version 0.1 wrote it
+            bar.update(len(shard))
+            return statistics
 
-    def read(example: Example) -> tuple[RGB, NDArray[np.float64]] | str:
+    def read(example: Example) -> tuple[RGB, NDArray[np.float64], int] | str:
         try:
             image = example.read()
-        except (OSError, ValueError) as error:
-            return f"{example.name} ({error})"
+        except (OSError, ValueError, MemoryError) as error:
+            # without addresses, which differ between two preparations
+            return f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})"
         pixels = image.reshape(-1, 3).astype(np.float64)
-        return image, pixels.T @ pixels  # sums of integers below 2^53 are exact in float64, in any order
+        # sums of integers below 2^53 are exact in float64, in any order
+        return image, pixels.T @ pixels, zlib.crc32(image.tobytes())
 
     images, outer = np.empty((len(shard), size, size, 3), np.uint8), np.zeros((3, 3))
     labels: list[int] = []
+    crc32: list[int] = []
     bad: list[str] = []
     for example, result in zip(shard, threads.map(read, shard), strict=True):
         if isinstance(result, str):
@@ -194,11 +232,13 @@ def _write_shard(
         else:
             images[len(labels)] = result[0]
             outer += result[1]
+            crc32.append(result[2])
             labels.append(example.label)
         bar.update()
     images = images[: len(labels)]
     statistics = {
         "labels": np.array(labels, np.int64),
+        "crc32": np.array(crc32, np.uint32),
         "bad": np.array(bad, str),
         "sum": images.sum(0, dtype=np.uint64),
         "outer": outer,

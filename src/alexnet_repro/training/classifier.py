@@ -202,6 +202,12 @@ class Classifier(L.LightningModule):
         for name, values in zip(MEASURED, score(softmax, batch.labels).T, strict=True):
             self.errors[name].update(100 * values if name.endswith("error") else values)  # type: ignore[operator]
 
+    def on_train_epoch_start(self) -> None:
+        """Raise UserError if the store was changed since the last epoch."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            data.store.refuse_changes()
+
     def on_validation_epoch_end(self) -> None:
         """Log validation errors. After a training epoch, also log training errors and step the schedule.
 

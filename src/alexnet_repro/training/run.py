@@ -38,6 +38,7 @@ from alexnet_repro.training.run_folder import (
     done_before,
     open_run,
     refuse_taken,
+    remove_if_empty,
     run_name,
     wait_for,
 )
@@ -78,6 +79,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         raise
     finally:
         lock.release()
+        remove_if_empty(run)
 
 
 def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring: L.Trainer) -> dict[str, Any]:

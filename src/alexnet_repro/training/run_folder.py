@@ -182,9 +182,13 @@ def abandon(run: Path) -> None:
         return
     for name in ("config.yaml", "metrics.csv", "wandb-id"):
         (run / name).unlink(missing_ok=True)
-    for folder in (run / "checkpoints", run):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    remove_if_empty(run / "checkpoints")
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:

@@ -1,0 +1,146 @@
+"""Test that a damaged, changed or replaced store is noticed before it does harm."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alexnet_repro.data.store import Store
+from alexnet_repro.errors import UserError
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def copy(small_store: Path, cwd: Path) -> Path:
+    shutil.copytree(small_store, cwd / "copy")
+    return cwd / "copy"
+
+
+def rewrite(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest as someone would who removes its own checksum, too."""
+    path = store / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["checksum"]
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+MANIFESTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+    (lambda m: m.clear() or m.update(format=1), "image_size: field required"),
+    (lambda m: m.update(image_size=-5), "image_size"),
+    (lambda m: m.update(image_size="256"), "image_size"),
+    (lambda m: m.update(classes=[]), "classes"),
+    (lambda m: m.update(classes=["cat", "cat"]), "names a class twice"),
+    (lambda m: m["splits"]["train"].update(count=-400), "splits.train.count"),
+    (lambda m: m["splits"]["train"].update(count=13), "do not hold 13 images"),
+    (lambda m: m["splits"]["train"].update(shards=[6, 6]), "train/00000.npy has"),
+    (lambda m: m["splits"].update(extra={"count": 0, "shards": []}), "splits.extra"),
+    (lambda m: m.update(covariance=[[1.0, 2.0], [3.0, 4.0]]), "covariance"),
+    (lambda m: m.update(covariance=[[float("nan")] * 3] * 3), "covariance"),
+    (lambda m: m.update(sha256=[]), "sha256"),
+    (lambda m: m.update(format=9), "format 9"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), MANIFESTS, ids=[problem for _, problem in MANIFESTS])
+def test_damaged_manifest_is_named(change: Callable[[dict[str, Any]], object], problem: str, copy: Path) -> None:
+    rewrite(copy, change)
+    with pytest.raises(UserError) as error:
+        Store(copy)
+    assert problem in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{", "", "\x00"])
+def test_manifest_that_holds_something_else_is_named(content: str, copy: Path) -> None:
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        Store(copy)
+
+
+def test_flipped_byte_of_the_manifest_is_noticed(copy: Path) -> None:
+    path = copy / "manifest.json"
+    path.write_text(path.read_text().replace('"cat"', '"cab"'))
+    with pytest.raises(UserError, match="its own checksum is wrong"):
+        Store(copy)
+
+
+@pytest.mark.parametrize("label", [2, -1, -100])
+def test_label_out_of_range_is_refused(label: int, copy: Path) -> None:
+    labels = np.load(copy / "train/labels.npy")
+    labels[3] = label
+    np.save(copy / "train/labels.npy", labels)
+    with pytest.raises(UserError, match=r"labels\.npy is damaged"):
+        Store(copy).split("train")
+    rewrite(copy, lambda m: m["sha256"].pop("train/labels.npy"))
+    with pytest.raises(UserError, match="holds a label outside 0 to 1"):
+        Store(copy).split("train")
+
+
+def test_missing_or_short_file_of_any_split_is_noticed_on_opening(copy: Path) -> None:
+    shard = copy / "val/00000.npy"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"val/00000\.npy has"):
+        Store(copy)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"val/00000\.npy is missing"):
+        Store(copy)
+
+
+@pytest.mark.parametrize("file", ["train/00000.npy", "mean.npy"])
+def test_flipped_byte_is_noticed_when_first_read(file: str, copy: Path) -> None:
+    data = bytearray((copy / file).read_bytes())
+    data[-1000] ^= 1
+    (copy / file).write_bytes(data)
+    store = Store(copy)
+    with pytest.raises(UserError, match="checksum"):
+        store.mean if file == "mean.npy" else store.split("train")[11]
+    if file != "mean.npy":
+        assert store.split("train")[0].shape == (256, 256, 3)  # the other images are whole
+
+
+def test_training_on_a_damaged_image_ends_with_status_2(copy: Path, run_command: Run) -> None:
+    path = copy / "train/00000.npy"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    options = ("data=folder", f"data.store={copy}", "epochs=1", "batch_size=6", "trainer=cpu", "run=r")
+    for workers in (0, 2):
+        status, _, err = run_command("train", *options, f"trainer.workers={workers}")
+        assert status == 2, err
+        assert "image 11 of" in err
+        assert "Traceback" not in err
+        assert not Path("r").exists()
+
+
+def test_store_that_changes_while_in_use_is_noticed(copy: Path, small_store: Path) -> None:
+    store = Store(copy)
+    (copy / "train/00000.npy").touch()
+    store.refuse_changes()  # another time alone is no change
+    data = bytearray((copy / "val/00000.npy").read_bytes())
+    data[-1] ^= 1
+    (copy / "val/00000.npy").write_bytes(data)
+    with pytest.raises(UserError, match=r"was changed while in use: val/00000\.npy"):
+        store.refuse_changes()
+    store = Store(small_store)
+    assert store.checksum == Store(small_store).checksum
+
+
+def test_store_of_version_0_1_is_still_read(copy: Path) -> None:
+    """It had no checksum of its own and none of single images."""
+    for split in ("train", "val"):
+        (copy / split / "crc32.npy").unlink()
+        rewrite_only = f"{split}/crc32.npy"
+        path = copy / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["sha256"].pop(rewrite_only)
+        manifest.pop("checksum", None)
+        path.write_text(json.dumps(manifest))
+    assert Store(copy).split("train")[0].shape == (256, 256, 3)
+    assert not Store(copy).damaged_files()
