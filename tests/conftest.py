@@ -1,6 +1,7 @@
 """Fixtures that create small image files and stores, and run the commands as a user does."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,10 +85,13 @@ def run_command(
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         capfd.readouterr()
         status = 0
+        handler = signal.getsignal(signal.SIGTERM)  # which a command replaces
         try:
             command(name)
         except SystemExit as end:
             status = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
         out, err = capfd.readouterr()
         return status, out, err
 

@@ -66,7 +66,7 @@ def command(name: str) -> None:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
             _fail("nobody reads the output any more", 1)
         except OSError as error:
-            if (told := _about_files(error)) is None:
+            if not (told := _about_files(error)):
                 raise
             if not sweeping():
                 _fail(told)
@@ -156,10 +156,12 @@ UNUSABLE = (
 )  # fmt: skip
 
 
-def _about_files(error: OSError) -> str | None:
-    """Return what is wrong with a path or a disk in a line or two, or None for other errors."""
+def _about_files(error: OSError) -> str:
+    """Return what is wrong with a path or a disk in a line or two, or nothing for other errors."""
     name = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or re.search(r"requested and \d+ written", str(error)):  # numpy's
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or re.search(
+        r"requested and \d+ written|Not enough free space", str(error)
+    ):  # numpy's
         return (
             f"the disk is full: {name}{error.strerror or error}\n"
             "  free some space (each of the two checkpoints of the full net takes 490 MB), then run the command again; "
@@ -167,7 +169,7 @@ def _about_files(error: OSError) -> str | None:
         )
     if error.errno in UNUSABLE and error.filename:
         return f"{name}{error.strerror}\n  choose a path that exists and can be written"
-    return None
+    return ""
 
 
 def _explain(error: Exception, command_name: str) -> str:

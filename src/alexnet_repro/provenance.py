@@ -1,5 +1,6 @@
 """Record what a result depends on besides its config: hardware, versions, commit and command."""
 
+import errno
 import json
 import os
 import platform
@@ -113,6 +114,12 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        if error.errno is None:  # numpy's, when fewer bytes were written than requested
+            raise OSError(errno.ENOSPC, str(error), str(path)) from None
+        error.filename = error.filename or str(path)
+        raise
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -104,6 +104,10 @@ def write_store(
                     np.save(path / f"{name}.npy", np.concatenate(columns))
                     checksums[f"{split}/{name}.npy"] = sha256(path / f"{name}.npy")
                 splits[split] = {"count": sum(shards), "shards": shards}
+        except OSError:
+            if alone:
+                shutil.rmtree(partial_store)
+            raise
         except KeyboardInterrupt:
             threads.shutdown(cancel_futures=True)
             if alone:

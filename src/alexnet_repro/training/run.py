@@ -1,16 +1,13 @@
 """Train a net with one of the recipes, measure it, and compare it with the paper."""
 
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.claims.paper import claim_of
@@ -21,7 +18,7 @@ from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.provenance import rank, write_json
 from alexnet_repro.sweep import sweeping
@@ -43,6 +40,7 @@ from alexnet_repro.training.run_folder import (
     wait_for,
 )
 from alexnet_repro.training.trainer import make_trainer, on_gpu
+from alexnet_repro.training.wandb_run import finish_wandb, wandb_logger
 from alexnet_repro.training.watch import Watchman
 
 
@@ -96,7 +94,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         del checkpoint
     loggers: list[Logger] = [csv_logger(run, steps_done)]
     if cfg.logger.wandb and rank() == 0:
-        loggers.append(wandb_logger(cfg, run))
+        loggers.append(wandb_logger(cfg, run, ablation_of(cfg)))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
     callbacks: list[Callback] = [keep_last, watchman, EstimateTime()]
@@ -145,6 +143,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         model.double()  # otherwise Lightning would load the checkpoint as float32, and round it
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
+        store.refuse_changes()
         scores = measure(measuring, model, data, VIEWS if cfg.recipe == "cuda_convnet" else VIEWS[:2])
         measured = {view: errors(of_view) for view, of_view in scores.items()}
         train_sample = measure_training_sample(measuring, model, data)
@@ -155,6 +154,10 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         final |= {f"colour_content/tower{tower}": share for tower, share in enumerate(colour)}
         for logger in loggers[1:]:
             logger.log_metrics(final)
+    except (KeyboardInterrupt, SystemExit):
+        if trainer.state.finished:
+            raise Interrupted(f"{run} is trained; the same command with resume=true measures it") from None
+        raise
     finally:
         finish_wandb(loggers)
     result = {
@@ -333,37 +336,3 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
             "use augment.crop=224" if cfg.net.name == "alexnet" else "set net.image_size to the same number",
         ) from None
     return model
-
-
-def wandb_logger(cfg: DictConfig, run: Path) -> WandbLogger:
-    """Return a Weights & Biases logger: online if that needs no prompt, otherwise offline with a hint."""
-    import wandb
-
-    mode = cfg.logger.mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-    if mode == "offline":
-        print(f"W&B: offline, by choice or without an API key; upload later with: wandb sync {run}/wandb/offline-run-*")
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["ablation"] = ablation_of(cfg)
-    id_file = run / "wandb-id"  # so that a resumed run continues in the same W&B run
-    if not id_file.exists():
-        id_file.write_text(uuid4().hex[:8])
-    return WandbLogger(
-        id=id_file.read_text(),
-        resume="allow",
-        name=str(run),
-        save_dir=run,
-        project=cfg.logger.project,
-        entity=cfg.logger.entity,
-        config=config,
-        log_model=False,
-        mode=mode,  # not offline=, which sets an environment variable that wandb has already read
-    )
-
-
-def finish_wandb(loggers: Sequence[Logger]) -> None:
-    """End the W&B run; otherwise the next run of a sweep would continue in it."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()

@@ -199,8 +199,9 @@ def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
         if not newest(run):
             return
         if not cfg.resume:
+            in_use = f", in use on {_owner_of(run / 'lock')}" if (run / "lock").exists() else ""
             raise UserError(
-                f"{run} holds an unfinished run",
+                f"{run} holds an unfinished run{in_use}",
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
             )
         refuse_differences(run, cfg, store_sha256)

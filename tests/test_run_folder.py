@@ -1,0 +1,381 @@
+"""Test that runs are not lost, mixed up or overwritten: locks, identity, damaged checkpoints, full disks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import SoftFileLease
+from hydra import compose, initialize_config_dir
+
+from alexnet_repro.configs import CONF
+from alexnet_repro.data.preparation import prepare
+from alexnet_repro.errors import Interrupted
+from alexnet_repro.training.checkpoints import KeepLast, OneFile
+from alexnet_repro.training.run import train
+from alexnet_repro.training.run_folder import LEASE, LONGEST_NAME, run_name
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = (
+    "data=folder", "data.image_size=32", "net=four_layer", "recipe=cuda_convnet", "schedule.rule=constant", "schedule.by_hand.val_joins_after=null",
+    "order=reshuffled", "optim.decay_multiples=null", "augment.crop=32", "augment.random_crops=false", "trainer=cpu",
+    "trainer.precision=32-true", "batch_size=6", "watch.every=0", "epochs=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of 12 training and 6 validation images of 32x32 pixels in two classes."""
+    path = tmp_path_factory.mktemp("stores") / "tiny"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        options = ["data=folder", "data.image_size=32", f"source={source_folder}", f"data.store={path}"]
+        prepare(compose("prepare", options))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was stopped after its first of two epochs."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    after_epoch = KeepLast.on_train_epoch_end
+
+    def stop_after_epoch(self: KeepLast, *arguments: Any) -> None:
+        after_epoch(self, *arguments)
+        self._ask_to_stop(signal.SIGTERM, None)
+
+    with initialize_config_dir(CONF, version_base="1.3"), pytest.MonkeyPatch.context() as patch:
+        cfg = compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"])
+        patch.setattr(KeepLast, "on_train_epoch_end", stop_after_epoch)
+        with pytest.raises(Interrupted):
+            train(cfg)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        train(compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"]))
+    return run
+
+
+def resume(run: Path, store: Path, command: Run, *options: str) -> tuple[int, str, str]:
+    first = [*SMALL, f"data.store={store}", f"run={run}", "resume=true"]
+    return command("train", *first, *options)
+
+
+def copied(stopped: Path, to: Path) -> Path:
+    shutil.copytree(stopped, to)
+    return to
+
+
+def test_run_resumes_where_its_folder_and_its_store_were_moved_to(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    shutil.copytree(tiny_store, cwd / "fast disk")
+    run = copied(stopped, cwd / "my run, ünï = 1")
+    status, out, err = resume(run, cwd / "fast disk", run_command, "trainer.workers=1")
+    assert status == 0, err
+    assert "resuming" in out
+    assert len(json.loads((run / "result.json").read_text())["history"]) == 2
+    assert not (run / "lock").exists()
+
+
+def test_resuming_with_other_images_or_options_says_what_differs(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    run = copied(stopped, cwd / "r")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shutil.copytree(tiny_store, "other")
+    manifest = json.loads(Path("other/manifest.json").read_text())
+    del manifest["checksum"]
+    Path("other/manifest.json").write_text(json.dumps({**manifest, "source": "elsewhere"}))
+    status, _, err = resume(run, Path("other"), run_command)
+    assert status == 2
+    assert "are not those that r was trained on" in err.replace(str(cwd) + "/", "")
+    status, _, err = resume(run, tiny_store, run_command, "optim.lr=0.02")
+    assert status == 2
+    assert "optim.lr=0.02 (was 0.001)" in err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_option_that_is_newer_than_the_run_does_not_forbid_resuming(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    run = copied(stopped, cwd / "r")
+    config = (run / "config.yaml").read_text()
+    assert "same_map_norm" in config
+    lines = [line for line in config.splitlines() if "same_map_norm" not in line and "store_sha256" not in line]
+    (run / "config.yaml").write_text("\n".join(lines))
+    status, _, err = resume(run, tiny_store, run_command, "net.same_map_norm=true")
+    assert status == 2
+    assert "net.same_map_norm=True (was None)" in err
+    assert resume(run, tiny_store, run_command)[0] == 0
+
+
+def test_run_in_use_is_refused_and_a_dead_process_loses_its_lock(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    run = copied(stopped, cwd / "r")
+    holder = f"""
+import time
+from filelock import SoftFileLease
+lock = SoftFileLease({str(run / "lock")!r}, lease_duration={LEASE}); lock.acquire(); print("held", flush=True); time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    status, _, err = resume(run, tiny_store, run_command)
+    assert status == 2
+    assert f"is in use by process {process.pid} on " in err
+    process.kill()
+    process.wait()
+    assert (run / "lock").exists()
+    assert resume(run, tiny_store, run_command)[0] == 0
+
+
+def test_lock_of_a_lost_machine_expires(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alexnet_repro.training import run_folder
+
+    monkeypatch.setattr(run_folder, "LEASE", 2.0)
+    lock = SoftFileLease("lock", lease_duration=2.0)
+    lock.acquire()
+    content = Path("lock").read_text()
+    lock.release()
+    text = "\n".join("host=elsewhere" if line.startswith("host=") else line for line in content.splitlines())
+    Path("lock").write_text(text + "\n")
+    start = time.monotonic()
+    taken = run_folder.locked(Path())
+    assert 1.5 < time.monotonic() - start < 15
+    taken.release()
+
+
+def test_finished_run_is_never_overwritten_whatever_the_environment_says(
+    finished: Path, tiny_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    options = [*SMALL, f"data.store={tiny_store}", f"run={finished}"]
+    environments: list[tuple[dict[str, str], str]] = [
+        ({}, "holds a finished run"),
+        ({"RANK": "1"}, "holds a finished run"),
+        ({"SLURM_PROCID": "2"}, "holds a finished run"),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "2", "SLURM_NODELIST": "n1"}, "4 processes are"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "4 processes are running"),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, "holds a finished run"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "2 processes are running"),
+        ({"WORLD_SIZE": "2", "RANK": "abc"}, "RANK=abc"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "only 2 processes"),
+        ({"SLURM_PROCID": "-1", "SLURM_NTASKS": "2"}, "SLURM_PROCID=-1"),
+    ]
+    for environment, problem in environments:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            status, _, err = run_command("train", *options)
+        assert status == 2, environment
+        assert problem in err, environment
+        assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def damaged(path: Path, kind: str) -> None:
+    content: Any = torch.load(path, weights_only=True)
+    data = bytearray(path.read_bytes())
+    if kind == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "flipped byte":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "another zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "b")
+    else:
+        edits: dict[str, Any] = {
+            "state_dict": content["state_dict"],
+            "tensor": torch.zeros(3),
+            "list": [1, 2],
+            "nothing": {},
+            "nan": {
+                **content,
+                "state_dict": {
+                    k: v * float("nan") if v.is_floating_point() else v for k, v in content["state_dict"].items()
+                },
+            },
+            "other shapes": {
+                **content,
+                "state_dict": {**content["state_dict"], "net.fc10.weight": torch.zeros(3, 1024)},
+            },
+            "other names": {**content, "state_dict": {"x" + k: v for k, v in content["state_dict"].items()}},
+            "format": {**content, "alexnet_repro": {"format": 99}},
+            **{f"no {key}": {k: v for k, v in content.items() if k != key} for key in content},
+        }
+        torch.save(edits[kind], path)
+
+
+KINDS = {
+    "cut": "is damaged",
+    "empty": "the file is empty",
+    "flipped byte": "the checksum of its part",
+    "text": "is damaged",
+    "another zip": "is not a checkpoint of alexnet_repro",
+    "state_dict": "is not a checkpoint of alexnet_repro",
+    "tensor": "is not a checkpoint of alexnet_repro",
+    "list": "is not a checkpoint of alexnet_repro",
+    "nothing": "is not a checkpoint of alexnet_repro",
+    "nan": "not finite",
+    "other shapes": "has shape (3, 1024)",
+    "other names": "has shape None",
+    "format": "format 99",
+    "no state_dict": "it has no state_dict",
+    "no global_step": "it has no global_step",
+    "no optimizer_states": "it has no optimizer_states",
+    "no hyper_parameters": "it has no hyper_parameters",
+    "no loops": "it has no loops",
+}
+
+
+def test_damaged_checkpoints_are_named_and_never_overwritten(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    run = copied(stopped, cwd / "r")
+    path = run / "checkpoints/last.ckpt"
+    whole = path.read_bytes()
+    for kind, problem in KINDS.items():
+        path.write_bytes(whole)
+        damaged(path, kind)
+        content = path.read_bytes()
+        status, _, err = resume(run, tiny_store, run_command)
+        assert status == 2, kind
+        assert problem in err, (kind, err)
+        assert "Traceback" not in err
+        assert len([line for line in err.splitlines() if line.strip()]) <= 2, err
+        if kind not in ("no optimizer_states", "no loops"):  # not needed to measure
+            status, _, err = run_command("evaluate", f"run={run}", "trainer=cpu")
+            assert status == 2, kind
+            assert "Traceback" not in err
+        assert path.read_bytes() == content
+
+
+def test_one_before_the_last_checkpoint_is_kept_and_continues(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    run = copied(stopped, cwd / "r")
+    last, previous = (run / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    shutil.copy(last, previous)
+    damaged(last, "cut")
+    status, _, err = resume(run, tiny_store, run_command)
+    assert status == 2
+    assert f"continue from the one before it, {previous}" in err
+    last.unlink()
+    status, out, err = resume(run, tiny_store, run_command)
+    assert status == 0, err
+    assert "resuming" in out
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in (previous, last)]
+    assert steps == [2, 4]
+
+
+def test_weights_that_are_not_finite_are_not_saved(cwd: Path) -> None:
+    from alexnet_repro.errors import UserError
+
+    content = {"global_step": 7, "state_dict": {"a": torch.tensor([1.0, float("inf")])}}
+    with pytest.raises(UserError, match="not finite after 7 updates"):
+        OneFile().save_checkpoint(content, cwd / "best.ckpt")
+    assert not list(cwd.iterdir())
+
+
+def test_failed_start_leaves_nothing_and_forbids_nothing(tiny_store: Path, cwd: Path, run_command: Run) -> None:
+    options = [*SMALL, f"data.store={tiny_store}", "run=r"]
+    status, _, err = run_command("train", *options, "optim.lr=1e30")
+    assert status == 2
+    assert "loss is" in err
+    assert not Path("r").exists()
+    Path("r").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "conf/train.yaml", "r/config.yaml")  # as a killed process leaves it
+    assert run_command("train", *options)[0] == 0
+
+
+def test_long_names_are_cut() -> None:
+    overrides = [f"net.option_{i}={i}" for i in range(40)]
+    name, other = run_name("paper", overrides), run_name("paper", [*overrides, "net.z=1"])
+    assert len(name.encode()) <= LONGEST_NAME
+    assert name != other
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small file system")
+def test_full_disk_is_told_and_the_last_checkpoint_stays(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    small = cwd / "small"
+    small.mkdir()
+    size = sum(path.stat().st_size for path in stopped.rglob("*") if path.is_file())
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + 300_000}", "tmpfs", small], check=False).returncode:
+        pytest.skip("mounting is not allowed")
+    try:
+        run = copied(stopped, small / "r")
+        before = (run / "checkpoints/last.ckpt").read_bytes()
+        status, _, err = resume(run, tiny_store, run_command)
+        assert status == 2
+        assert "the disk is full: " in err
+        assert "new.ckpt" in err
+        assert "Traceback" not in err
+        assert (run / "checkpoints/last.ckpt").read_bytes() == before
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+        status, _, err = run_command("prepare", f"data.store={small}/photos")
+        assert status == 2
+        assert "the disk is full" in err
+        assert not list(small.glob("photos*"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_sigterm_ends_a_measurement_at_once(trained: Path, cwd: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "alexnet_repro.evaluate",
+        f"run={trained}",
+        "views=ten_crop",
+        "split=train",
+        "batch_size=1",
+    ]
+    process = subprocess.Popen([*line, "trainer=cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    seen = ""
+    while "Predicting DataLoader" not in seen:
+        seen += (letter := process.stdout.read(1))
+        assert letter, seen
+    process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    assert process.wait(30) == 130
+    assert time.monotonic() - start < 10
+    assert not list(trained.glob("evaluation-last-train*"))
+
+
+def test_closed_output_does_not_end_in_a_traceback(tiny_store: Path, cwd: Path) -> None:
+    options = [*SMALL, f"data.store={tiny_store}", "run=r"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_repro.train", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert "Traceback" not in err
+    assert not Path("r").exists()
