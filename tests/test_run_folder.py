@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from hydra import compose, initialize_config_dir
 
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.preparation import prepare
-from alexnet_repro.errors import Interrupted
+from alexnet_repro.errors import Interrupted, UserError
+from alexnet_repro.training import launcher
 from alexnet_repro.training.checkpoints import KeepLast, OneFile
 from alexnet_repro.training.run import train
 from alexnet_repro.training.run_folder import LEASE, LONGEST_NAME, run_name
@@ -290,8 +292,6 @@ def test_one_before_the_last_checkpoint_is_kept_and_continues(
 
 
 def test_weights_that_are_not_finite_are_not_saved(cwd: Path) -> None:
-    from alexnet_repro.errors import UserError
-
     content = {"global_step": 7, "state_dict": {"a": torch.tensor([1.0, float("inf")])}}
     with pytest.raises(UserError, match="not finite after 7 updates"):
         OneFile().save_checkpoint(content, cwd / "best.ckpt")
@@ -343,6 +343,7 @@ def test_full_disk_is_told_and_the_last_checkpoint_stays(
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_measurement_at_once(trained: Path, cwd: Path) -> None:
     line = [
         sys.executable,
@@ -366,6 +367,7 @@ def test_sigterm_ends_a_measurement_at_once(trained: Path, cwd: Path) -> None:
     assert not list(trained.glob("evaluation-last-train*"))
 
 
+@pytest.mark.slow
 def test_closed_output_does_not_end_in_a_traceback(tiny_store: Path, cwd: Path) -> None:
     options = [*SMALL, f"data.store={tiny_store}", "run=r"]
     process = subprocess.Popen(
@@ -379,3 +381,51 @@ def test_closed_output_does_not_end_in_a_traceback(tiny_store: Path, cwd: Path) 
     _, err = process.communicate()
     assert "Traceback" not in err
     assert not Path("r").exists()
+
+
+def test_processes_that_do_not_meet_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {
+        "SLURM_PROCID": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": "7",
+        "SLURM_NNODES": "2",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launcher, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match=r"the 2 processes did not meet at 127\.0\.0\.1:\d+ within 1 seconds"):
+        launcher.meet(cuda=False)
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    with pytest.raises(UserError, match=r"no-such-host\.invalid, does not resolve"):
+        launcher.meet(cuda=False)
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_machines_are_those_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        towers = compose("train", ["placement=two_devices"])
+        three = compose("train", ["placement=two_devices", "trainer.nodes=3"])
+    environments: list[tuple[dict[str, str], int]] = [
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RANK": "0"}, 2),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}, 1),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, 2),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}, 1),
+        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, 1),  # the batch script of a job, not one of its tasks
+    ]
+    for environment, machines in environments:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert launcher.world(towers) == 2
+            assert launcher.machines(towers) == machines
+            if machines == 2:
+                with pytest.raises(UserError, match=r"trainer\.nodes=3, but the processes run on 2 machines"):
+                    launcher.world(three)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "3,1")
+    with pytest.raises(UserError, match="different numbers of processes: 3,1"):
+        launcher.machines(towers)

@@ -85,6 +85,7 @@ def command(name: str) -> None:
                 _interrupted(str(end.__context__))
             raise
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack traces of sockets that have to try again
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors pass through Hydra
     try:
         own_rank = rank()
