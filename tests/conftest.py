@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,26 @@ from PIL import Image
 from alexnet_repro.cli import command
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.preparation import prepare
+from alexnet_repro.errors import Interrupted
+from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.run import train
 
 os.environ.setdefault("WANDB_MODE", "offline")
+FIGURES: list[str] = []  # what test_endurance.py survived
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add how much test_endurance.py does."""
+    parser.addoption("--kills", type=int, default=4, help="kill runs this many times")
+    parser.addoption("--images", type=int, default=300, help="read this many mutated images")
+    parser.addoption("--damages", type=int, default=60, help="damage this many files")
+    parser.addoption("--minutes", type=float, default=0, help="watch the memory of a run for this long")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what test_endurance.py survived."""
+    for figure in FIGURES:
+        terminalreporter.write_line(figure)
 
 
 def picture(seed: int, width: int = 320, height: int = 280) -> NDArray[np.uint8]:
@@ -95,4 +113,49 @@ def run_command(
         out, err = capfd.readouterr()
         return status, out, err
 
+    return run
+
+
+# A small net on small images, for tests of everything but the nets: a run takes a second.
+SMALL = (
+    "data=folder", "data.image_size=32", "net=four_layer", "recipe=cuda_convnet", "schedule.rule=constant", "schedule.by_hand.val_joins_after=null",
+    "order=reshuffled", "optim.decay_multiples=null", "augment.crop=32", "augment.random_crops=false", "trainer=cpu",
+    "trainer.precision=32-true", "batch_size=6", "watch.every=0", "epochs=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of 12 training and 6 validation images of 32x32 pixels in two classes."""
+    path = tmp_path_factory.mktemp("stores") / "tiny"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        options = ["data=folder", "data.image_size=32", f"source={source_folder}", f"data.store={path}"]
+        prepare(compose("prepare", options))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stopped(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was stopped after its first of two epochs."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    after_epoch = KeepLast.on_train_epoch_end
+
+    def stop_after_epoch(self: KeepLast, *arguments: Any) -> None:
+        after_epoch(self, *arguments)
+        self._ask_to_stop(signal.SIGTERM, None)
+
+    with initialize_config_dir(CONF, version_base="1.3"), pytest.MonkeyPatch.context() as patch:
+        cfg = compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"])
+        patch.setattr(KeepLast, "on_train_epoch_end", stop_after_epoch)
+        with pytest.raises(Interrupted):
+            train(cfg)
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    with initialize_config_dir(CONF, version_base="1.3"):
+        train(compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"]))
     return run

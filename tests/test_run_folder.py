@@ -15,60 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL
 from filelock import SoftFileLease
 from hydra import compose, initialize_config_dir
 
 from alexnet_repro.configs import CONF
-from alexnet_repro.data.preparation import prepare
-from alexnet_repro.errors import Interrupted, UserError
+from alexnet_repro.errors import UserError
 from alexnet_repro.training import launcher
-from alexnet_repro.training.checkpoints import KeepLast, OneFile
-from alexnet_repro.training.run import train
+from alexnet_repro.training.checkpoints import OneFile
 from alexnet_repro.training.run_folder import LEASE, LONGEST_NAME, run_name
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = (
-    "data=folder", "data.image_size=32", "net=four_layer", "recipe=cuda_convnet", "schedule.rule=constant", "schedule.by_hand.val_joins_after=null",
-    "order=reshuffled", "optim.decay_multiples=null", "augment.crop=32", "augment.random_crops=false", "trainer=cpu",
-    "trainer.precision=32-true", "batch_size=6", "watch.every=0", "epochs=2",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store of 12 training and 6 validation images of 32x32 pixels in two classes."""
-    path = tmp_path_factory.mktemp("stores") / "tiny"
-    with initialize_config_dir(CONF, version_base="1.3"):
-        options = ["data=folder", "data.image_size=32", f"source={source_folder}", f"data.store={path}"]
-        prepare(compose("prepare", options))
-    return path
-
-
-@pytest.fixture(scope="module")
-def stopped(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that was stopped after its first of two epochs."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
-    after_epoch = KeepLast.on_train_epoch_end
-
-    def stop_after_epoch(self: KeepLast, *arguments: Any) -> None:
-        after_epoch(self, *arguments)
-        self._ask_to_stop(signal.SIGTERM, None)
-
-    with initialize_config_dir(CONF, version_base="1.3"), pytest.MonkeyPatch.context() as patch:
-        cfg = compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"])
-        patch.setattr(KeepLast, "on_train_epoch_end", stop_after_epoch)
-        with pytest.raises(Interrupted):
-            train(cfg)
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    with initialize_config_dir(CONF, version_base="1.3"):
-        train(compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"]))
-    return run
 
 
 def resume(run: Path, store: Path, command: Run, *options: str) -> tuple[int, str, str]:
@@ -429,3 +386,19 @@ def test_machines_are_those_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "3,1")
     with pytest.raises(UserError, match="different numbers of processes: 3,1"):
         launcher.machines(towers)
+
+
+def test_run_of_version_0_1_resumes_and_is_evaluated(tiny_store: Path, cwd: Path, run_command: Run) -> None:
+    """The folder was written by the commit before locks, store checksums and checkpoint formats (bf03177)."""
+    run = copied(Path(__file__).parent / "run-0.1", cwd / "r")
+    assert "store_sha256" not in (run / "config.yaml").read_text()
+    before = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert "alexnet_repro" not in before
+    status, _, err = run_command("evaluate", f"run={run}", f"store={tiny_store}", "trainer=cpu")
+    assert status == 0, err
+    status, out, err = resume(run, tiny_store, run_command)
+    assert status == 0, err
+    assert "resuming" in out
+    history = json.loads((run / "result.json").read_text())["history"]
+    assert [epoch["steps"] for epoch in history] == [2, 4]
+    assert history[0] == before["history"][0]

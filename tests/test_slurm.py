@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_run_folder import SMALL, tiny_store  # noqa: F401
+from conftest import SMALL
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -83,7 +83,7 @@ def test_two_towers_on_two_nodes_equal_one_device(scripts: Path, small_store: Pa
         assert torch.allclose(ours[name], value, rtol=0, atol=1e-6 * float(value.abs().max()) + 1e-12), name
 
 
-def test_replicas_on_two_nodes_equal_one_device(scripts: Path, tiny_store: Path) -> None:  # noqa: F811
+def test_replicas_on_two_nodes_equal_one_device(scripts: Path, tiny_store: Path) -> None:
     options = [*SMALL, "trainer.precision=64-true", f"data.store={tiny_store}"]
     output = ended(submitted("replicas.sbatch", *options, "run=replicas"))
     assert "2 x cpu" in output, output[-2000:]
@@ -94,7 +94,7 @@ def test_replicas_on_two_nodes_equal_one_device(scripts: Path, tiny_store: Path)
 
 
 @pytest.mark.parametrize("how", ["scontrol requeue", "SIGUSR1"])
-def test_requeued_job_resumes_bit_for_bit(how: str, scripts: Path, tiny_store: Path) -> None:  # noqa: F811
+def test_requeued_job_resumes_bit_for_bit(how: str, scripts: Path, tiny_store: Path) -> None:
     options = [*MANY_EPOCHS, f"data.store={tiny_store}", "epochs=200"]
     on_one_node(*options, "run=whole")
     job = submitted("requeue.sbatch", *options, "run=parts")
@@ -114,7 +114,7 @@ def test_requeued_job_resumes_bit_for_bit(how: str, scripts: Path, tiny_store: P
         assert torch.equal(value, weights("parts")[name]), name
 
 
-def test_killed_process_ends_the_run_within_a_minute(scripts: Path, tiny_store: Path) -> None:  # noqa: F811
+def test_killed_process_ends_the_run_within_a_minute(scripts: Path, tiny_store: Path) -> None:
     options = [*MANY_EPOCHS, f"data.store={tiny_store}", "epochs=100000", "run=r"]
     job = submitted("replicas.sbatch", *options)
     deadline = time.monotonic() + 60
@@ -135,7 +135,7 @@ def test_killed_process_ends_the_run_within_a_minute(scripts: Path, tiny_store: 
     assert not Path("r/result.json").exists()
 
 
-def test_tasks_are_one_run_or_several(scripts: Path, tiny_store: Path) -> None:  # noqa: F811
+def test_tasks_are_one_run_or_several(scripts: Path, tiny_store: Path) -> None:
     options = [*SMALL, f"data.store={tiny_store}"]
     output = ended(submitted("packing.sbatch", *options))
     results = sorted(Path("runs").rglob("result.json"))
@@ -149,7 +149,7 @@ def test_tasks_are_one_run_or_several(scripts: Path, tiny_store: Path) -> None: 
     assert not Path("mistake").exists()
 
 
-def test_name_that_does_not_resolve_is_told_at_once(scripts: Path, tiny_store: Path) -> None:  # noqa: F811
+def test_name_that_does_not_resolve_is_told_at_once(scripts: Path, tiny_store: Path) -> None:
     options = [*SMALL, f"data.store={tiny_store}", "run=r"]
     start = time.monotonic()
     output = ended(submitted("replicas.sbatch", *options, MASTER_ADDR="no-such-host.invalid"))
@@ -159,7 +159,7 @@ def test_name_that_does_not_resolve_is_told_at_once(scripts: Path, tiny_store: P
     assert not Path("r").exists()
 
 
-def test_submitit_sweep(scripts: Path, tiny_store: Path) -> None:  # noqa: F811
+def test_submitit_sweep(scripts: Path, tiny_store: Path) -> None:
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=5", "hydra.launcher.mem_gb=3"]
     line = [
         sys.executable,

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -284,7 +285,7 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False)
     """Load an .npy file. Raise UserError if it is missing or has another shape or dtype."""
     try:
         array = _memory_map(path) if as_map else np.load(path)
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, TypeError, EOFError, SyntaxError, TokenError):  # numpy parses the header
         array = None
     if array is None or array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path} is missing or damaged", AGAIN)

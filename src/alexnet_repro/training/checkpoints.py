@@ -7,6 +7,7 @@ writes it, with a CRC-32 for each of its parts.
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -57,7 +58,9 @@ def load_checkpoint(path: Path, to_resume: bool = False) -> dict[str, Any]:
         if damaged:
             raise UserError(f"the checkpoint {path} is damaged: the checksum of its part {damaged} is wrong", remedy)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except zipfile.BadZipFile:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (zipfile.BadZipFile, struct.error, OSError):  # zipfile seeks to wherever a damaged archive says
         raise UserError(f"the checkpoint {path} is damaged: it is not a whole file of torch.save", remedy) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, NotImplementedError):
         raise UserError(f"{path} is not a checkpoint of alexnet_repro: torch can't read it", remedy) from None
