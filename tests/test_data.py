@@ -104,6 +104,13 @@ def test_patches_colours_and_jitter_have_their_distributions(small_store: Path) 
     np.testing.assert_allclose(shares.var(0), 1 / 3, atol=0.03)
 
 
+def test_half_of_the_patches_are_mirrored() -> None:
+    """A fair coin gives a share outside 0.49 to 0.51 of 100,000 draws once in ten million million times."""
+    mirrored = draw_places(stream(0, 0, 0), 100_000, 33)[:, 2]
+    assert set(mirrored.tolist()) == {0, 1}
+    assert 0.49 < mirrored.mean() < 0.51
+
+
 @pytest.mark.parametrize(("random_crops", "mirror"), [(True, True), (True, False), (False, False)])
 def test_patch_equals_the_image_at_its_position(random_crops: bool, mirror: bool, small_store: Path) -> None:
     split = Store(small_store).split("train")

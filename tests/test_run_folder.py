@@ -223,7 +223,7 @@ def test_damaged_checkpoints_are_named_and_never_overwritten(
         assert problem in err, (kind, err)
         assert "Traceback" not in err
         assert len([line for line in err.splitlines() if line.strip()]) <= 2, err
-        if kind not in ("no optimizer_states", "no loops"):  # not needed to measure
+        if kind in ("flipped byte", "state_dict", "nan", "other shapes"):
             status, _, err = run_command("evaluate", f"run={run}", "trainer=cpu")
             assert status == 2, kind
             assert "Traceback" not in err

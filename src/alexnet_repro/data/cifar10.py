@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.datasets import CIFAR10
 
 from alexnet_repro.data.archives import File
 from alexnet_repro.errors import UserError
@@ -25,6 +24,8 @@ def cifar10_batches(
 
     Raises UserError if the batches are missing or damaged.
     """
+    from torchvision.datasets import CIFAR10  # imported here because it takes 3 s, and other data sets don't need it
+
     examples = []
     for split in ("train", "test"):
         try:
