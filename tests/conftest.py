@@ -103,13 +103,14 @@ def run_command(
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         capfd.readouterr()
         status = 0
-        handler = signal.getsignal(signal.SIGTERM)  # which a command replaces
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
             command(name)
         except SystemExit as end:
             status = int(end.code or 0)
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():  # a command replaces them
+                signal.signal(number, handler)
         out, err = capfd.readouterr()
         return status, out, err
 

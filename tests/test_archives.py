@@ -12,7 +12,8 @@ import pytest
 from conftest import image_folder, picture, save_picture
 from PIL import Image
 
-from alexnet_repro.data.images import LARGEST_FILE, read_image
+from alexnet_repro.data.archives import LARGEST_FILE
+from alexnet_repro.data.images import read_image
 from alexnet_repro.data.source import Found, scan
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
@@ -54,14 +55,16 @@ def test_links_in_a_tar_stand_for_their_files(tmp_path: Path) -> None:
         ("cat/hard.jpg", None, "hard cat/0.jpg"),
         ("dog/soft.jpg", None, "sym 0.jpg"),
         ("dog/up.jpg", None, "sym ../cat/0.jpg"),
+        ("dog/first.jpg", None, "sym second.jpg"),
+        ("dog/second.jpg", None, "sym 0.jpg"),
         ("dog/lost.jpg", None, "sym elsewhere.jpg"),
         ("dog/pipe", None, "pipe"),
     )
     found = scanned(tar, tmp_path)
     content = {file.name: file.read_bytes() for file in found.files}
     assert content["cat/hard.jpg"] == content["dog/up.jpg"] == jpeg(0)
-    assert content["dog/soft.jpg"] == jpeg(1)
-    assert len(content) == 5
+    assert content["dog/soft.jpg"] == content["dog/first.jpg"] == jpeg(1)
+    assert len(content) == 7
     notes = " ".join(found.ignored)
     assert "1 links" in notes
     assert "dog/lost.jpg" in notes

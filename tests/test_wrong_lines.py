@@ -203,6 +203,7 @@ evaluate runs=[a,a] > names a run twice
 evaluate run=a runs=[b] > say which run
 evaluate run=a views=twelve > one of centre, ten_crop
 evaluate run=a checkpoint=../../x > one of last, previous, best
+evaluate runs=true > runs=true
 evaluate run=a checkpoint=first > one of last, previous, best
 evaluate run=a split=holdout > one of train, val, test
 evaluate run=a batch_size=-1 > at least 1

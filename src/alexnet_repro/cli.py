@@ -91,7 +91,8 @@ def command(name: str) -> None:
         own_rank = rank()
     except UserError as error:
         _fail(str(error))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # end a command as Ctrl-C does
+        signal.signal(number, signal.default_int_handler)
     if own_rank > 0:  # only process 0 prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     arguments = sys.argv[1:]

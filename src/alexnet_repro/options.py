@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,7 @@ from alexnet_repro.errors import UserError
 
 @dataclass(frozen=True)
 class OnlyIf:
-    """An option has no effect unless ``holds(cfg)``; ``otherwise`` names the option that stands against it."""
+    """An option has no effect unless ``holds(cfg)``; ``otherwise`` names the option that prevents it."""
 
     holds: Callable[[Any], bool]
     otherwise: str
@@ -354,6 +355,9 @@ def _told(error: ErrorDetails, cfg: DictConfig, model: type[BaseModel], default:
     location = [str(part) for part in error["loc"]]
     if location[0] == "net" and location[1:2] and location[1] in nets:  # pydantic adds the net's name
         del location[1]
+    location = list(
+        takewhile(lambda part: part.isidentifier() or part.lstrip("-").isdecimal(), location)
+    )  # no branches
     key, value = ".".join(location), error["input"]
     context: Any = error.get("ctx", {})
     kind = error["type"]

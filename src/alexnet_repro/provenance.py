@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -25,9 +26,9 @@ def tasks() -> int:
     Raises UserError if the environment holds something other than a number.
     """
     if "WORLD_SIZE" in os.environ:
-        return _number("WORLD_SIZE", 1)
+        return number("WORLD_SIZE", 1)
     if "SLURM_PROCID" in os.environ:  # a task of a job step, which may have fewer tasks than its job
-        return _number("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", 1)
+        return number("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", 1)
     return 1
 
 
@@ -39,12 +40,13 @@ def rank() -> int:
     if tasks() == 1:
         return 0
     name = "RANK" if "WORLD_SIZE" in os.environ else "SLURM_PROCID"
-    if (own := _number(name, 0)) >= tasks():
+    if (own := number(name, 0)) >= tasks():
         raise UserError(f"the environment has {name}={own}, but only {tasks()} processes")
     return own
 
 
-def _number(name: str, least: int) -> int:
+def number(name: str, least: int) -> int:
+    """Return a whole number from the environment, ``least`` if it is not set. Raise UserError if it is no such number."""
     value = os.environ.get(name, str(least))
     if not value.isdecimal() or int(value) < least:
         raise UserError(
@@ -116,7 +118,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        if error.errno is None:  # numpy's, when fewer bytes were written than requested
+        if error.errno is None and re.search(r"requested and \d+ written|Not enough free space", str(error)):  # numpy's
             raise OSError(errno.ENOSPC, str(error), str(path)) from None
         error.filename = error.filename or str(path)
         raise

@@ -27,7 +27,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError if ``cfg.out`` cannot be written.
     """
-    if cfg.out and not os.access(Path(str(cfg.out)).absolute().parent, os.W_OK):
+    if cfg.out and (Path(str(cfg.out)).is_dir() or not os.access(Path(str(cfg.out)).absolute().parent, os.W_OK)):
         raise UserError(f"out={cfg.out} cannot be written", "choose a file in a folder that exists")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     batch, repeats = cfg.batch_size, cfg.repeats

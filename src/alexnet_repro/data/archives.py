@@ -17,6 +17,7 @@ from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import written_whole
 
 UNPACKED = ".unpacked.tar"
+LARGEST_FILE = 2**28  # bytes of an encoded image
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ class File:
     label: int = -1
 
     def read_bytes(self) -> bytes:
-        """Return the encoded image. Raise OSError if the file ends before the end of the image."""
+        """Return the encoded image.
+
+        Raise OSError if the file ends before the end of the image, or if the image is larger than LARGEST_FILE.
+        """
+        if self.size > LARGEST_FILE:
+            raise OSError(f"it has {self.size} bytes, more than {LARGEST_FILE}")
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read(self.size)
@@ -47,7 +53,7 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
     """Yield every file below ``path``, including the members of tars, and every folder.
 
     A folder is a string that ends in /. A compressed tar is unpacked into the folder ``unpack_into``. Links stand for
-    the files that they lead to. Of several members with the same name, the last one counts, as when a tar is unpacked.
+    the files that they lead to; in a tar, links to folders are left out. Of several members with the same name, the last one counts, as when a tar is unpacked.
     What is left out for another reason than a leading dot is added to ``skipped``, with its number and an example.
 
     Raises UserError if ``path`` is neither a folder nor a tar, or if a tar is damaged or cut.
@@ -134,16 +140,14 @@ def _members(path: Path, offset: int, end: int, prefix: str, skipped: list[str])
             raise UserError(f"{_named(path, prefix)} is damaged: {error}", "download it again") from None
     if marker != tarfile.NUL * tarfile.BLOCKSIZE:
         raise UserError(
-            f"{_named(path, prefix)} is cut: after {len(files)} files it ends without an end-of-archive marker",
+            f"{_named(path, prefix)} is cut or damaged: after {len(files)} files there is no end-of-archive marker",
             "download it again",
         )
-    lost = []
-    for name, target in links:
-        if target in files:
-            files[name] = replace(files[target], name=name)
-        else:
-            lost.append(name)
-    _note(skipped, lost, f"links of {_named(path, prefix)} to files that are not in it")
+    lost = dict(links)
+    while found := [name for name, target in lost.items() if target in files]:  # a link may lead to another link
+        for name in found:
+            files.setdefault(name, replace(files[lost.pop(name)], name=name))
+    _note(skipped, list(lost), f"links of {_named(path, prefix)} to files that are not in it")
     _note(skipped, outside, f"members of {_named(path, prefix)} with names that lead out of it")
     _note(skipped, special, f"members of {_named(path, prefix)} that are neither files nor folders")
     _note(skipped, twice, f"members of {_named(path, prefix)} replaced by later ones of the same name")
@@ -181,6 +185,8 @@ def _uncompressed(path: Path, unpack_into: Path) -> Path:
         try:
             with written_whole(copy) as out, opener.open(path) as packed:
                 shutil.copyfileobj(packed, out, 2**20)
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # not about the archive
+                raise
             raise UserError(f"source={path} is damaged: {error}", "download it again") from None
     return copy

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
+from alexnet_repro.data.archives import LARGEST_FILE
 from alexnet_repro.data.store_writer import RGB
 
-LARGEST_FILE = 2**28  # bytes, after decompression
 LARGEST_IMAGE = 100_000_000  # pixels
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # LARGEST_IMAGE is the limit
@@ -25,7 +25,8 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
     one) is decompressed. Pillow refuses an image whose data end early (its LOAD_TRUNCATED_IMAGES is off). A
     JPEG with damaged data inside decodes to a damaged picture, and Pillow does not say so.
 
-    Raises OSError or ValueError if the file is not an image, or if it is larger than LARGEST_FILE or LARGEST_IMAGE.
+    Raises OSError or ValueError if the file is not an image, if it has more than LARGEST_IMAGE pixels, or if
+    it unpacks to more than LARGEST_FILE bytes.
     """
     data = read_bytes()
     try:

@@ -36,7 +36,7 @@ AGAIN = "prepare the store again with overwrite=true"
 
 
 class SplitFacts(BaseModel):
-    """What the manifest says of one split."""
+    """What the manifest says about one split."""
 
     model_config = ConfigDict(strict=True)
 
@@ -86,6 +86,8 @@ class Store:
         sizes = {"mean.npy": 4 * side * side * 3}
         for split, facts in self.manifest["splits"].items():
             sizes[f"{split}/labels.npy"] = 8 * facts["count"]
+            if f"{split}/crc32.npy" in self.manifest["sha256"]:
+                sizes[f"{split}/crc32.npy"] = 4 * facts["count"]
             for number, count in enumerate(facts["shards"]):
                 sizes[f"{split}/{shard_name(number)}"] = count * side * side * 3
         return sizes
@@ -162,8 +164,10 @@ class Store:
             raise UserError(f"the store at {self.path} has no images in its split '{name}' (it has: {available})")
         self.refuse_changes()
         labels = f"{name}/labels.npy"
-        if labels in self.manifest["sha256"] and sha256(self.path / labels) != self.manifest["sha256"][labels]:
-            raise UserError(f"{self.path / labels} is damaged: its checksum is wrong", AGAIN)
+        for file in (labels, f"{name}/crc32.npy"):
+            expected = self.manifest["sha256"].get(file)
+            if expected and sha256(self.path / file) != expected:
+                raise UserError(f"{self.path / file} is damaged: its checksum is wrong", AGAIN)
         split = Split(self.path / name, shards, self.image_size)
         if not ((split.labels >= 0) & (split.labels < len(self.classes))).all():
             raise UserError(f"{self.path / labels} holds a label outside 0 to {len(self.classes) - 1}", AGAIN)

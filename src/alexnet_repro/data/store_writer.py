@@ -1,5 +1,6 @@
 """Write the files of a store and compute the mean image and RGB covariance in the same pass."""
 
+import errno
 import hashlib
 import json
 import os
@@ -219,7 +220,9 @@ def _write_shard(
     def read(example: Example) -> tuple[RGB, NDArray[np.float64], int] | str:
         try:
             image = example.read()
-        except (OSError, ValueError, MemoryError) as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
+                raise  # not about this image
             # without addresses, which differ between two preparations
             return f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})"
         pixels = image.reshape(-1, 3).astype(np.float64)

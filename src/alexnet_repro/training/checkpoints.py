@@ -215,7 +215,7 @@ class KeepLast(Checkpoint):
             job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         try:
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-            failure = done.stderr.strip()
+            failure = done.stderr.strip() or "it failed" if done.returncode else ""
         except OSError as error:
             failure = str(error)
         return f"\ncould not requeue job {job}: {failure}" if failure else f"\njob {job} is back in the queue"
@@ -230,8 +230,11 @@ class KeepLast(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers. Stop if a signal came after the last update."""
         self._restore_handlers()
+        asked = torch.tensor(float(self._asked_to_stop), device=trainer.strategy.root_device)
+        if bool(trainer.strategy.reduce(asked, reduce_op="mean")):
+            raise self._interrupted()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the signal handlers."""

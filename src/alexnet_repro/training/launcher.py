@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexnet_repro.errors import ProcessDied, UserError
 from alexnet_repro.net.placement import TOWERS
-from alexnet_repro.provenance import rank, tasks
+from alexnet_repro.provenance import number, rank, tasks
 
 PATIENCE = timedelta(seconds=45)  # how long the processes of a Slurm job wait for each other
 
@@ -71,9 +71,11 @@ def machines(cfg: DictConfig) -> int:
     if not launched() or tasks() == 1:
         return given
     if "WORLD_SIZE" in os.environ:
-        found = tasks() // int(os.environ.get("LOCAL_WORLD_SIZE", tasks() // given))
+        local = number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in os.environ else max(1, tasks() // given)
+        found = max(1, tasks() // local)
     else:
-        found = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", given)))
+        name = "SLURM_STEP_NUM_NODES" if "SLURM_STEP_NUM_NODES" in os.environ else "SLURM_NNODES"
+        found = number(name, 1) if name in os.environ else given
         if "," in os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""):
             raise UserError(
                 f"Slurm's machines have different numbers of processes: {os.environ['SLURM_STEP_TASKS_PER_NODE']}",
@@ -109,8 +111,8 @@ def launched() -> bool:
 def meet(cuda: bool) -> None:
     """Join the processes that Slurm started. Do nothing in a process that is alone, or that torchrun started.
 
-    Afterwards the environment has torchrun's variables. Raises UserError if the processes do not meet within a minute;
-    torch would wait for half an hour.
+    Afterwards the environment has torchrun's variables. Raises UserError if the processes do not meet within
+    PATIENCE; torch would wait for half an hour.
     """
     if "WORLD_SIZE" in os.environ or tasks() == 1:
         return
@@ -118,7 +120,7 @@ def meet(cuda: bool) -> None:
     nodes = slurm.get("STEP_NODELIST", slurm.get("NODELIST", "127.0.0.1"))
     host = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
     port = 15_000 + (101 * int(slurm.get("JOB_ID", 0)) + int(slurm.get("STEP_ID", 0))) % 10_000
-    port = int(os.environ.get("MASTER_PORT", port))
+    port = number("MASTER_PORT", 1) if "MASTER_PORT" in os.environ else port
     try:
         socket.getaddrinfo(host, port)
     except OSError:

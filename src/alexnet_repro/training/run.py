@@ -58,7 +58,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if sweeping() and (done := done_before(run, cfg, store.checksum)):  # a repeated sweep does only the remaining runs
         print(f"{run} is finished already")
         return done
-    refuse_taken(run, cfg, store.checksum)
+    if rank() == 0:
+        refuse_taken(run, cfg, store.checksum)
     quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
     if ran_in_processes(cfg, "train", [*task_overrides(), f"run='{quoted}'"]):
         return json.loads((run / "result.json").read_text())

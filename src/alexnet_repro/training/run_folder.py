@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import sys
 import time
@@ -34,6 +36,7 @@ from alexnet_repro.training.checkpoints import newest
 RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?|data\.store")
 STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 LEASE = 30.0  # seconds after which a lock that its owner did not renew is free
+OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -136,6 +139,13 @@ def locked(run: Path) -> SoftFileLease:
         return lock
     except Timeout:
         pid, host = lock.pid, _owner_of(run / "lock")
+    if pid is None:  # it has just ended
+        host = socket.gethostname()
+        try:
+            lock.acquire(timeout=5)
+            return lock
+        except Timeout:
+            pid = lock.pid
     if host != socket.gethostname():
         print(f"{run} is in use by process {pid} on {host}; waiting {LEASE + 5:.0f} s in case that one died")
         try:
@@ -157,21 +167,25 @@ def _owner_of(lock: Path) -> str:
 
 
 def _lost_lock(loss: LeaseCompromise) -> None:
-    print(f"error: another process took over {loss.lock_file} ({loss.reason}); this one ends", file=sys.stderr)
-    os._exit(1)  # without saving, since the folder now belongs to the other process
+    if loss.reason == "refresh-failed":
+        print(f"error: {loss.lock_file} cannot be renewed ({loss.error}); this run stops", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)  # saves the run, if its folder can be written
+        return
+    print(f"error: {loss.lock_file} was removed or taken over ({loss.reason}); this process ends", file=sys.stderr)
+    os._exit(1)  # without saving, since the folder may belong to another process now
 
 
 def wait_for(run: Path) -> None:
-    """Wait until process 0 has locked the run's folder, so that all processes see the same checkpoints.
+    """Wait until the run's folder has a lock, so that all processes see the same checkpoints.
 
-    Raises UserError if the folder does not appear on this machine.
+    Raises UserError if it does not appear on this machine.
     """
     deadline = time.monotonic() + 30
     while not (run / "lock").exists():
         if time.monotonic() > deadline:
             raise UserError(
-                f"process {rank()} on {socket.gethostname()} does not see {run}/lock, which process 0 created",
-                "the run's folder must be on a file system that all machines share",
+                f"process {rank()} on {socket.gethostname()} does not see {run}/lock, which process 0 creates",
+                "either process 0 has failed, or the folder is not on a file system that all machines share",
             )
         time.sleep(0.2)
 
@@ -180,8 +194,9 @@ def abandon(run: Path) -> None:
     """Remove what a failed start left in the run's folder, unless there is a checkpoint."""
     if newest(run):
         return
-    for name in ("config.yaml", "metrics.csv", "wandb-id"):
+    for name in ("config.yaml", "metrics.csv", "wandb-id", "checkpoints/best.ckpt", "checkpoints/new.ckpt"):
         (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "wandb", ignore_errors=True)
     remove_if_empty(run / "checkpoints")
 
 
@@ -205,7 +220,7 @@ def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
             )
         refuse_differences(run, cfg, store_sha256)
-    elif run.exists() and (not run.is_dir() or any(path.name != "lock" for path in run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(not OURS.match(path.name) for path in run.iterdir())):
         raise UserError(f"{run} is taken by something that isn't a run", "choose another folder with run=PATH")
 
 

@@ -53,12 +53,13 @@ def on_gpu(cfg: DictConfig) -> bool:
 
 
 class StopAtOnce(L.Callback):
-    """End a measurement at once on SIGTERM. Lightning's handler would wait until all images are measured."""
+    """End a measurement at once on a signal. Lightning's handler would wait until all images are measured."""
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replace the handler that Lightning installed."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.default_int_handler)
 
 
 def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) -> L.Trainer:
@@ -89,7 +90,7 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
     if precision == "auto":
         on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         precision = "bf16-mixed" if on_cpu and fast_bfloat16() else "32-true"
-    if precision == "16-mixed" and not on_gpu(cfg):
+    if precision == "16-mixed" and not on_gpu(cfg) and accelerator != "mps":
         raise UserError("trainer.precision=16-mixed needs a GPU", "choose bf16-mixed or 32-true")
     options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
     options["callbacks"] = [*options["callbacks"], StopAtOnce(), TQDMProgressBar(leave=True)]
