@@ -357,6 +357,7 @@ def test_unfinished_store_of_other_files_is_not_resumed(cwd: Path, source_folder
         write_store([Example("train", 0, "b", fail)], ["c"], Path("store"))
 
 
+@pytest.mark.slow
 def test_killed_preparation_leaves_no_partial_store(cwd: Path) -> None:
     """Kill a real process while it is preparing, then run the same command again."""
     image_folder(cwd / "source", train=500, val=20)
@@ -407,6 +408,7 @@ def test_damaged_stores_are_reported(cwd: Path, small_store: Path) -> None:
         Store("copy")
 
 
+@pytest.mark.slow
 def test_train_and_val_photo_patches_do_not_overlap() -> None:
     covered: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for split, _, name, _ in photos.patches(100, 20, 256):

@@ -46,8 +46,17 @@ def test_run_resumes_where_its_folder_and_its_store_were_moved_to(
     status, out, err = resume(run, cwd / "fast disk", run_command, "trainer.workers=1")
     assert status == 0, err
     assert "resuming" in out
+    assert "dirpath" not in err
     assert len(json.loads((run / "result.json").read_text())["history"]) == 2
     assert not (run / "lock").exists()
+    states = [
+        next(
+            state for key, state in torch.load(path, weights_only=True)["callbacks"].items() if "ModelCheckpoint" in key
+        )
+        for path in (stopped / "checkpoints/last.ckpt", run / "checkpoints/last.ckpt")
+    ]
+    assert states[0]["best_model_score"] >= states[1]["best_model_score"]  # not forgotten
+    assert states[1]["best_model_path"] == str(run / "checkpoints/best.ckpt")
 
 
 def test_resuming_with_other_images_or_options_says_what_differs(

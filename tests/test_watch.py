@@ -121,6 +121,7 @@ def test_update_sizes_equal_the_change_of_the_weights() -> None:
             assert sizes[name.removesuffix(".weight")] == pytest.approx(change.item(), rel=1e-3), name
 
 
+@pytest.mark.slow
 def test_update_at_which_the_loss_leaves_the_plateau_is_recorded(
     cwd: Path, small_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import rank, written_whole
@@ -95,6 +95,34 @@ def refuse_other_weights(path: Path, checkpoint: dict[str, Any], model: L.Lightn
 def finite(checkpoint: dict[str, Any]) -> bool:
     """Return whether all weights of a checkpoint are finite."""
     return all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+class KeepBest(ModelCheckpoint):
+    """Keep best.ckpt, the epoch with the lowest validation error.
+
+    Lightning forgets the best error of a run whose folder was moved, and would replace best.ckpt by a worse one.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint, as in version 0.1."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best error, wherever the folder is now."""
+
+        def moved(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path  # noqa: PTH118, PTH119
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            {
+                **state_dict,
+                **{key: moved(state_dict[key]) for key in paths},
+                "best_k_models": {moved(path): score for path, score in state_dict["best_k_models"].items()},
+                "dirpath": self.dirpath,
+            }
+        )
 
 
 class OneFile(TorchCheckpointIO):

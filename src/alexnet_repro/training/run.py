@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,7 +22,7 @@ from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.provenance import rank, write_json
 from alexnet_repro.sweep import sweeping
-from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint, newest, refuse_other_weights
+from alexnet_repro.training.checkpoints import KeepBest, KeepLast, load_checkpoint, newest, refuse_other_weights
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.estimate import EstimateTime
 from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement, world
@@ -101,7 +101,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     callbacks: list[Callback] = [keep_last, watchman, EstimateTime()]
     if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never select a checkpoint
         callbacks.append(
-            ModelCheckpoint(
+            KeepBest(
                 checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
             )
         )
