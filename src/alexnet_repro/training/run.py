@@ -102,7 +102,13 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never select a checkpoint
         callbacks.append(
             KeepBest(
-                checkpoints, "best", "val/top1_error", mode="min", save_weights_only=True, enable_version_counter=False
+                checkpoints,
+                "best",
+                "val/top1_error",
+                mode="min",
+                save_weights_only=True,
+                enable_version_counter=False,
+                save_on_train_epoch_end=False,  # before KeepLast, whose checkpoint then knows this epoch's error
             )
         )
     if cfg.stop_at is not None:
