@@ -266,3 +266,35 @@ def test_json_files_are_written_completely_or_not_at_all(cwd: Path) -> None:
     with pytest.raises(TypeError):
         write_json(cwd / "result.json", {"a": object()})
     assert json.loads((cwd / "result.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["paper", "as_run", "cuda_convnet"])
+def test_two_runs_of_one_command_give_the_same_bytes(recipe: str, small_store: Path, cwd: Path) -> None:
+    options = [
+        "data=folder",
+        f"data.store={small_store}",
+        "epochs=1",
+        "batch_size=6",
+        "trainer=cpu",
+        f"recipe={recipe}",
+    ]
+    if recipe == "cuda_convnet":
+        options += ["net=locally_connected", "optim.decay_multiples=null", "schedule.by_hand.val_joins_after=null"]
+    written = []
+    for run in ("a", "b"):
+        line = [sys.executable, "-m", "alexnet_repro.train", *options, f"run={run}"]
+        subprocess.run(line, cwd=cwd, capture_output=True, check=True)
+        content = torch.load(cwd / run / "checkpoints/last.ckpt", weights_only=True)
+        result = json.loads((cwd / run / "result.json").read_text())
+        different = {"seconds", "command"}
+        scores = (cwd / run / "predictions.npz").read_bytes()
+        written.append((content, {k: v for k, v in result.items() if k not in different}, scores))
+    (first, result, scores), (second, other_result, other_scores) = written
+    assert result == other_result
+    assert scores == other_scores
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    for state, other in zip(first["optimizer_states"], second["optimizer_states"], strict=True):
+        for index, buffers in state["state"].items():
+            assert torch.equal(buffers["momentum_buffer"], other["state"][index]["momentum_buffer"])

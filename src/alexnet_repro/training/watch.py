@@ -102,7 +102,8 @@ class Watchman(L.Callback):
         if bad := [loss for loss in losses if not math.isfinite(loss)]:
             raise UserError(
                 f"the loss is {bad[0]} after {trainer.global_step} updates",
-                f"the learning rate is probably too high: start again with less than optim.lr={model.hparams['optim']['lr']}",
+                f"the learning rate is probably too high: start again with less than optim.lr={model.hparams['optim']['lr']}; "
+                "a last.ckpt in the run's folder is from before and still good",
             )
         plateau = math.log(model.classes)
         mean = sum(self._recent) / len(self._recent)
