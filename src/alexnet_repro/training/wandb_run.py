@@ -26,7 +26,7 @@ def wandb_logger(cfg: DictConfig, run: Path, ablation: str) -> WandbLogger:
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     reason = "by choice or without an API key"
-    if mode == "online" and (problem := _unreachable(wandb.Settings().base_url)):
+    if mode == "online" and (problem := _unreachable(wandb.setup().settings.base_url)):
         mode, reason = "offline", problem
     if mode != "online":
         if mode == "offline":
