@@ -18,7 +18,8 @@ from alexnet_repro.data.augment import centre_crop, nine_crop
 from alexnet_repro.data.module import ValBatch
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.run import new_classifier, train
+from alexnet_repro.training.run import train
+from alexnet_repro.training.setup import new_classifier
 
 Run = Callable[..., tuple[int, str, str]]
 Pair = tuple[list[Path], torch.Tensor, torch.Tensor]

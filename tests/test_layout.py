@@ -18,6 +18,7 @@ LAYERS = [
     {"data"},
     {"net"},
     {"cli"},
+    {"option_errors"},
     {"configs", "options", "provenance", "sweep"},
     {"errors"},
 ]

@@ -16,7 +16,7 @@ from alexnet_repro.data.module import StoreData, TrainBatch, ValBatch
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.run import check, new_classifier
+from alexnet_repro.training.setup import check, new_classifier
 
 RECIPES = ("paper", "as_run")
 ABLATIONS = sorted(file.stem for file in Path(CONF, "ablation").glob("*.yaml"))

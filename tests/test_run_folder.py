@@ -350,6 +350,8 @@ def test_closed_output_does_not_end_in_a_traceback(tiny_store: Path, cwd: Path) 
 
 
 def test_processes_that_do_not_meet_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["placement=two_devices"])
     slurm = {
         "SLURM_PROCID": "1",
         "SLURM_NTASKS": "2",
@@ -362,10 +364,10 @@ def test_processes_that_do_not_meet_are_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(launcher, "PATIENCE", timedelta(seconds=1))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UserError, match=r"the 2 processes did not meet at 127\.0\.0\.1:\d+ within 1 seconds"):
-        launcher.meet(cuda=False)
+        launcher.meet(cfg, cuda=False)
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     with pytest.raises(UserError, match=r"no-such-host\.invalid, does not resolve"):
-        launcher.meet(cuda=False)
+        launcher.meet(cfg, cuda=False)
     assert "WORLD_SIZE" not in os.environ
 
 

@@ -130,15 +130,16 @@ def _quoted(argument: str, sweep: bool) -> str:
         items = [f"'{item.strip()}'" if "=" in item else item for item in value[1:-1].split(",")]
         return f"{key}=[{','.join(items)}]"
     if key in PATHS and not (sweep and "," in value):
-        return f"{key}={_in_quotes(value)}"
+        return f"{key}={in_quotes(value)}"
     try:
         OverridesParser.create().parse_override(argument)
         return argument
     except HydraException:
-        return argument if value[0] in "[{" else f"{key}={_in_quotes(value)}"
+        return argument if value[0] in "[{" else f"{key}={in_quotes(value)}"
 
 
-def _in_quotes(value: str) -> str:
+def in_quotes(value: str) -> str:
+    """Return a value in quotes, as Hydra's grammar wants it."""
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", value)) + "'"
 
 
@@ -161,9 +162,7 @@ UNUSABLE = (
 def _about_files(error: OSError) -> str:
     """Return what is wrong with a path or a disk in a line or two, or nothing for other errors."""
     name = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or re.search(
-        r"requested and \d+ written|Not enough free space", str(error)
-    ):  # numpy's
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full: {name}{error.strerror or error}\n"
             "  free some space (each of the two checkpoints of the full net takes 490 MB), then run the command again; "
@@ -212,7 +211,7 @@ def _explain(error: Exception, command_name: str) -> str:
 
 def check(cfg: DictConfig, name: str) -> None:
     """Raise UserError for an option that is unknown, invalid or without effect."""
-    from alexnet_repro.options import check_options  # imported here because pydantic takes 0.2 s
+    from alexnet_repro.option_errors import check_options  # imported here because pydantic takes 0.2 s
 
     overrides = HydraConfig.get().overrides.task
     groups = [o for o in overrides if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]

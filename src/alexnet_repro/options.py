@@ -1,20 +1,13 @@
 """Every option of every command: its type, its range, and the condition under which it has an effect.
 
-The defaults are in conf/. ``check_options`` compares a composed config with this schema before a command does any work.
+The defaults are in conf/. option_errors.py compares a composed config with this schema before a command does any work.
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
-
-from alexnet_repro.errors import UserError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -89,6 +82,13 @@ class LocallyConnectedOptions(Group):
     lrn: bool
     norm: Annotated[Literal["n9", "n5_before_pools"], with_lrn]
     local3_maps: Count
+
+
+NETS: dict[str, type[Group]] = {
+    "alexnet": AlexNetOptions,
+    "four_layer": FourLayerOptions,
+    "locally_connected": LocallyConnectedOptions,
+}
 
 
 class Optim(Group):
@@ -300,116 +300,3 @@ UNUSED = {
     "report": r"trainer\.checkpoint_minutes",
     "bench": r"trainer\.(?!accelerator).*",
 }
-
-
-def check_options(cfg: DictConfig, command: str, given: list[str], default: Callable[[str], Any]) -> None:
-    """Raise UserError for the first option of ``cfg`` that has an invalid value or no effect.
-
-    given: the overrides on the command line. default: function that returns the default of an option, for the message.
-    """
-    model = COMMANDS[command]
-    try:
-        model.model_validate(OmegaConf.to_container(cfg, resolve=True))
-    except ValidationError as error:
-        raise _told(error.errors(include_url=False)[0], cfg, model, default) from None
-    conditions = list(_conditions(model, cfg))
-    if command == "train":
-        conditions.append(("schedule", by_hand))  # the group
-    for override in given:
-        key = override.lstrip("+~").partition("=")[0]
-        if re.fullmatch(UNUSED[command], key):
-            raise UserError(f"{override} has no effect on {command}", f"remove {key}")
-        for condition in (condition for name, condition in conditions if name == key and not condition.holds(cfg)):
-            other = re.sub(r"\{([\w.]+)\}", lambda name: str(OmegaConf.select(cfg, name[1])), condition.otherwise)
-            raise UserError(f"{override} has no effect with {other}", "remove one of the two")
-
-
-def _conditions(model: type[BaseModel], cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, OnlyIf]]:
-    """Yield (dotted name of an option, its condition), for the net that ``cfg`` names."""
-    for name, field in model.model_fields.items():
-        for condition in (part for part in field.metadata if isinstance(part, OnlyIf)):
-            yield f"{prefix}{name}", condition
-        for part in _groups(field.annotation):
-            if "name" in part.model_fields and name == "net" and part is not _net_of(cfg):
-                continue
-            yield from _conditions(part, cfg, f"{prefix}{name}.")
-
-
-def _net_of(cfg: DictConfig) -> type[Group]:
-    nets: dict[str, type[Group]] = {
-        "alexnet": AlexNetOptions,
-        "four_layer": FourLayerOptions,
-        "locally_connected": LocallyConnectedOptions,
-    }
-    return nets[cfg.net.name]
-
-
-def _groups(annotation: Any) -> list[type[BaseModel]]:
-    parts = getattr(annotation, "__args__", (annotation,))
-    return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
-
-
-def _told(error: ErrorDetails, cfg: DictConfig, model: type[BaseModel], default: Callable[[str], Any]) -> UserError:
-    """Return what is wrong with an option in two lines."""
-    nets = ("alexnet", "four_layer", "locally_connected")
-    location = [str(part) for part in error["loc"]]
-    if location[0] == "net" and location[1:2] and location[1] in nets:  # pydantic adds the net's name
-        del location[1]
-    location = list(
-        takewhile(lambda part: part.isidentifier() or part.lstrip("-").isdecimal(), location)
-    )  # no branches
-    key, value = ".".join(location), error["input"]
-    context: Any = error.get("ctx", {})
-    kind = error["type"]
-    if kind == "extra_forbidden" and location[0] == "net":
-        return UserError(
-            f"net={cfg.net.name} has no option net.{location[-1]}",
-            "the recipes paper and as_run are for net=alexnet; the other nets use recipe=cuda_convnet",
-        )
-    if kind == "extra_forbidden":
-        return UserError(f"there is no option '{key}'", "list the options with --cfg job")
-    if kind == "missing" and location[0] == "net":
-        return UserError(
-            f"recipe={cfg.recipe} does not set net.{location[-1]}",
-            "recipe=cuda_convnet is for net=locally_connected and net=four_layer, as in +experiment=cifar10_11pct",
-        )
-    if kind == "missing":
-        return UserError(f"{key} has no value", f"set {key}=...")
-    wanted = {
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
-        "float_type": "a number",
-        "bool_type": "true or false",
-        "string_type": "a word",
-        "list_type": "a list",
-        "dict_type": "a mapping, such as {name: value}",
-        "model_type": "a group of options",
-        "finite_number": "a finite number",
-        "greater_than": f"above {context.get('gt'):g}" if "gt" in context else "",
-        "greater_than_equal": f"at least {context.get('ge'):g}" if "ge" in context else "",
-        "less_than": f"below {context.get('lt'):g}" if "lt" in context else "",
-        "less_than_equal": f"at most {context.get('le'):g}" if "le" in context else "",
-        "literal_error": f"one of {_listed(context)}",
-        "union_tag_invalid": f"one of {', '.join(nets)}",
-    }.get(kind, error["msg"].removeprefix("Input should be "))
-    usual = default(key)
-    if kind == "union_tag_invalid":
-        key, value = f"{key}.name", value["name"]
-    shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
-    message = f"{key}={shown}: this must be {wanted}"
-    if kind == "literal_error":
-        near = get_close_matches(str(value), _listed(context).split(", "), 1)
-        return UserError(message, f"did you mean {key}={near[0]}?" if near else "")
-    if usual is not None and _is_plain(usual) and usual != value and not isinstance(usual, bool):
-        message += f", such as {usual}"
-    return UserError(message)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _listed(context: dict[str, Any]) -> str:
-    """Return the choices in pydantic's message, 'a', 'b' or 'c', as a, b, c."""
-    words = re.findall(r"'([^']+)'|(\d+)", context.get("expected", ""))
-    return ", ".join(word or number for word, number in words)

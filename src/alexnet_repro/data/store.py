@@ -13,7 +13,6 @@ checksum when it is first read.
 """
 
 import hashlib
-import json
 import math
 import zlib
 from bisect import bisect_right
@@ -21,42 +20,14 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from tokenize import TokenError
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from alexnet_repro.data.manifest import AGAIN, checked_manifest
 from alexnet_repro.errors import UserError
-
-FORMAT = 1
-SHARD = 1024  # images per file, as in the data batches of the 2012 code
-AGAIN = "prepare the store again with overwrite=true"
-
-
-class SplitFacts(BaseModel):
-    """What the manifest says about one split."""
-
-    model_config = ConfigDict(strict=True)
-
-    count: Annotated[int, Field(ge=0)]
-    shards: list[Annotated[int, Field(ge=0, le=SHARD)]]
-
-
-Row = Annotated[list[float], Field(min_length=3, max_length=3)]
-
-
-class Manifest(BaseModel):
-    """Types and ranges of manifest.json."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-    image_size: Annotated[int, Field(ge=1)]
-    classes: Annotated[list[str], Field(min_length=1)]
-    splits: dict[Literal["train", "val", "test"], SplitFacts]
-    covariance: Annotated[list[Row], Field(min_length=3, max_length=3)]
-    sha256: dict[str, str]
 
 
 class Store:
@@ -72,10 +43,11 @@ class Store:
             )
         content = manifest.read_bytes()
         self.checksum = hashlib.sha256(content).hexdigest()
-        self.manifest: dict[str, Any] = _checked_manifest(content, manifest)
-        self._files = self._expected_sizes()
-        self._state = {name: self._stat(name) for name in [*self._files, "manifest.json"]}
-        for name, size in self._files.items():
+        self.manifest: dict[str, Any] = checked_manifest(content, manifest)
+        sizes = self._expected_sizes()
+        self._state = {name: self._stat(name) for name in [*sizes, "manifest.json"]}
+        self._splits: dict[str, Split] = {}
+        for name, size in sizes.items():
             if (found := self._state[name]) is None or found[0] - size not in (64, 128, 192):  # the header
                 problem = "is missing" if found is None else f"has {found[0]} bytes, which is not its whole length"
                 raise UserError(f"{self.path / name} {problem}", AGAIN)
@@ -125,13 +97,17 @@ class Store:
     @cached_property
     def mean(self) -> NDArray[np.float32]:
         """Mean image of the training split, (size, size, 3), on the 0-255 scale (Section 2)."""
+        self._refuse_damage("mean.npy")
         mean = _load(self.path / "mean.npy", (self.image_size, self.image_size, 3), np.float32)
-        expected = self.manifest["sha256"].get("mean.npy")
-        if (expected and sha256(self.path / "mean.npy") != expected) or not ((mean >= 0) & (mean <= 255)).all():
-            raise UserError(
-                f"{self.path / 'mean.npy'} is damaged: its checksum is wrong or a value is not 0 to 255", AGAIN
-            )
+        if not ((mean >= 0) & (mean <= 255)).all():
+            raise UserError(f"{self.path / 'mean.npy'} holds a value outside 0 to 255", AGAIN)
         return mean
+
+    def _refuse_damage(self, name: str) -> None:
+        """Raise UserError if a file differs from its checksum in the manifest, which may have none."""
+        expected = self.manifest["sha256"].get(name)
+        if expected and sha256(self.path / name) != expected:
+            raise UserError(f"{self.path / name} is damaged: its checksum is wrong", AGAIN)
 
     @property
     def covariance(self) -> NDArray[np.float64]:
@@ -153,24 +129,22 @@ class Store:
         return bool(self.manifest["splits"].get(split, {}).get("count"))
 
     def split(self, name: str) -> "Split":
-        """Return the images of ``train``, ``val`` or ``test``.
+        """Return the images of ``train``, ``val`` or ``test``, the same object at each call.
 
-        Raises UserError if the store has no images in this split, if its labels are damaged, or if the store was
-        changed since it was opened.
+        Raises UserError if the store has no images in this split, or if its labels are damaged.
         """
+        if name in self._splits:
+            return self._splits[name]
         shards = self.manifest["splits"].get(name, {}).get("shards", [])
         if not sum(shards):
             available = ", ".join(name for name, split in self.manifest["splits"].items() if split["count"])
             raise UserError(f"the store at {self.path} has no images in its split '{name}' (it has: {available})")
-        self.refuse_changes()
-        labels = f"{name}/labels.npy"
-        for file in (labels, f"{name}/crc32.npy"):
-            expected = self.manifest["sha256"].get(file)
-            if expected and sha256(self.path / file) != expected:
-                raise UserError(f"{self.path / file} is damaged: its checksum is wrong", AGAIN)
+        for file in ("labels.npy", "crc32.npy"):
+            self._refuse_damage(f"{name}/{file}")
         split = Split(self.path / name, shards, self.image_size)
         if not ((split.labels >= 0) & (split.labels < len(self.classes))).all():
-            raise UserError(f"{self.path / labels} holds a label outside 0 to {len(self.classes) - 1}", AGAIN)
+            raise UserError(f"{split.path / 'labels.npy'} holds a label outside 0 to {len(self.classes) - 1}", AGAIN)
+        self._splits[name] = split
         return split
 
     def damaged_files(self) -> list[str]:
@@ -249,40 +223,6 @@ class JoinedSplits(Split):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__
-
-
-def _checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the content of manifest.json. Raise UserError if it is damaged or has another format."""
-    try:
-        manifest = json.loads(content)
-    except ValueError:
-        raise UserError(f"{path} is damaged: it is not JSON", AGAIN) from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path} is damaged: it holds no mapping", AGAIN)
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"the store at {path.parent} has format {manifest.get('format')}, this program reads {FORMAT}", AGAIN
-        )
-    if "checksum" in manifest and manifest_checksum(manifest) != manifest["checksum"]:
-        raise UserError(f"{path} is damaged: its own checksum is wrong", AGAIN)
-    try:
-        facts = Manifest.model_validate(manifest)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is damaged: {where}: {first['msg'].lower()}", AGAIN) from None
-    for name, split in facts.splits.items():
-        if sum(split.shards) != split.count:
-            raise UserError(f"{path} is damaged: the files of {name} do not hold {split.count} images in all", AGAIN)
-    if len(set(facts.classes)) < len(facts.classes):
-        raise UserError(f"{path} is damaged: it names a class twice", AGAIN)
-    return manifest
-
-
-def manifest_checksum(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest without its own checksum."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:

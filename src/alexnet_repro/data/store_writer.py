@@ -20,7 +20,8 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alexnet_repro.data.store import FORMAT, SHARD, Store, manifest_checksum, sha256, shard_name
+from alexnet_repro.data.manifest import FORMAT, SHARD, manifest_checksum
+from alexnet_repro.data.store import Store, sha256, shard_name
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import written_whole
 
@@ -102,7 +103,8 @@ def write_store(
                         outer_sum += statistics["outer"]
                         train_count += len(statistics["labels"])
                 for name, columns in (("labels", labels), ("crc32", crc32s)):
-                    np.save(path / f"{name}.npy", np.concatenate(columns))
+                    with written_whole(path / f"{name}.npy") as file:
+                        np.save(file, np.concatenate(columns))
                     checksums[f"{split}/{name}.npy"] = sha256(path / f"{name}.npy")
                 splits[split] = {"count": sum(shards), "shards": shards}
         except OSError:
@@ -121,7 +123,8 @@ def write_store(
         raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
 
     mean = mean_sum / train_count
-    np.save(partial_store / "mean.npy", mean.astype(np.float32))
+    with written_whole(partial_store / "mean.npy") as file:
+        np.save(file, mean.astype(np.float32))
     mean_rgb = mean.mean((0, 1))
     covariance = outer_sum / (train_count * image_size**2) - np.outer(mean_rgb, mean_rgb)
     checksums["mean.npy"] = sha256(partial_store / "mean.npy")

@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     facts = common_facts(runs) if len(runs) > 1 else {}
     if ran_in_processes(cfg, "evaluate", task_overrides()):
         return {}
-    meet(cuda=on_gpu(cfg))
+    meet(cfg, on_gpu(cfg))
     trainer = make_trainer(cfg, runs[0])
     store_path = str(cfg.store or saved_config(runs[0]).data.store)
     sums: dict[str, Tensor] = {}

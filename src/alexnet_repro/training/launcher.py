@@ -68,7 +68,7 @@ def machines(cfg: DictConfig) -> int:
     Raises UserError if the two disagree, or if Slurm's machines have different numbers of processes.
     """
     given: int = cfg.trainer.nodes
-    if not launched() or tasks() == 1:
+    if tasks() == 1:
         return given
     if "WORLD_SIZE" in os.environ:
         local = number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in os.environ else max(1, tasks() // given)
@@ -108,7 +108,7 @@ def launched() -> bool:
     return "WORLD_SIZE" in os.environ or tasks() > 1
 
 
-def meet(cuda: bool) -> None:
+def meet(cfg: DictConfig, cuda: bool) -> None:
     """Join the processes that Slurm started. Do nothing in a process that is alone, or that torchrun started.
 
     Afterwards the environment has torchrun's variables. Raises UserError if the processes do not meet within
@@ -137,14 +137,13 @@ def meet(cuda: bool) -> None:
             f"{str(error).splitlines()[0][:100]}",
             "start them with srun, all at once; if the machines have no route to that address, set MASTER_ADDR",
         ) from None
-    machines_count = int(slurm.get("STEP_NUM_NODES", slurm.get("NNODES", 1)))
     os.environ |= {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "RANK": str(rank()),
         "LOCAL_RANK": slurm.get("LOCALID", "0"),
         "GROUP_RANK": slurm.get("NODEID", "0"),
-        "LOCAL_WORLD_SIZE": str(tasks() // machines_count),
+        "LOCAL_WORLD_SIZE": str(tasks() // machines(cfg)),
         "WORLD_SIZE": str(tasks()),
     }
 

@@ -5,29 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alexnet_repro.claims.paper import claim_of
 from alexnet_repro.claims.scores import VIEWS, errors, save_scores
 from alexnet_repro.claims.screen import table
-from alexnet_repro.cli import task_overrides
-from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.cli import in_quotes, task_overrides
 from alexnet_repro.data.module import StoreData
-from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import Interrupted, UserError
+from alexnet_repro.errors import Interrupted
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.provenance import rank, write_json
 from alexnet_repro.sweep import sweeping
 from alexnet_repro.training.checkpoints import KeepBest, KeepLast, load_checkpoint, newest, refuse_other_weights
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.estimate import EstimateTime
-from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement, world
+from alexnet_repro.training.launcher import meet, ran_in_processes, world
 from alexnet_repro.training.measurement import circumstances, measure, measure_training_sample
-from alexnet_repro.training.optim import scaled_epoch
 from alexnet_repro.training.run_folder import (
     abandon,
     choices,
@@ -39,6 +35,7 @@ from alexnet_repro.training.run_folder import (
     run_name,
     wait_for,
 )
+from alexnet_repro.training.setup import check, joining_epoch, new_classifier, open_store
 from alexnet_repro.training.trainer import make_trainer, on_gpu
 from alexnet_repro.training.wandb_run import finish_wandb, wandb_logger
 from alexnet_repro.training.watch import Watchman
@@ -60,12 +57,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return done
     if rank() == 0:
         refuse_taken(run, cfg, store.checksum)
-    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
-    if ran_in_processes(cfg, "train", [*task_overrides(), f"run='{quoted}'"]):
+    if ran_in_processes(cfg, "train", [*task_overrides(), f"run={in_quotes(str(run))}"]):
         return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
     model = new_classifier(cfg, store)
-    meet(cuda=on_gpu(cfg))
+    meet(cfg, on_gpu(cfg))
     measuring = make_trainer(cfg, run)
     if rank() > 0:
         wait_for(run)
@@ -209,98 +205,6 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     return result
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise UserError for invalid or contradictory options."""
-    for name in cfg.ablation:
-        for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "ablation" / f"{name}.yaml"))):
-            if OmegaConf.select(cfg, key) != value:
-                raise UserError(
-                    f"+ablation={name} is not in effect: it sets {key}={value}, but {key}={OmegaConf.select(cfg, key)} overrides it",
-                    "remove one of the two",
-                )
-    for key, value in (override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override):
-        if key == "ablation" and len(set(names := value.strip("[]").split(","))) < len(names):
-            raise UserError(f"+ablation={value} names an ablation twice", "name each of them once")
-        if key == "schedule" and value != "log":
-            _refuse_covered_schedule(cfg, value)
-    if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
-        raise UserError(
-            f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
-        )
-    refuse_placement(cfg, cfg.net)
-
-
-def _refuse_covered_schedule(cfg: DictConfig, name: str) -> None:
-    chosen = {override.partition("=")[0] for override in task_overrides()}
-    for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / "schedule" / f"{name}.yaml"))):
-        full = f"schedule.by_hand.{key}"
-        if full not in chosen and OmegaConf.select(cfg, full) != value:
-            raise UserError(
-                f"schedule={name} is not in effect: data={cfg.data.name} has a schedule of its own",
-                f"choose other data, or set single options such as {full}={value}",
-            )
-
-
-def open_store(cfg: DictConfig) -> Store:
-    """Open the store of the data set; prepare that of the embedded data set if it does not exist.
-
-    Raises UserError if the store is missing, or if it does not fit the net or the schedule.
-    """
-    path = Path(str(cfg.data.store))
-    if cfg.data.source == "embedded" and not path.exists():
-        prepare_photos(cfg)
-    try:
-        store = Store(path)
-    except UserError as error:
-        if path.exists():
-            raise
-        raise UserError(
-            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH"
-        ) from None
-    if store.image_size != cfg.data.image_size:
-        raise UserError(
-            f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
-            "choose another store with data.store=PATH",
-        )
-    for split in ("train", store.watched_split):
-        store.split(split)
-    if joining_epoch(cfg) and not store.has("val"):
-        raise UserError(
-            f"{path} has no validation images, which this protocol trains on after {joining_epoch(cfg)} epochs",
-            "prepare the store again with overwrite=true (CIFAR-10's batch 5 is its val split), or set schedule.by_hand.val_joins_after=null",
-        )
-    if store.watched_split != "val" and cfg.schedule.rule == "when_error_stalls":
-        raise UserError(
-            f"{path} has no validation images, and schedule.rule=when_error_stalls must not follow the error of test images",
-            "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
-        )
-    for split in ("train", "val"):
-        wanted = cfg.data.get(f"{split}_per_class")
-        if wanted and (found := len(store.split(split))) != wanted * len(store.classes):
-            raise UserError(
-                f"{path} has {found} {split} images, not {wanted} for each of the {len(store.classes)} classes",
-                "make it again with: python -m alexnet_repro.prepare overwrite=true and the same options",
-            )
-    if cfg.batch_size > (count := len(store.split("train"))):
-        raise UserError(
-            f"batch_size={cfg.batch_size}, but {path} has only {count} training images",
-            f"use at most batch_size={count}",
-        )
-    return store
-
-
-def joining_epoch(cfg: DictConfig) -> int | None:
-    """Return the epoch after which validation images join the training images, or None for never.
-
-    The epoch is scaled to the length of the run, as those of the schedule are.
-    """
-    by_hand = cfg.schedule.by_hand
-    joins = by_hand.val_joins_after
-    if cfg.schedule.rule == "when_error_stalls" or joins is None:
-        return None
-    return scaled_epoch(joins, cfg.epochs, by_hand.of_epochs) if joins else 0
-
-
 def default_run(cfg: DictConfig) -> Path:
     """Return runs/<name>/seed-<n>, where the name lists what the command line chose."""
     name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet"])
@@ -310,36 +214,3 @@ def default_run(cfg: DictConfig) -> Path:
 def ablation_of(cfg: DictConfig) -> str:
     """Return the names of a run's ablations, joined by +, or 'none'."""
     return "+".join(cfg.ablation) or "none"
-
-
-def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
-    """Build the classifier with its initial weights; its checkpoints hold the options as plain values.
-
-    Raises UserError for values that the net, the optimizer or the schedule cannot use.
-    """
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    try:
-        model = Classifier(
-            net={**plain["net"], "classes": len(store.classes)},
-            optim=plain["optim"],
-            schedule=plain["schedule"],
-            augment=plain["augment"],
-            epochs=cfg.epochs,
-            image_size=store.image_size,
-            class_names=store.classes,
-            seed=cfg.seed,
-            mean=store.mean,
-            covariance=store.covariance,
-        )
-        model.configure_optimizers()  # raises ValueError for invalid options
-        with torch.no_grad():
-            model.net.eval()(torch.zeros(1, 3, model.crop, model.crop))
-        model.train()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except RuntimeError:
-        raise UserError(
-            f"augment.crop={cfg.augment.crop}: net={cfg.net.name} takes patches of another size",
-            "use augment.crop=224" if cfg.net.name == "alexnet" else "set net.image_size to the same number",
-        ) from None
-    return model

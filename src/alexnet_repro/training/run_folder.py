@@ -101,6 +101,8 @@ def named(folders: Any) -> list[Path]:
 def open_run(run: Path, cfg: DictConfig, store_sha256: str) -> SoftFileLease:
     """Lock, create or reopen the folder of a run, and write config.yaml. Return the lock, which the caller releases.
 
+    Call refuse_taken first: it writes nothing into a folder that isn't a run.
+
     A folder without a checkpoint has nothing to lose, so the run starts again, with other options too.
 
     store_sha256: checksum of the store's manifest, which identifies the images.
@@ -108,7 +110,6 @@ def open_run(run: Path, cfg: DictConfig, store_sha256: str) -> SoftFileLease:
     Raises UserError if the folder cannot be written or is in use, or if it holds a finished run, an unfinished run
     without resume=true, a run with other options or images, or something that isn't a run.
     """
-    refuse_taken(run, cfg, store_sha256)
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = locked(run)

@@ -1,0 +1,72 @@
+"""Check manifest.json of a store: its types, its ranges and its own checksum."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alexnet_repro.errors import UserError
+
+FORMAT = 1
+SHARD = 1024  # images per file, as in the data batches of the 2012 code
+AGAIN = "prepare the store again with overwrite=true"
+
+
+class SplitFacts(BaseModel):
+    """What the manifest says about one split."""
+
+    model_config = ConfigDict(strict=True)
+
+    count: Annotated[int, Field(ge=0)]
+    shards: list[Annotated[int, Field(ge=0, le=SHARD)]]
+
+
+Row = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class Manifest(BaseModel):
+    """Types and ranges of manifest.json."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    image_size: Annotated[int, Field(ge=1)]
+    classes: Annotated[list[str], Field(min_length=1)]
+    splits: dict[Literal["train", "val", "test"], SplitFacts]
+    covariance: Annotated[list[Row], Field(min_length=3, max_length=3)]
+    sha256: dict[str, str]
+
+
+def checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the content of manifest.json. Raise UserError if it is damaged or has another format."""
+    try:
+        manifest = json.loads(content)
+    except ValueError:
+        raise UserError(f"{path} is damaged: it is not JSON", AGAIN) from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} is damaged: it holds no mapping", AGAIN)
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"the store at {path.parent} has format {manifest.get('format')}, this program reads {FORMAT}", AGAIN
+        )
+    if "checksum" in manifest and manifest_checksum(manifest) != manifest["checksum"]:
+        raise UserError(f"{path} is damaged: its own checksum is wrong", AGAIN)
+    try:
+        facts = Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is damaged: {where}: {first['msg'].lower()}", AGAIN) from None
+    for name, split in facts.splits.items():
+        if sum(split.shards) != split.count:
+            raise UserError(f"{path} is damaged: the files of {name} do not hold {split.count} images in all", AGAIN)
+    if len(set(facts.classes)) < len(facts.classes):
+        raise UserError(f"{path} is damaged: it names a class twice", AGAIN)
+    return manifest
+
+
+def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest without its own checksum."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""Check the options of a run, open its store, and build its classifier."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_repro.cli import task_overrides
+from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.data.photos import prepare_photos
+from alexnet_repro.data.store import Store
+from alexnet_repro.errors import UserError
+from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.launcher import refuse_placement
+from alexnet_repro.training.optim import scaled_epoch
+from alexnet_repro.training.run_folder import plain
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for invalid or contradictory options."""
+    for name in cfg.ablation:
+        for key, value in _not_in_effect(cfg, f"ablation/{name}.yaml"):
+            raise UserError(
+                f"+ablation={name} is not in effect: it sets {key}={value}, but {key}={OmegaConf.select(cfg, key)} overrides it",
+                "remove one of the two",
+            )
+    overridden = {override.partition("=")[0] for override in task_overrides()}
+    for key, value in (override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override):
+        if key == "ablation" and len(set(names := value.strip("[]").split(","))) < len(names):
+            raise UserError(f"+ablation={value} names an ablation twice", "name each of them once")
+        if key == "schedule" and value != "log":
+            for option, usual in _not_in_effect(cfg, f"schedule/{value}.yaml", "schedule.by_hand."):
+                if option not in overridden:
+                    raise UserError(
+                        f"schedule={value} is not in effect: data={cfg.data.name} has a schedule of its own",
+                        f"choose other data, or set single options such as {option}={usual}",
+                    )
+    if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
+        raise UserError(
+            f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
+        )
+    refuse_placement(cfg, cfg.net)
+
+
+def _not_in_effect(cfg: DictConfig, file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (option, value) for each value of a config file, below ``prefix``, that is another in ``cfg``."""
+    for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / file)), prefix):
+        if OmegaConf.select(cfg, key) != value:
+            yield key, value
+
+
+def open_store(cfg: DictConfig) -> Store:
+    """Open the store of the data set; prepare that of the embedded data set if it does not exist.
+
+    Raises UserError if the store is missing, or if it does not fit the net or the schedule.
+    """
+    path = Path(str(cfg.data.store))
+    if cfg.data.source == "embedded" and not path.exists():
+        prepare_photos(cfg)
+    try:
+        store = Store(path)
+    except UserError as error:
+        if path.exists():
+            raise
+        raise UserError(
+            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH"
+        ) from None
+    if store.image_size != cfg.data.image_size:
+        raise UserError(
+            f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
+            "choose another store with data.store=PATH",
+        )
+    for split in ("train", store.watched_split):
+        store.split(split)
+    if joining_epoch(cfg) and not store.has("val"):
+        raise UserError(
+            f"{path} has no validation images, which this protocol trains on after {joining_epoch(cfg)} epochs",
+            "prepare the store again with overwrite=true (CIFAR-10's batch 5 is its val split), or set schedule.by_hand.val_joins_after=null",
+        )
+    if store.watched_split != "val" and cfg.schedule.rule == "when_error_stalls":
+        raise UserError(
+            f"{path} has no validation images, and schedule.rule=when_error_stalls must not follow the error of test images",
+            "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
+        )
+    for split in ("train", "val"):
+        wanted = cfg.data.get(f"{split}_per_class")
+        if wanted and (found := len(store.split(split))) != wanted * len(store.classes):
+            raise UserError(
+                f"{path} has {found} {split} images, not {wanted} for each of the {len(store.classes)} classes",
+                "make it again with: python -m alexnet_repro.prepare overwrite=true and the same options",
+            )
+    if cfg.batch_size > (count := len(store.split("train"))):
+        raise UserError(
+            f"batch_size={cfg.batch_size}, but {path} has only {count} training images",
+            f"use at most batch_size={count}",
+        )
+    return store
+
+
+def joining_epoch(cfg: DictConfig) -> int | None:
+    """Return the epoch after which validation images join the training images, or None for never.
+
+    The epoch is scaled to the length of the run, as those of the schedule are.
+    """
+    by_hand = cfg.schedule.by_hand
+    joins = by_hand.val_joins_after
+    if cfg.schedule.rule == "when_error_stalls" or joins is None:
+        return None
+    return scaled_epoch(joins, cfg.epochs, by_hand.of_epochs) if joins else 0
+
+
+def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
+    """Build the classifier with its initial weights; its checkpoints hold the options as plain values.
+
+    Raises UserError for values that the net, the optimizer or the schedule cannot use.
+    """
+    options = plain(cfg)
+    try:
+        model = Classifier(
+            net={**options["net"], "classes": len(store.classes)},
+            optim=options["optim"],
+            schedule=options["schedule"],
+            augment=options["augment"],
+            epochs=cfg.epochs,
+            image_size=store.image_size,
+            class_names=store.classes,
+            seed=cfg.seed,
+            mean=store.mean,
+            covariance=store.covariance,
+        )
+        model.configure_optimizers()  # raises ValueError for invalid options
+        with torch.no_grad():
+            model.net.eval()(torch.zeros(1, 3, model.crop, model.crop))
+        model.train()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except RuntimeError:
+        raise UserError(
+            f"augment.crop={cfg.augment.crop}: net={cfg.net.name} takes patches of another size",
+            "use augment.crop=224" if cfg.net.name == "alexnet" else "set net.image_size to the same number",
+        ) from None
+    return model
