@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", type=int, default=300, help="read this many mutated images")
     parser.addoption("--damages", type=int, default=60, help="damage this many files")
     parser.addoption("--minutes", type=float, default=0, help="watch the memory of a run for this long")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

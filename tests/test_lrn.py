@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_repro.net import lrn_cpu as lrn_compiled
+from alexnet_repro.net import lrn_cpu
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
 
 
 @pytest.fixture(params=["compiled", "operations"], autouse=True)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run every test with lrn.c and without it."""
+    """Run every test with lrn_cpu.c and without it."""
     if request.param == "operations":
-        monkeypatch.setattr(lrn_compiled, "library", lambda: None)
-    elif lrn_compiled.library() is None:
+        monkeypatch.setattr(lrn_cpu, "library", lambda: None)
+    elif lrn_cpu.library() is None:
         pytest.skip("there is no C compiler")
     return request.param
 
@@ -58,7 +58,7 @@ def test_gradient_equals_finite_differences(n: int, alpha: float, beta: float, k
     assert torch.autograd.gradcheck(LocalResponseNorm(n, 100 * alpha, beta, k, groups), (a,))
 
 
-# The normalisation layers of conv1 and conv2 (Sec. 3.3) and of the CIFAR-10 net. lrn.c has specialised loops for them.
+# The normalisation layers of conv1 and conv2 (Sec. 3.3) and of the CIFAR-10 net. lrn_cpu.c has specialised loops for them.
 LAYERS_OF_THE_PAPER = [
     ((5, 96, 55, 55), (5, 1e-4, 0.75, 2.0, 2)),
     ((5, 256, 27, 27), (5, 1e-4, 0.75, 2.0, 2)),
@@ -155,8 +155,8 @@ def test_both_forms_agree(maps: int, dtype: torch.dtype, size: int, monkeypatch:
     a = (torch.randn(3, 2 * maps, 5, 7) * 30).to(dtype)
     grad = torch.randn_like(a)
     found = []
-    for library in (lrn_compiled.library, lambda: None):
-        monkeypatch.setattr(lrn_compiled, "library", library)
+    for library in (lrn_cpu.library, lambda: None):
+        monkeypatch.setattr(lrn_cpu, "library", library)
         x = a.clone().requires_grad_()
         norm(x).backward(grad)
         found.append((norm(a), x.grad))
@@ -176,13 +176,13 @@ def test_missing_compiler_gives_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_p
         pytest.skip("does not use lrn.c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    lrn_compiled.library.cache_clear()
+    lrn_cpu.library.cache_clear()
     try:
-        with pytest.warns(UserWarning, match=r"lrn\.c can't be compiled .*no-such-compiler"):
+        with pytest.warns(UserWarning, match=r"lrn_cpu\.c can't be compiled .*no-such-compiler"):
             out = LocalResponseNorm(5, 1e-4, 0.75, 2.0)(torch.ones(1, 8, 2, 2))
         assert out[0, 4, 0, 0].item() == pytest.approx((2 + 5e-4) ** -0.75)
     finally:
-        lrn_compiled.library.cache_clear()
+        lrn_cpu.library.cache_clear()
 
 
 def test_empty_batch_is_accepted() -> None:

@@ -1,4 +1,4 @@
-"""Local response normalisation (Section 3.3): a plain reference form and fast forms.
+"""Local response normalisation (Section 3.3): a plain reference form, and one with a fused form for each device.
 
     b_i = a_i / (k + alpha * sum_{j=i-n/2}^{i+n/2} a_j^2) ** beta
 
@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from alexnet_repro.net import lrn_cpu as lrn_compiled
+from alexnet_repro.net import lrn_cpu, lrn_gpu
 
 # Bytes of one float32 block of the fast form, chosen so that temporaries stay in cache. 1 MB and 4 MB are slower.
 BLOCK_BYTES = 2**21
@@ -58,26 +57,7 @@ class LocalResponseNorm(nn.Module):
         """Return the normalised responses (N, C, H, W)."""
         if a.shape[1] % self.groups:
             raise ValueError(f"{a.shape[1]} maps can't be split evenly over {self.groups} towers")
-        if lrn_compiled.serves(a, self.size, self.beta, self.groups):
-            return _Compiled.apply(a, self.groups, self.size, self.alpha, self.k)
-        return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
-
-    def _window_sum(self, x: Tensor) -> Tensor:
-        """Return the sum over the window of each map: (n, H, W, C) -> the same shape."""
-        towers = x.unflatten(-1, (self.groups, -1))
-        maps, reach = towers.shape[-1], self.size // 2
-        # run holds sums of 1, 2, 4, ... neighbours: n = 5 takes three additions instead of four
-        run = F.pad(towers, (reach, reach))
-        total, done, length = None, 0, 1
-        while True:
-            if self.size & length:
-                part = run[..., done : done + maps]
-                total = part if total is None else total + part
-                done += length
-            if done == self.size:
-                return total.flatten(-2)  # type: ignore[union-attr]
-            run = run[..., :-length] + run[..., length:]
-            length *= 2
+        return normalise(a, self.size, self.alpha, self.beta, self.k, self.groups)
 
     def extra_repr(self) -> str:
         """Return the constants for print(net)."""
@@ -101,80 +81,108 @@ class SameMapNorm(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """Return the normalised responses (N, C, H, W)."""
-        return _Normalise.apply(a, self._window_sum, self.alpha, self.beta, self.k)
-
-    def _window_sum(self, x: Tensor) -> Tensor:
-        """Return the sum over the window of each position: (n, H, W, C) -> the same shape."""
-        total = F.avg_pool2d(x.permute(0, 3, 1, 2), self.size, stride=1, padding=self.size // 2, divisor_override=1)
-        return total.permute(0, 2, 3, 1)
+        return normalise(a, self.size, self.alpha, self.beta, self.k, 0)
 
     def extra_repr(self) -> str:
         """Return the constants for print(net)."""
         return f"{self.size}x{self.size}, alpha={self.alpha:g}, beta={self.beta}, k={self.k}"
 
 
-class _Compiled(torch.autograd.Function):
-    """Equivalent of _Normalise in C (lrn_cpu.c). It writes no temporary tensors, only the result."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, *constants: Any) -> Tensor:
-        a = a.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(a)
-        ctx.constants = constants
-        lrn_compiled.forward(a, out := torch.empty_like(a), *constants)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (a,) = ctx.saved_tensors
-        grad = grads[0].to(a.dtype).contiguous(memory_format=torch.channels_last)
-        lrn_compiled.backward(a, grad, out := torch.empty_like(a), *ctx.constants)
-        return out, None, None, None, None
+WindowSum = Callable[[Tensor], Tensor]
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalisation across maps or within a map, for every device and dtype.
+@torch.library.custom_op("alexnet_repro::normalise", mutates_args=())
+def normalise(a: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> Tensor:
+    """Normalise responses across the maps of each tower, or within each map if ``towers`` is 0.
 
-    The gradient has a closed form, so only the input is saved for the backward pass. On a CPU, both passes process
-    blocks that fit in cache, so memory is read once and written once. All arithmetic is in float32 (float64 for float64
-    inputs), since squared responses of several hundred exceed the range of half precision.
+    a: (N, C, H, W). Returns the same shape and dtype, channels-last. The result has one form for each device: C on a
+    CPU, Triton on a GPU, and PyTorch operations where neither is available. As an operator of PyTorch, it is a single
+    node for torch.compile and torch.export.
 
-    Let W be the sum over a window and s = k + alpha * W(a^2). Then b = a s^-beta and
+    All arithmetic is in float32 (float64 for float64 inputs), since squared responses of several hundred exceed the
+    range of half precision. Let W be the sum over a window and s = k + alpha * W(a^2). Then b = a s^-beta and
     da = db s^-beta - 2 alpha beta a W(db a s^(-beta-1)). The gradient relies on symmetric windows: the window of i
-    contains j if and only if the window of j contains i.
+    contains j if and only if the window of j contains i. Only the input is saved for the backward pass.
     """
+    constants = size, alpha, beta, k, towers
+    a = a.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(a)
+    for fused in (lrn_cpu, lrn_gpu):
+        if fused.serves(a, *constants):
+            fused.forward(a, out, *constants)
+            return out
+    window_sum = _window_sum(size, towers)
+    with torch.autocast(a.device.type, enabled=False):
+        for block, out_block in zip(_blocks(a), _blocks(out), strict=True):
+            a_block = at_least_float32(block)
+            s = window_sum(a_block.square()).mul_(alpha).add_(k)
+            out_block.copy_(_inverse_power(s, beta).mul_(a_block))
+    return out
 
-    @staticmethod
-    def forward(
-        ctx: Any, a: Tensor, window_sum: Callable[[Tensor], Tensor], alpha: float, beta: float, k: float
-    ) -> Tensor:
-        a = a.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(a)
-        ctx.constants = window_sum, alpha, beta, k
-        out = torch.empty_like(a)
-        with torch.autocast(a.device.type, enabled=False):
-            for block, out_block in zip(_blocks(a), _blocks(out), strict=True):
-                a_block = at_least_float32(block)
-                s = window_sum(a_block.square()).mul_(alpha).add_(k)
-                out_block.copy_(_inverse_power(s, beta).mul_(a_block))
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (a,) = ctx.saved_tensors
-        window_sum, alpha, beta, k = ctx.constants
-        grad = grads[0].contiguous(memory_format=torch.channels_last)
-        out = torch.empty_like(a)
-        with torch.autocast(a.device.type, enabled=False):
-            for block, grad_block, out_block in zip(_blocks(a), _blocks(grad), _blocks(out), strict=True):
-                a_block = at_least_float32(block)
-                s = window_sum(a_block.square()).mul_(alpha).add_(k)
-                direct = _inverse_power(s, beta).mul_(at_least_float32(grad_block))
-                through_window = window_sum((direct * a_block).div_(s)).mul_(a_block)
-                out_block.copy_(direct.add_(through_window, alpha=-2 * alpha * beta))
-        return out, None, None, None, None
+@torch.library.custom_op("alexnet_repro::normalise_backward", mutates_args=())
+def _normalise_backward(
+    a: Tensor, db: Tensor, size: int, alpha: float, beta: float, k: float, towers: int
+) -> Tensor:
+    """Return the gradient of ``normalise`` with respect to ``a``, given the gradient ``db`` of its result."""
+    constants = size, alpha, beta, k, towers
+    a = a.contiguous(memory_format=torch.channels_last)
+    db = db.to(a.dtype).contiguous(memory_format=torch.channels_last)
+    da = torch.empty_like(a)
+    for fused in (lrn_cpu, lrn_gpu):
+        if fused.serves(a, *constants):
+            fused.backward(a, db, da, *constants)
+            return da
+    window_sum = _window_sum(size, towers)
+    with torch.autocast(a.device.type, enabled=False):
+        for block, db_block, da_block in zip(_blocks(a), _blocks(db), _blocks(da), strict=True):
+            a_block = at_least_float32(block)
+            s = window_sum(a_block.square()).mul_(alpha).add_(k)
+            direct = _inverse_power(s, beta).mul_(at_least_float32(db_block))
+            through_window = window_sum((direct * a_block).div_(s)).mul_(a_block)
+            da_block.copy_(direct.add_(through_window, alpha=-2 * alpha * beta))
+    return da
+
+
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, *ctx.constants = inputs
+    ctx.save_for_backward(a)
+
+
+def _gradient(ctx: Any, db: Tensor) -> tuple[Tensor | None, ...]:
+    (a,) = ctx.saved_tensors
+    return _normalise_backward(a, db, *ctx.constants), None, None, None, None, None
+
+
+normalise.register_autograd(_gradient, setup_context=_save_input)
+normalise.register_fake(lambda a, *_: torch.empty_like(a, memory_format=torch.channels_last))
+_normalise_backward.register_fake(lambda a, *_: torch.empty_like(a, memory_format=torch.channels_last))
+
+
+def _window_sum(size: int, towers: int) -> WindowSum:
+    """Return a function that sums over the window of each value: (n, H, W, C) -> the same shape."""
+
+    def across_maps(x: Tensor) -> Tensor:
+        by_tower = x.unflatten(-1, (towers, -1))
+        maps, reach = by_tower.shape[-1], size // 2
+        # run holds sums of 1, 2, 4, ... neighbours: n = 5 takes three additions instead of four
+        run = F.pad(by_tower, (reach, reach))
+        total, done, length = None, 0, 1
+        while True:
+            if size & length:
+                part = run[..., done : done + maps]
+                total = part if total is None else total + part
+                done += length
+            if done == size:
+                return total.flatten(-2)  # type: ignore[union-attr]
+            run = run[..., :-length] + run[..., length:]
+            length *= 2
+
+    def within_a_map(x: Tensor) -> Tensor:
+        total = F.avg_pool2d(x.permute(0, 3, 1, 2), size, stride=1, padding=size // 2, divisor_override=1)
+        return total.permute(0, 2, 3, 1)
+
+    return across_maps if towers else within_a_map
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Compile lrn_cpu.c on first use and keep the library in the user's cache folder.
+"""Normalisation on a CPU: compile lrn_cpu.c on first use and keep the library in the user's cache folder.
 
-On a CPU, the compiled form is about five times as fast as the PyTorch operations in lrn.py, which are the fallback
-without a C compiler.
+The compiled form is about five times as fast as the PyTorch operations in lrn.py, which are the fallback without a C
+compiler.
 """
 
 import ctypes
@@ -35,41 +35,45 @@ FLAGS = (
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def serves(a: Tensor, size: int, beta: float, groups: int) -> bool:
-    """Return whether the compiled form supports ``a`` and these constants.
+def serves(a: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> bool:
+    """Return whether the compiled form supports ``a`` and the constants of lrn.py.
 
     It supports float32 and bfloat16 tensors on a CPU with the paper's beta, up to the sizes WIDEST and REACH.
     """
-    fits = beta == 0.75 and size // 2 <= REACH and a.shape[1] // groups <= WIDEST and a.numel() > 0
+    fits = beta == 0.75 and size // 2 <= REACH and (not towers or a.shape[1] // towers <= WIDEST) and a.numel() > 0
     return fits and a.device.type == "cpu" and a.dtype in NAMES and library() is not None
 
 
-def forward(a: Tensor, b: Tensor, groups: int, size: int, alpha: float, k: float) -> None:
+def forward(a: Tensor, b: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> None:
     """Write the normalised ``a`` into ``b``, both (N, C, H, W), channels-last and of the same dtype."""
-    _in_threads("forward", (a, b), groups, size, alpha, k)
+    _in_threads("forward", (a, b), size, alpha, k, towers)
 
 
-def backward(a: Tensor, db: Tensor, da: Tensor, groups: int, size: int, alpha: float, k: float) -> None:
+def backward(a: Tensor, db: Tensor, da: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> None:
     """Write the gradient with respect to ``a`` into ``da``, given the gradient ``db`` of the output."""
-    _in_threads("backward", (a, db, da), groups, size, alpha, k)
+    _in_threads("backward", (a, db, da), size, alpha, k, towers)
 
 
-@torch.compiler.disable
-def _in_threads(name: str, arrays: tuple[Tensor, ...], groups: int, size: int, alpha: float, k: float) -> None:
-    """Run a compiled function with the rows divided among ``torch.get_num_threads()`` threads.
+def _in_threads(name: str, arrays: tuple[Tensor, ...], size: int, alpha: float, k: float, towers: int) -> None:
+    """Run a compiled function with the rows or images divided among ``torch.get_num_threads()`` threads.
 
     The threads run in parallel because ctypes releases the GIL.
     """
+    images, channels, height, width = arrays[0].shape
+    if towers:  # across maps: every position of a tower is a row
+        count, sizes = arrays[0].numel() * towers // channels, (channels // towers,)
+    else:
+        count, sizes, name = images, (height, width, channels), f"same_map_{name}"
     function = getattr(library(), f"{name}_{NAMES[arrays[0].dtype]}")
-    maps = arrays[0].shape[1] // groups
-    rows, threads = arrays[0].numel() // maps, torch.get_num_threads()
-    bounds = [rows * i // threads for i in range(threads + 1)]
+    threads = torch.get_num_threads()
+    bounds = [count * i // threads for i in range(threads + 1)]
+    bytes_each = arrays[0].numel() // count * arrays[0].element_size()
 
     def share(i: int) -> None:
-        offset = bounds[i] * maps * arrays[0].element_size()
-        pointers = [ctypes.c_void_p(array.data_ptr() + offset) for array in arrays]
-        count = ctypes.c_long(bounds[i + 1] - bounds[i])
-        function(*pointers, count, ctypes.c_int(maps), ctypes.c_int(size), ctypes.c_float(alpha), ctypes.c_float(k))
+        pointers = [ctypes.c_void_p(array.data_ptr() + bounds[i] * bytes_each) for array in arrays]
+        shape = [ctypes.c_long(bounds[i + 1] - bounds[i]), *map(ctypes.c_int, (*sizes, size))]
+        if function(*pointers, *shape, ctypes.c_float(alpha), ctypes.c_float(k)):
+            raise MemoryError("normalisation within a map: there is no memory for its buffers")
 
     if threads == 1:
         share(0)
@@ -97,7 +101,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         message = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
-            f"lrn.c can't be compiled or loaded ({message[-1] if message else error!r}): normalisation uses its slower "
+            f"lrn_cpu.c can't be compiled or loaded ({message[-1] if message else error!r}): normalisation uses its slower "
             "form. A C compiler (cc, or the one that CC names) would make training about a fifth faster.",
             stacklevel=2,
         )
