@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.net.dropout import Dropout
+from alexnet_repro.net.dropout import Dropout, philox
 from alexnet_repro.net.lrn import plain_local_response_norm
 
 # From the 2012 layer file of configuration 145: the sums of its two columns.
@@ -237,30 +237,46 @@ class TestDropout:
 
     def test_training_does_not_rescale_and_evaluation_halves_the_outputs(self) -> None:
         layer = Dropout(0.5)
-        out = layer(self.x)
+        out = layer(self.x, 6)
         assert set((out / self.x).unique().tolist()) == {0.0, 1.0}
         assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / self.x.numel() ** 0.5)
-        torch.testing.assert_close(layer.eval()(self.x), self.x * 0.5)
+        torch.testing.assert_close(layer.eval()(self.x, 6), self.x * 0.5)
 
     def test_training_and_evaluation_agree_in_expectation(self) -> None:
         layer = Dropout(0.3)
         x = torch.ones(1, 2000)
-        trained = torch.stack([layer(x) for _ in range(200)]).mean().item()
-        assert trained == pytest.approx(layer.eval()(x).mean().item(), abs=5 * 0.46 / 400_000**0.5)
+        trained = torch.stack([layer(x, 6) for _ in range(200)]).mean().item()
+        assert trained == pytest.approx(layer.eval()(x, 6).mean().item(), abs=5 * 0.46 / 400_000**0.5)
 
-    def test_masks_depend_only_on_seed_step_and_tower(self) -> None:
-        def masks(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def test_masks_depend_only_on_seed_step_layer_tower_and_position(self) -> None:
+        def mask(seed: int = 3, step: int = 7, number: int = 6, first: int = 0) -> torch.Tensor:
             layer = Dropout(0.5)
-            layer.draw_from(seed, step)
-            return layer(self.x) != 0, layer(self.x) != 0
+            layer.draw_from(seed, step, first)
+            return layer(self.x[first:], number) != 0
 
-        first, second = masks(3, 7)
-        torch.rand(5)  # other draws of random numbers have no effect
-        assert torch.equal(masks(3, 7)[0], first)
-        assert torch.equal(masks(3, 7)[1], second)
-        for other in (second, masks(3, 8)[0], masks(4, 7)[0]):
-            assert (other != first).float().mean().item() == pytest.approx(0.5, abs=0.02)
-        assert (first[:, :32] != first[:, 32:]).float().mean().item() == pytest.approx(0.5, abs=0.02)
+        whole = mask()
+        assert whole.float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / self.x.numel() ** 0.5)
+        assert torch.equal(mask(first=100), whole[100:])  # a replica drops what one device drops
+        for other in (mask(number=7), mask(step=8), mask(seed=4), mask(seed=3 + 2**32), whole.roll(1, 0)):
+            assert (other != whole).float().mean().item() == pytest.approx(0.5, abs=0.02)
+        assert (whole[:, :32] != whole[:, 32:]).float().mean().item() == pytest.approx(0.5, abs=0.02)
+        half = Dropout(0.5)
+        half.towers = [1]  # as placement does
+        half.draw_from(3, 7)
+        assert torch.equal(half(self.x[:, 32:], 6) != 0, whole[:, 32:])
+
+    @pytest.mark.parametrize(
+        ("key", "counter", "words"),
+        [
+            ("00000000 00000000", "00000000 00000000 00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+            ("ffffffff ffffffff", "ffffffff ffffffff ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+            ("a4093822 299f31d0", "243f6a88 85a308d3 13198a2e 03707344", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        ],
+    )
+    def test_philox_equals_the_known_answers_of_its_authors(self, key: str, counter: str, words: str) -> None:
+        """The vectors of philox4x32 with 10 rounds in Random123's file kat_vectors."""
+        arguments = [[torch.tensor(int(word, 16)) for word in text.split()] for text in (key, counter)]
+        assert [f"{int(word):08x}" for word in philox(*arguments)] == words.split()  # type: ignore[arg-type]
 
     def test_zero_rate_returns_the_input(self) -> None:
-        assert Dropout(0.0)(self.x) is self.x
+        assert Dropout(0.0)(self.x, 6) is self.x

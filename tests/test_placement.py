@@ -42,7 +42,7 @@ def loss_and_net(variant: dict[str, Any], link: Link | None) -> tuple[torch.Tens
         keep_tower(net, link)
     generator = torch.Generator().manual_seed(2)
     images = 60 * torch.randn(IMAGES, 3, 224, 224, generator=generator, dtype=torch.float64)
-    net.dropout.draw_from(3, 4, first=FIRST, global_batch_size=5)
+    net.dropout.draw_from(3, 4, first=FIRST)
     logits = net(images.to(memory_format=torch.channels_last))
     loss = F.cross_entropy(logits, torch.arange(IMAGES))
     loss.backward()

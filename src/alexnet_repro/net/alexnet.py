@@ -180,8 +180,8 @@ class AlexNet(nn.Module):
         for name in self.deep:
             x = neurons(name, x)
         x = record("pool5", self.pool(x))
-        x = self.dropout(neurons("fc6", x.flatten(1)))
-        x = self.dropout(neurons("fc7", x))
+        x = self.dropout(neurons("fc6", x.flatten(1)), 6)
+        x = self.dropout(neurons("fc7", x), 7)
         return record("fc8", self.fc8(x))
 
     def pool(self, x: Tensor) -> Tensor:

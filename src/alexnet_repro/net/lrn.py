@@ -121,9 +121,7 @@ def normalise(a: Tensor, size: int, alpha: float, beta: float, k: float, towers:
 
 
 @torch.library.custom_op("alexnet_repro::normalise_backward", mutates_args=())
-def _normalise_backward(
-    a: Tensor, db: Tensor, size: int, alpha: float, beta: float, k: float, towers: int
-) -> Tensor:
+def _normalise_backward(a: Tensor, db: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> Tensor:
     """Return the gradient of ``normalise`` with respect to ``a``, given the gradient ``db`` of its result."""
     constants = size, alpha, beta, k, towers
     a = a.contiguous(memory_format=torch.channels_last)

@@ -61,7 +61,8 @@ def _in_threads(name: str, arrays: tuple[Tensor, ...], size: int, alpha: float, 
     """
     images, channels, height, width = arrays[0].shape
     if towers:  # across maps: every position of a tower is a row
-        count, sizes = arrays[0].numel() * towers // channels, (channels // towers,)
+        count = arrays[0].numel() * towers // channels
+        sizes: tuple[int, ...] = (channels // towers,)
     else:
         count, sizes, name = images, (height, width, channels), f"same_map_{name}"
     function = getattr(library(), f"{name}_{NAMES[arrays[0].dtype]}")

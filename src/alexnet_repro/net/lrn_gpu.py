@@ -3,6 +3,7 @@
 The kernels compute in float32, like lrn_cpu.c, and each thread reads the neighbours of its own value, which are in the
 cache. See lrn.py for the formulas. With TRITON_INTERPRET=1 in the environment, the same kernels run on a CPU.
 """
+# mypy: allow-untyped-defs
 
 import warnings
 from functools import lru_cache
@@ -24,11 +25,11 @@ LARGEST_WINDOW = 9  # the kernels' loops are unrolled
 
 def serves(a: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> bool:
     """Return whether the kernels support ``a`` and the constants of lrn.py: any of DTYPES on a GPU."""
-    return a.is_cuda and a.dtype in DTYPES and size <= LARGEST_WINDOW and a.numel() > 0 and _available()
+    return a.is_cuda and a.dtype in DTYPES and size <= LARGEST_WINDOW and a.numel() > 0 and available()
 
 
 @lru_cache
-def _available() -> bool:
+def available() -> bool:
     """Return whether a kernel can be started on the GPU. If not, warn once."""
     try:
         one = torch.ones(1, 1, 1, 1, device="cuda")
@@ -93,7 +94,16 @@ def across_maps_forward(
 
 @triton.jit
 def across_maps_backward(
-    a, db, da, count, maps, alpha: tl.float32, k: tl.float32, BETA: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
+    a,
+    db,
+    da,
+    count,
+    maps,
+    alpha: tl.float32,
+    k: tl.float32,
+    BETA: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Compute the gradient of across_maps_forward. The windows of a window's maps reach SIZE - 1 maps to each side."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -162,7 +162,7 @@ class Classifier(L.LightningModule):
     def draw_dropout(self, batch: TrainBatch) -> None:
         """Select the dropout masks of the current update."""
         if isinstance(self.net, AlexNet):
-            self.net.dropout.draw_from(self.seed, self.global_step, batch.first, batch.global_batch_size)
+            self.net.dropout.draw_from(self.seed, self.global_step, batch.first)
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Return the multinomial logistic loss, averaged over the global batch (Sections 3.5 and 5).
