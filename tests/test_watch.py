@@ -5,14 +5,19 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_repro.data.store_writer import Example, write_store
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training import trainer as trainer_module
+from alexnet_repro.training.classifier import LOG_EVERY, Classifier
 from alexnet_repro.training.optim import PaperSGD
 from alexnet_repro.training.watch import Watchman, update_sizes
 
@@ -154,3 +159,40 @@ def test_update_at_which_the_loss_leaves_the_plateau_is_recorded(
                                  "trainer.precision=32-true", "batch_size=1", "epochs=6", "watch.every=0")  # fmt: skip
     assert status == 0, err
     assert json.loads(Path("r/result.json").read_text())["left_plateau"] == expected
+
+
+class Reads(TorchDispatchMode):
+    """Record the number of updates done whenever the host reads a value from the device, for which it has to wait."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        super().__init__()
+        self.trainer, self.at = trainer, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.at.append(self.trainer.global_step)
+        return func(*args, **(kwargs or {}))
+
+
+def test_host_does_not_wait_in_an_ordinary_update(
+    cwd: Path, tiny_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count on a CPU what would make the host wait for a GPU. Every tenth update logs; epochs have twelve."""
+    fit, reads = L.Trainer.fit, []
+
+    def counted(trainer: L.Trainer, *args: Any, **options: Any) -> None:
+        with Reads(trainer) as mode:
+            fit(trainer, *args, **options)
+        reads.extend(mode.at)
+
+    monkeypatch.setattr(L.Trainer, "fit", counted)
+    options = ("train", *SMALL, f"data.store={tiny_store}", "batch_size=1")
+    assert run_command(*options, "run=on_cpu")[0] == 0
+    assert set(reads) == set(range(25))  # the test sees what it counts
+    reads.clear()
+    monkeypatch.setattr(Classifier, "waits", lambda self: True)
+    bar = trainer_module.ProgressBar
+    monkeypatch.setattr(trainer_module, "ProgressBar", lambda refresh_rate, leave: bar(LOG_EVERY))
+    assert run_command(*options, "run=on_gpu")[0] == 0
+    # the first update looks at the images, 10 and 20 log, the bar is drawn at the tenth of each epoch, 12 and 24 end one
+    assert set(reads) == {0, 10, 12, 20, 22, 24}

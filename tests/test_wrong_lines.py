@@ -129,6 +129,13 @@ train trainer.precision=16-mixed trainer=cpu > needs a GPU
 train trainer.precision=7 > one of auto, 32-true
 train trainer.precision=32 > one of auto, 32-true
 train trainer.precision=fp32 > one of auto, 32-true
+train trainer.tf32=1 > true or false
+train trainer.tf32=true trainer=cpu > is for GPUs
+train trainer.deterministic=true trainer=cpu > is for GPUs
+train trainer.compile=yes > one of off, default, graphs
+train trainer.compile=graphs trainer=cpu > is for GPUs
+train trainer.compile=default placement=two_devices > no effect
+evaluate run=a trainer.compile=default > has no effect on evaluate
 train trainer.workers=-1 > at least 0
 train trainer.workers=1.5 > whole number
 train trainer.workers=all > whole number

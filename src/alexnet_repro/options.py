@@ -177,6 +177,11 @@ class Trainer(Group):
     devices: Count | None
     nodes: Count
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
+    tf32: bool
+    deterministic: bool
+    compile: Annotated[
+        Literal["off", "default", "graphs"], OnlyIf(lambda cfg: cfg.placement.devices == 1, "placement=two_devices")
+    ]
     workers: Natural | None
     checkpoint_minutes: Positive
     keep_memory: bool
@@ -295,8 +300,8 @@ COMMANDS: dict[str, type[Group]] = {
 # Options that a command shares with others through a config group, but does not use.
 UNUSED = {
     "train": r"data\.hold_out_every",
-    "evaluate": r"trainer\.checkpoint_minutes",
+    "evaluate": r"trainer\.(checkpoint_minutes|compile)",
     "prepare": r"batch_size|epochs|optim\..*|schedule\..*|data\.images_per_file",
-    "report": r"trainer\.checkpoint_minutes",
+    "report": r"trainer\.(checkpoint_minutes|compile)",
     "bench": r"trainer\.(?!accelerator).*",
 }

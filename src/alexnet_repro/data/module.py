@@ -4,6 +4,7 @@ Random numbers therefore do not depend on the number of workers or processes, or
 resumed in the middle of an epoch sees the same images, crops and colour noise as an uninterrupted run.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -226,8 +227,8 @@ class StoreData(L.LightningDataModule):
     """Training, validation and prediction batches of a store.
 
     patches: arguments crop, random_crops, mirror and share of TrainImages.
-    workers: number of loader processes. None means up to eight on a GPU and none on a CPU, where they would compete
-        with training.
+    workers: number of loader processes. None means none on a CPU, where they would compete with training, and on a
+        GPU as many as this process has cores, up to eight.
     predict_split: split to predict (None: ``store.measured_split``).
     order, images_per_file: as in EpochSampler.
     val_joins_after: epoch after which the network is also trained on the validation images (0: from the start; None:
@@ -309,9 +310,17 @@ class StoreData(L.LightningDataModule):
         )
         return self._loader(images, batch_size=self.batch_size, sampler=[int(i) for i in chosen[replica::replicas]])
 
+    def _cores(self) -> int:
+        """Return the number of cores for this process's loaders, at most eight.
+
+        torch.get_num_threads() would be 1 under torchrun. Processes on one machine share the cores that they may use.
+        """
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(8, allowed // (self.trainer.num_devices if self.trainer else 1)))
+
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
-        workers = self.workers if self.workers is not None else (min(8, torch.get_num_threads()) if on_gpu else 0)
+        workers = self.workers if self.workers is not None else (self._cores() if on_gpu else 0)
         if workers:
             images.split.share()  # type: ignore[attr-defined]
         return DataLoader(

@@ -173,6 +173,7 @@ class Split:
         if (path / "crc32.npy").exists():
             self._crc32 = _load(path / "crc32.npy", (len(self),), np.uint32)
         self._verified = torch.zeros(len(self), dtype=torch.bool)
+        self._is_verified = self._verified.numpy()
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -185,21 +186,26 @@ class Split:
             shape = (self.shards[shard], self.image_size, self.image_size, 3)
             self._maps[shard] = _load(self.path / shard_name(shard), shape, np.uint8, as_map=True)
         image = self._maps[shard][index - self._ends[shard]]  # negative index: counted from the end of the shard
-        if self._crc32 is not None and not self._verified[index]:
+        if self._crc32 is not None and not self._is_verified[index]:
             if zlib.crc32(image) != self._crc32[index]:
                 raise UserError(
                     f"image {index} of {self.path} is damaged: its checksum is wrong (in {shard_name(shard)})",
                     "find all damaged files with prepare verify=true; " + AGAIN,
                 )
-            self._verified[index] = True
+            self._is_verified[index] = True
         return image
 
     def share(self) -> None:
         """Let the worker processes of a loader know which images any of them has verified."""
         self._verified.share_memory_()
+        self._is_verified = self._verified.numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # each worker process opens its own memory maps
+        return {**self.__dict__, "_maps": {}, "_is_verified": None}  # each worker process opens its own memory maps
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._is_verified = self._verified.numpy()
 
 
 class JoinedSplits(Split):
@@ -223,6 +229,9 @@ class JoinedSplits(Split):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:

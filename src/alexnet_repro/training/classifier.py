@@ -31,6 +31,7 @@ from alexnet_repro.net.lrn import at_least_float32
 from alexnet_repro.training.checkpoints import FORMAT
 from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
 
+LOG_EVERY = 10  # updates between two logged values, where reading them would make the host wait for a device
 MEANS = ("patch", "centre")
 RULES = ("when_error_stalls", "by_hand", "constant")
 Net = AlexNet | FourLayer | LocallyConnected
@@ -65,7 +66,7 @@ class TrainingMeans(Metric):
         if file >= len(self.sums):
             self.sums = F.pad(self.sums, (0, 0, 0, file + 1 - len(self.sums)))
         self.sums[file] += torch.stack(
-            [top_k_misses(logits, labels, 1).sum(), losses.sum(), losses.new_tensor(len(losses))]
+            [top_k_misses(logits, labels, 1).sum(), losses.sum(), losses.new_full((), len(losses))]
         )
 
     def compute(self) -> Tensor:
@@ -122,6 +123,7 @@ class Classifier(L.LightningModule):
         colour_covariance = torch.zeros(3, 3) if covariance is None else torch.from_numpy(covariance)
         self.register_buffer("noise_directions", colour_noise_directions(colour_covariance, augment["colour_unit"]))
         self._schedule_state: dict[str, Any] | None = None
+        self._compiled: Callable[[Tensor], Tensor] | None = None  # the net's forward pass in training
         # one entry per epoch: its number from 1, updates so far, errors (%), losses (nats)
         self.history: list[dict[str, Any]] = []
         self.errors = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURED})
@@ -159,6 +161,14 @@ class Classifier(L.LightningModule):
         in_effect = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
         return bool(self.augment["colour_noise"]) and in_effect
 
+    def compile_training(self, graphs: bool) -> None:
+        """Compile the forward and backward pass of training steps when they are first needed.
+
+        graphs: also record them as CUDA graphs. Evaluation is not compiled, since its batches have other sizes.
+        """
+        mode = "reduce-overhead" if graphs else "default"
+        self._compiled = torch.compile(self.net.forward, mode=mode, dynamic=False)
+
     def draw_dropout(self, batch: TrainBatch) -> None:
         """Select the dropout masks of the current update."""
         if isinstance(self.net, AlexNet):
@@ -170,22 +180,31 @@ class Classifier(L.LightningModule):
         For one replica's part of the batch, return its contribution to the average.
         """
         self.draw_dropout(batch)
-        logits = at_least_float32(self.net(self.training_images(batch)))
+        with torch.autocast(self.device.type, enabled=False):
+            images = self.training_images(batch)
+        logits = at_least_float32((self._compiled or self.net)(images))
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         self.training_means.update(batch.file, logits.detach(), batch.labels, losses.detach())
         return losses.sum() / batch.global_batch_size
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """Return the loss of one update; log the loss and the learning rate."""
-        loss, global_loss = self.loss(batch), None
+        """Return the loss of one update; log the loss and the learning rate.
+
+        Values are logged every few updates where a GPU or another process would have to be waited for.
+        """
+        loss = self.loss(batch)
         _, replicas = replica_of(self.trainer)
-        if replicas > 1:  # DDP averages gradients; multiply by the number of replicas to sum them
-            global_loss = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean") * replicas
-            loss = loss * replicas
-        logged = loss if global_loss is None else global_loss
-        self.log("train/loss", logged, prog_bar=True, batch_size=batch.global_batch_size)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        return loss
+        if (self.global_step + 1) % LOG_EVERY == 0 or (replicas == 1 and not self.waits()):
+            logged = loss.detach().clone()
+            if replicas > 1:
+                logged = self.trainer.strategy.reduce(logged, reduce_op="mean") * replicas
+            self.log("train/loss", logged, batch_size=batch.global_batch_size)
+            self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss * replicas  # DDP averages gradients; multiply by the number of replicas to sum them
+
+    def waits(self) -> bool:
+        """Return whether reading a value makes the host wait for the device."""
+        return self.device.type != "cpu"
 
     def views(self, batch: ValBatch, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Return mean-subtracted patches of whole images.

@@ -98,10 +98,12 @@ def measure_training_sample(trainer: L.Trainer, model: Classifier, data: StoreDa
 
 def circumstances(trainer: L.Trainer) -> dict[str, Any]:
     """Return what a result depends on besides its config: hardware, precision, versions, commit and so on."""
-    facts = machine(trainer.strategy.root_device, trainer.world_size)
+    device = trainer.strategy.root_device
+    facts = machine(device, trainer.world_size)
     return {
         "hardware": facts.pop("machine"),
         "processes": trainer.world_size,
         "precision": str(trainer.precision),
+        "tf32": torch.backends.cudnn.allow_tf32 if device.type == "cuda" else False,
         **facts,
     }

@@ -120,7 +120,6 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         logger=loggers,
         callbacks=callbacks,
         enable_checkpointing=True,
-        log_every_n_steps=10,
         reload_dataloaders_every_n_epochs=1 if joining_epoch(cfg) else 0,  # the training images change when val joins
     )
     patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
@@ -142,6 +141,8 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         f"{images} images, "
         f"{world(cfg)} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
+    if cfg.trainer.compile != "off":
+        model.compile_training(graphs=cfg.trainer.compile == "graphs")
     if trainer.precision == "64-true":
         model.double()  # otherwise Lightning would load the checkpoint as float32, and round it
     try:
@@ -191,6 +192,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "colour_content": [round(share, 4) for share in colour],  # of the first layer's kernels, by tower (Figure 3)
         "seconds": round(keep_last.seconds, 1),
         "placement": cfg.placement.name,
+        "compile": cfg.trainer.compile,
         **circumstances(trainer),
         "history": [
             {key if store.has("val") else key.replace("val", "test"): value for key, value in epoch.items()}

@@ -33,7 +33,7 @@ from alexnet_repro.training.checkpoints import newest
 
 # Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
 # change them.
-RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision).*)?|data\.store")
+RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision|tf32).*)?|data\.store")
 STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 LEASE = 30.0  # seconds after which a lock that its owner did not renew is free
 OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
@@ -80,6 +80,7 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
         "optim.lr",
         "data.store",
         "trainer.precision",
+        "trainer.tf32",
         "schedule",  # listed below unless it is a run of the 2012 log
     }
     given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}

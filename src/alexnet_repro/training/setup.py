@@ -131,8 +131,9 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
             covariance=store.covariance,
         )
         model.configure_optimizers()  # raises ValueError for invalid options
-        with torch.no_grad():
-            model.net.eval()(torch.zeros(1, 3, model.crop, model.crop))
+        net = model.net.eval()
+        on_meta = {name: value.to("meta") for name, value in net.state_dict().items()}  # shapes only
+        torch.func.functional_call(net, on_meta, torch.empty(1, 3, model.crop, model.crop, device="meta"))
         model.train()
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from alexnet_repro.data.module import TrainBatch
 from alexnet_repro.errors import UserError
-from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.classifier import LOG_EVERY, Classifier
 
 RECENT = 50  # updates over which the loss is averaged
 # The net has left its starting plateau when the mean loss is below this share of ln(classes), the loss of guessing.
@@ -92,7 +92,7 @@ class Watchman(L.Callback):
         self._pending.append(loss)
         self._updates, self._threshold = trainer.global_step, LEFT_PLATEAU * math.log(pl_module.classes)
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if loss.device.type == "cpu" or batch_idx % 10 == 0 or is_last:  # do not make a GPU wait after each update
+        if not pl_module.waits() or trainer.global_step % LOG_EVERY == 0 or is_last:
             self._check_loss(self._record(), trainer, pl_module)
         step = trainer.global_step - 1  # the update just done
         if self._is_due(step):
