@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conftest import SMALL
 
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import Interrupted, UserError
+from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -144,3 +147,81 @@ def test_store_of_version_0_1_is_still_read(copy: Path) -> None:
         path.write_text(json.dumps(manifest))
     assert Store(copy).split("train")[0].shape == (256, 256, 3)
     assert not Store(copy).damaged_files()
+
+
+@pytest.fixture
+def as_jpeg(source_folder: Path, cwd: Path, run_command: Run) -> Path:
+    options = ("data=folder", f"source={source_folder}", "data.store=jpeg", "encoding=jpeg")
+    status, out, err = run_command("prepare", *options)
+    assert status == 0, err
+    assert "256x256, as JPEG" in out
+    return cwd / "jpeg"
+
+
+def test_jpeg_store_holds_the_same_images_in_less_space(as_jpeg: Path, small_store: Path) -> None:
+    raw, encoded = Store(small_store), Store(as_jpeg)
+    assert encoded.classes == raw.classes
+    for name in ("train", "val"):
+        one, other = raw.split(name), encoded.split(name)
+        assert np.array_equal(one.labels, other.labels)
+        assert len(one) == len(other)
+        for i in range(len(one)):
+            error = one[i].astype(float) - other[i]
+            assert 0 < np.sqrt((error**2).mean()) < 6  # grey levels
+    images = np.stack([encoded.split("train")[i] for i in range(len(encoded.split("train")))]).astype(float)
+    np.testing.assert_allclose(encoded.mean, images.mean(0), atol=1e-4)  # of the images that are read
+    np.testing.assert_allclose(encoded.covariance, np.cov(images.reshape(-1, 3).T, bias=True), rtol=1e-9)
+    size = {store: sum(file.stat().st_size for file in store.glob("train/0*")) for store in (small_store, as_jpeg)}
+    assert size[as_jpeg] < size[small_store] / 5
+    assert encoded.manifest["decoder"].startswith("Pillow with libjpeg-turbo ")
+
+
+def test_converted_store_equals_the_prepared_one(as_jpeg: Path, small_store: Path, run_command: Run) -> None:
+    options = ("data=folder", f"source={small_store}", "data.store=converted", "encoding=jpeg")
+    assert run_command("prepare", *options)[0] == 0
+    one, other = Store(as_jpeg), Store("converted")
+    for name in ("train/00000.jpegs", "train/ends.npy", "train/labels.npy", "val/00000.jpegs", "mean.npy"):
+        assert one.manifest["sha256"][name] == other.manifest["sha256"][name]
+    assert other.manifest["from_store"] == Store(small_store).checksum
+    status, _, err = run_command("prepare", *options, "data.store=other", "data.image_size=64")
+    assert status == 2
+    assert "are 256x256, not 64x64" in err
+
+
+@pytest.mark.parametrize("file", ["train/00000.jpegs", "train/ends.npy", "train/crc32.npy", "train/labels.npy"])
+def test_damage_of_a_jpeg_store_is_noticed(file: str, as_jpeg: Path) -> None:
+    path = as_jpeg / file
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    assert Store(as_jpeg).damaged_files() == [file]
+    with pytest.raises(UserError, match="damaged"):
+        list(map(Store(as_jpeg).split("train").__getitem__, range(12)))
+    path.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="not its whole length"):
+        Store(as_jpeg)
+
+
+def test_another_decoder_gives_a_warning(as_jpeg: Path) -> None:
+    rewrite(as_jpeg, lambda m: m.update(decoder="Pillow with libjpeg-turbo 1.0"))
+    with pytest.warns(UserWarning, match=r"made with Pillow with libjpeg-turbo 1\.0.*may differ"):
+        Store(as_jpeg)
+
+
+def test_training_on_jpegs_resumes_exactly(tiny_store: Path, cwd: Path, run_command: Run) -> None:
+    options = ["data=folder", "data.image_size=32", f"source={tiny_store}", "data.store=jpeg", "encoding=jpeg"]
+    assert run_command("prepare", *options)[0] == 0
+    line = ("train", *SMALL, "data.store=jpeg", "epochs=2")
+    after_epoch = KeepLast.on_train_epoch_end
+
+    def stop(self: KeepLast, trainer: Any, model: Any) -> None:
+        after_epoch(self, trainer, model)
+        raise Interrupted("stopped")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepLast, "on_train_epoch_end", stop)
+        assert run_command(*line, "run=parts")[0] == 130
+    assert run_command(*line, "run=parts", "resume=true")[0] == 0
+    assert run_command(*line, "run=whole")[0] == 0
+    one, other = (load_checkpoint(cwd / run / "checkpoints/last.ckpt")["state_dict"] for run in ("parts", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in other)

@@ -263,6 +263,7 @@ class Prepare(Group):
     overwrite: Annotated[bool, not_verifying]
     verify: bool
     max_bad: Annotated[Natural, not_verifying, with_own_images]
+    encoding: Annotated[Literal["raw", "jpeg"], not_verifying, with_own_images]
     workers: Annotated[Count | None, not_verifying, with_own_images]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from alexnet_repro.data.archives import LARGEST_FILE
-from alexnet_repro.data.store_writer import RGB
+from alexnet_repro.data.jpeg import RGB
 
 LARGEST_IMAGE = 100_000_000  # pixels
 

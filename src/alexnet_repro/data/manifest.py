@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alexnet_repro.errors import UserError
 
-FORMAT = 1
+FORMATS = {"raw": 1, "jpeg": 2}  # of the manifest, for each encoding
 SHARD = 1024  # images per file, as in the data batches of the 2012 code
 AGAIN = "prepare the store again with overwrite=true"
 
@@ -21,6 +21,7 @@ class SplitFacts(BaseModel):
 
     count: Annotated[int, Field(ge=0)]
     shards: list[Annotated[int, Field(ge=0, le=SHARD)]]
+    bytes: list[Annotated[int, Field(ge=0)]] | None = None  # of each file, with encoding=jpeg
 
 
 Row = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -32,6 +33,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     image_size: Annotated[int, Field(ge=1)]
+    encoding: Literal["raw", "jpeg"] = "raw"
     classes: Annotated[list[str], Field(min_length=1)]
     splits: dict[Literal["train", "val", "test"], SplitFacts]
     covariance: Annotated[list[Row], Field(min_length=3, max_length=3)]
@@ -46,9 +48,10 @@ def checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: it is not JSON", AGAIN) from None
     if not isinstance(manifest, dict):
         raise UserError(f"{path} is damaged: it holds no mapping", AGAIN)
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != FORMATS.get(manifest.get("encoding", "raw")):
         raise UserError(
-            f"the store at {path.parent} has format {manifest.get('format')}, this program reads {FORMAT}", AGAIN
+            f"the store at {path.parent} has format {manifest.get('format')}, this program reads {' and '.join(map(str, FORMATS.values()))}",
+            AGAIN,
         )
     if "checksum" in manifest and manifest_checksum(manifest) != manifest["checksum"]:
         raise UserError(f"{path} is damaged: its own checksum is wrong", AGAIN)
@@ -61,6 +64,8 @@ def checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
     for name, split in facts.splits.items():
         if sum(split.shards) != split.count:
             raise UserError(f"{path} is damaged: the files of {name} do not hold {split.count} images in all", AGAIN)
+        if facts.encoding == "jpeg" and len(split.bytes or []) != len(split.shards):
+            raise UserError(f"{path} is damaged: it does not give the length of each file of {name}", AGAIN)
     if len(set(facts.classes)) < len(facts.classes):
         raise UserError(f"{path} is damaged: it names a class twice", AGAIN)
     return manifest

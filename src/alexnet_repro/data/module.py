@@ -194,6 +194,7 @@ class TrainImages(Dataset[TrainBatch]):
         if not self.random_crops:
             tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
         mirror = turned.astype(bool) & self.mirror
+        self.split.read_ahead(images.tolist())
         patches = crop_and_mirror([self.split[i] for i in images.tolist()], tops, lefts, mirror, self.crop)
         return TrainBatch(
             torch.from_numpy(patches),
@@ -219,6 +220,7 @@ class ValImages(Dataset[ValBatch]):
         return len(self.split)
 
     def __getitems__(self, indices: list[int]) -> ValBatch:
+        self.split.read_ahead(indices)
         images = np.stack([self.split[i] for i in indices])
         return ValBatch(torch.from_numpy(images), torch.from_numpy(self.split.labels[indices]))
 

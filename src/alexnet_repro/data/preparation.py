@@ -45,6 +45,10 @@ def prepare(cfg: DictConfig) -> Store:
             f"the store {store} would be inside its source, or its source inside the store",
             "choose another data.store=PATH",
         )
+    if (Path(str(cfg.source)) / "manifest.json").is_file():
+        made = convert(cfg, Store(Path(str(cfg.source))))
+        _describe(made)
+        return made
     found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
     if cfg.data.source == "cifar10":
         found.files = in_official_order(found.files)
@@ -66,6 +70,7 @@ def prepare(cfg: DictConfig) -> Store:
         max_bad=cfg.max_bad,
         overwrite=cfg.overwrite,
         workers=cfg.workers,
+        encoding=cfg.encoding,
     )
     if found.temporary:
         found.temporary.unlink(missing_ok=True)
@@ -90,12 +95,45 @@ def prepare_cifar10(cfg: DictConfig) -> Store:
         provenance={"name": cfg.data.name, "source": "official batches", "held_out": "", "ignored": []},
         overwrite=cfg.overwrite,
         workers=cfg.workers,
+        encoding=cfg.encoding,
+    )
+
+
+def convert(cfg: DictConfig, store: Store) -> Store:
+    """Copy another store with the encoding ``cfg.encoding``.
+
+    Raises UserError if its images have another size than those of ``cfg.data``.
+    """
+    if store.image_size != cfg.data.image_size:
+        raise UserError(
+            f"the images of {store.path} are {store.image_size}x{store.image_size}, not {cfg.data.image_size}x{cfg.data.image_size}",
+            f"choose the data set that it was made for, or data.image_size={store.image_size}",
+        )
+    examples = [
+        Example(name, label, f"{name}/{index}", partial(split.__getitem__, index))
+        for name in store.manifest["splits"]
+        if store.has(name)
+        for split in [store.split(name)]
+        for index, label in enumerate(split.labels.tolist())
+    ]
+    kept = {key: store.manifest.get(key) for key in ("name", "source", "held_out", "ignored")}
+    return write_store(
+        examples,
+        store.classes,
+        Path(str(cfg.data.store)),
+        image_size=store.image_size,
+        provenance={**kept, "from_store": store.checksum},
+        overwrite=cfg.overwrite,
+        workers=cfg.workers,
+        encoding=cfg.encoding,
     )
 
 
 def _describe(store: Store) -> None:
     counts = ", ".join(f"{split['count']} {name}" for name, split in store.manifest["splits"].items())
-    print(f"{store.path}: {counts} images of {len(store.classes)} classes, {store.image_size}x{store.image_size}")
+    encoding = "" if store.encoding == "raw" else f", as {store.encoding.upper()}"
+    size = f"{store.image_size}x{store.image_size}"
+    print(f"{store.path}: {counts} images of {len(store.classes)} classes, {size}{encoding}")
     for note in ("held_out", "ignored"):
         if store.manifest.get(note):
             print(f"  {note.replace('_', ' ')}: {store.manifest[note]}")

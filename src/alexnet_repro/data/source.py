@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from tqdm import tqdm
+
 from alexnet_repro.data import devkit
 from alexnet_repro.data.archives import UNPACKED, File, entries
 from alexnet_repro.errors import UserError
@@ -45,7 +47,8 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
         raise UserError(f"there is nothing at source={path}")
     files, folders = [], set()
     skipped: list[str] = []
-    for entry in entries(path, unpack_into, skipped):
+    # ImageNet has 1.3 million files; a short listing shows no bar
+    for entry in tqdm(entries(path, unpack_into, skipped), f"listing {path}", unit=" files", delay=2, leave=False):
         if isinstance(entry, str):
             folders.add(entry)
         else:

@@ -1,12 +1,14 @@
-"""A prepared data set on disk, read through memory maps.
+"""A prepared data set on disk.
 
 A store is a folder:
 
     manifest.json        counts, classes, image size, RGB mean and covariance, source, checksums, skipped files
     mean.npy             (size, size, 3) float32, the mean image of the training split, 0-255
     <split>/00000.npy    (n, size, size, 3) uint8, RGB; n is at most 1024, and lower where files were skipped
+    <split>/00000.jpegs  instead, with encoding=jpeg: n JPEGs, one after the other
+    <split>/ends.npy     (count,) int64, with encoding=jpeg: where each of them ends in its file
     <split>/labels.npy   (count,) int64
-    <split>/crc32.npy    (count,) uint32, the CRC-32 of each image; stores of version 0.1 have none
+    <split>/crc32.npy    (count,) uint32, the CRC-32 of each image as stored; stores of version 0.1 have none
 
 A store is checked when it is opened: the manifest, the sizes of all files, labels and mean. An image is compared with its
 checksum when it is first read.
@@ -14,6 +16,8 @@ checksum when it is first read.
 
 import hashlib
 import math
+import os
+import warnings
 import zlib
 from bisect import bisect_right
 from functools import cached_property
@@ -26,8 +30,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alexnet_repro.data import jpeg
 from alexnet_repro.data.manifest import AGAIN, checked_manifest
 from alexnet_repro.errors import UserError
+
+OPEN_FILES = 64  # at the same time, per split; a process may open 256 on a Mac
 
 
 class Store:
@@ -47,8 +54,15 @@ class Store:
         sizes = self._expected_sizes()
         self._state = {name: self._stat(name) for name in [*sizes, "manifest.json"]}
         self._splits: dict[str, Split] = {}
+        if self.encoding == "jpeg" and self.manifest["decoder"] != jpeg.decoder():
+            warnings.warn(
+                f"{self.path} was made with {self.manifest['decoder']}, and {jpeg.decoder()} reads it: pixels may differ by a "
+                "grey level, and a resumed run from an uninterrupted one",
+                stacklevel=2,
+            )
         for name, size in sizes.items():
-            if (found := self._state[name]) is None or found[0] - size not in (64, 128, 192):  # the header
+            headers = (64, 128, 192) if name.endswith(".npy") else (0,)
+            if (found := self._state[name]) is None or found[0] - size not in headers:
                 problem = "is missing" if found is None else f"has {found[0]} bytes, which is not its whole length"
                 raise UserError(f"{self.path / name} {problem}", AGAIN)
 
@@ -60,8 +74,11 @@ class Store:
             sizes[f"{split}/labels.npy"] = 8 * facts["count"]
             if f"{split}/crc32.npy" in self.manifest["sha256"]:
                 sizes[f"{split}/crc32.npy"] = 4 * facts["count"]
+            if self.encoding == "jpeg":
+                sizes[f"{split}/ends.npy"] = 8 * facts["count"]
             for number, count in enumerate(facts["shards"]):
-                sizes[f"{split}/{shard_name(number)}"] = count * side * side * 3
+                size = facts["bytes"][number] if self.encoding == "jpeg" else count * side * side * 3
+                sizes[f"{split}/{shard_name(number, self.encoding)}"] = size
         return sizes
 
     def _stat(self, name: str) -> tuple[int, int, int] | None:
@@ -83,6 +100,11 @@ class Store:
                     "put the same store back, then continue with resume=true",
                 )
             self._state[name] = now  # only its time changed
+
+    @property
+    def encoding(self) -> str:
+        """How images are stored: "raw" or "jpeg"."""
+        return self.manifest.get("encoding", "raw")
 
     @property
     def image_size(self) -> int:
@@ -139,9 +161,9 @@ class Store:
         if not sum(shards):
             available = ", ".join(name for name, split in self.manifest["splits"].items() if split["count"])
             raise UserError(f"the store at {self.path} has no images in its split '{name}' (it has: {available})")
-        for file in ("labels.npy", "crc32.npy"):
+        for file in ("labels.npy", "crc32.npy", "ends.npy"):
             self._refuse_damage(f"{name}/{file}")
-        split = Split(self.path / name, shards, self.image_size)
+        split = Split(self.path / name, shards, self.image_size, self.encoding)
         if not ((split.labels >= 0) & (split.labels < len(self.classes))).all():
             raise UserError(f"{split.path / 'labels.npy'} holds a label outside 0 to {len(self.classes) - 1}", AGAIN)
         self._splits[name] = split
@@ -157,21 +179,30 @@ class Store:
 
 
 class Split:
-    """The images of one split, read through memory maps.
+    """The images of one split.
 
-    ``len(split)`` is the number of images. ``split[i]`` is a (size, size, 3) uint8 view of a memory map. Raises
-    UserError if a file is missing or does not have the shape given in the manifest, and, when an image is first read,
-    if it differs from its checksum.
+    ``len(split)`` is the number of images. ``split[i]`` is its RGB values, (size, size, 3) uint8. Raises UserError if a
+    file is missing or does not have the length given in the manifest, and, when an image is first read, if it differs
+    from its checksum.
+
+    Images are read with ``pread``, not through memory maps: a map that is private to the process counts as memory in
+    use, and a file that is cut while it is mapped ends the process.
+
+    shards: number of images in each file. encoding: "raw" or "jpeg".
     """
 
-    def __init__(self, path: Path, shards: list[int], image_size: int) -> None:
-        self.path, self.shards, self.image_size = path, shards, image_size
+    def __init__(self, path: Path, shards: list[int], image_size: int, encoding: str = "raw") -> None:
+        self.path, self.shards, self.image_size, self.encoding = path, shards, image_size, encoding
         self._ends = list(accumulate(shards))
-        self._maps: dict[int, NDArray[np.uint8]] = {}
+        self._files: dict[int, int] = {}  # {shard: descriptor}
+        self._starts: dict[int, int] = {}  # {shard: position of its first image}
         self.labels: NDArray[np.int64] = _load(path / "labels.npy", (len(self),), np.int64)
         self._crc32: NDArray[np.uint32] | None = None
         if (path / "crc32.npy").exists():
             self._crc32 = _load(path / "crc32.npy", (len(self),), np.uint32)
+        self._bytes: NDArray[np.int64] | None = None  # position of the end of each JPEG in its file
+        if encoding == "jpeg":
+            self._bytes = _load(path / "ends.npy", (len(self),), np.int64)
         self._verified = torch.zeros(len(self), dtype=torch.bool)
         self._is_verified = self._verified.numpy()
 
@@ -179,29 +210,69 @@ class Split:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard = bisect_right(self._ends, index)
-        if shard not in self._maps:
-            shape = (self.shards[shard], self.image_size, self.image_size, 3)
-            self._maps[shard] = _load(self.path / shard_name(shard), shape, np.uint8, as_map=True)
-        image = self._maps[shard][index - self._ends[shard]]  # negative index: counted from the end of the shard
+        shard, first, size = self._place(index)
+        data = os.pread(self._file(shard), size, self._starts[shard] + first)
         if self._crc32 is not None and not self._is_verified[index]:
-            if zlib.crc32(image) != self._crc32[index]:
+            if zlib.crc32(data) != self._crc32[index]:
                 raise UserError(
-                    f"image {index} of {self.path} is damaged: its checksum is wrong (in {shard_name(shard)})",
+                    f"image {index} of {self.path} is damaged: its checksum is wrong (in {self._name(shard)})",
                     "find all damaged files with prepare verify=true; " + AGAIN,
                 )
             self._is_verified[index] = True
-        return image
+        if len(data) < size:
+            raise UserError(f"{self.path / self._name(shard)} ends early", AGAIN)
+        if self.encoding == "jpeg":
+            return jpeg.decode(data)
+        return np.frombuffer(data, np.uint8).reshape(self.image_size, self.image_size, 3)
+
+    def read_ahead(self, indices: list[int]) -> None:
+        """Ask the system to load these images together, where it can, before they are read one by one."""
+        if hasattr(os, "posix_fadvise"):
+            for shard, first, size in map(self._place, indices):
+                descriptor = self._file(shard)
+                os.posix_fadvise(descriptor, self._starts[shard] + first, size, os.POSIX_FADV_WILLNEED)
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """Return the shard of an image, its position after the header, and its size in bytes."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect_right(self._ends, index)
+        within = index - self._ends[shard] + self.shards[shard]
+        if self._bytes is None:
+            size = self.image_size**2 * 3
+            return shard, within * size, size
+        first = int(self._bytes[index - 1]) if within else 0
+        return shard, first, int(self._bytes[index]) - first
+
+    def _name(self, shard: int) -> str:
+        return shard_name(shard, self.encoding)
+
+    def _file(self, shard: int) -> int:
+        """Open a file, or return its descriptor if it is open. A store of ImageNet has more than 1200 files."""
+        if shard not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            path = self.path / self._name(shard)
+            try:
+                if shard not in self._starts:
+                    shape = (self.shards[shard], self.image_size, self.image_size, 3)
+                    self._starts[shard] = _header(path, shape) if self.encoding == "raw" else 0
+                self._files[shard] = os.open(path, os.O_RDONLY)
+            except (FileNotFoundError, ValueError, TypeError, EOFError, SyntaxError, TokenError):  # numpy parses it
+                raise UserError(f"{path} is missing or damaged", AGAIN) from None
+        return self._files[shard]
 
     def share(self) -> None:
         """Let the worker processes of a loader know which images any of them has verified."""
         self._verified.share_memory_()
         self._is_verified = self._verified.numpy()
 
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}, "_is_verified": None}  # each worker process opens its own memory maps
+        return {**self.__dict__, "_files": {}, "_is_verified": None}  # each worker process opens the files itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -217,10 +288,19 @@ class JoinedSplits(Split):
         self.labels = np.concatenate([split.labels for split in splits])
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        split, within = self._within(index)
+        return split[within]
+
+    def _within(self, index: int) -> tuple[Split, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
-        return self.splits[number][index - self._ends[number] + len(self.splits[number])]
+        return self.splits[number], index - self._ends[number] + len(self.splits[number])
+
+    def read_ahead(self, indices: list[int]) -> None:
+        """Ask the system to load these images."""
+        for split, within in map(self._within, indices):
+            split.read_ahead([within])
 
     def share(self) -> None:
         """Let the worker processes of a loader know which images any of them has verified."""
@@ -234,10 +314,10 @@ class JoinedSplits(Split):
         self.__dict__ = state
 
 
-def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False) -> NDArray[Any]:
+def _load(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
     """Load an .npy file. Raise UserError if it is missing or has another shape or dtype."""
     try:
-        array = _memory_map(path) if as_map else np.load(path)
+        array = np.load(path)
     except (FileNotFoundError, ValueError, TypeError, EOFError, SyntaxError, TokenError):  # numpy parses the header
         array = None
     if array is None or array.shape != shape or array.dtype != dtype:
@@ -245,25 +325,20 @@ def _load(path: Path, shape: tuple[int, ...], dtype: type, as_map: bool = False)
     return array
 
 
-def _memory_map(path: Path) -> NDArray[np.uint8]:
-    """Map the data of an .npy file into memory without keeping the file open.
-
-    A store of ImageNet has more than 1200 files. Raises ValueError if the file does not match its header.
-    """
+def _header(path: Path, shape: tuple[int, ...]) -> int:
+    """Return the length of an .npy file's header. Raise ValueError if the file does not hold uint8 of this shape."""
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        first, count = file.tell(), math.prod(shape)
-    if dtype != np.uint8 or path.stat().st_size != first + count:
+        found, _, dtype = np.lib.format.read_array_header_1_0(file)
+        length = file.tell()
+    if found != shape or dtype != np.uint8 or path.stat().st_size != length + math.prod(shape):
         raise ValueError(f"{path} does not match its header")
-    return (
-        torch.from_file(str(path), shared=False, size=first + count, dtype=torch.uint8).numpy()[first:].reshape(shape)
-    )
+    return length
 
 
-def shard_name(number: int) -> str:
+def shard_name(number: int, encoding: str = "raw") -> str:
     """Return the file name of shard ``number`` of a split."""
-    return f"{number:05d}.npy"
+    return f"{number:05d}.{'npy' if encoding == 'raw' else 'jpegs'}"
 
 
 def sha256(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,12 +23,13 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alexnet_repro.data.manifest import FORMAT, SHARD, manifest_checksum
+from alexnet_repro.data import jpeg
+from alexnet_repro.data.jpeg import RGB
+from alexnet_repro.data.manifest import FORMATS, SHARD, manifest_checksum
 from alexnet_repro.data.store import Store, sha256, shard_name
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import written_whole
 
-RGB = NDArray[np.uint8]
 SPLITS = ("train", "val", "test")
 
 
@@ -52,6 +56,7 @@ def write_store(
     max_bad: int = 10,
     overwrite: bool = False,
     workers: int | None = None,
+    encoding: str = "raw",
     alone: bool = False,
 ) -> Store:
     """Read all examples with ``workers`` threads (default: one per core) and write them as a store.
@@ -59,6 +64,7 @@ def write_store(
     Files of 1024 images are written to ``<store>.partial``, which is renamed to ``<store>`` at the end. A call after an
     interruption resumes from the files in this folder.
 
+    encoding: "raw" or "jpeg", which takes a seventh of the space and is slower to read.
     alone: give each process its own partial folder, for small stores that several processes may prepare concurrently.
         The first finished store is kept.
 
@@ -67,7 +73,7 @@ def write_store(
     """
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
-    _start_or_resume(partial_store, examples, image_size)
+    _start_or_resume(partial_store, examples, image_size, encoding)
 
     splits: dict[str, dict[str, Any]] = {}
     mean_sum, outer_sum, train_count = np.zeros((image_size, image_size, 3), np.uint64), np.zeros((3, 3)), 0
@@ -83,15 +89,13 @@ def write_store(
                 members = [example for example in examples if example.split == split]
                 if not members:
                     continue
-                labels, crc32s, shards = [], [], []
+                names = ["labels", "crc32", *(["ends"] if encoding == "jpeg" else [])]
+                columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
                 path = partial_store / split
-                for number, start in enumerate(range(0, len(members), SHARD)):
-                    shard = members[start : start + SHARD]
-                    statistics = _write_shard(shard, path / shard_name(number), image_size, threads, bar)
-                    checksums[f"{split}/{shard_name(number)}"] = str(statistics["sha256"])
-                    labels.append(statistics["labels"])
-                    crc32s.append(statistics["crc32"])
-                    shards.append(len(statistics["labels"]))
+                for number, statistics in enumerate(_shards(members, path, image_size, encoding, threads, bar)):
+                    checksums[f"{split}/{shard_name(number, encoding)}"] = str(statistics["sha256"])
+                    for name, values in columns.items():
+                        values.append(statistics[name])
                     bad += statistics["bad"].tolist()
                     if len(bad) > max_bad:
                         raise UserError(
@@ -102,12 +106,16 @@ def write_store(
                         mean_sum += statistics["sum"]
                         outer_sum += statistics["outer"]
                         train_count += len(statistics["labels"])
-                for name, columns in (("labels", labels), ("crc32", crc32s)):
+                for name, values in columns.items():
                     with written_whole(path / f"{name}.npy") as file:
-                        np.save(file, np.concatenate(columns))
+                        np.save(file, np.concatenate(values))
                     checksums[f"{split}/{name}.npy"] = sha256(path / f"{name}.npy")
+                shards = [len(values) for values in columns["labels"]]
                 splits[split] = {"count": sum(shards), "shards": shards}
-        except OSError:
+                if encoding == "jpeg":
+                    splits[split]["bytes"] = [int(ends[-1]) if len(ends) else 0 for ends in columns["ends"]]
+        except (OSError, UserError):
+            threads.shutdown(cancel_futures=True)
             if alone:
                 shutil.rmtree(partial_store)
             raise
@@ -129,15 +137,16 @@ def write_store(
     covariance = outer_sum / (train_count * image_size**2) - np.outer(mean_rgb, mean_rgb)
     checksums["mean.npy"] = sha256(partial_store / "mean.npy")
     manifest = {
-        "format": FORMAT,
+        "format": FORMATS[encoding],
         **(provenance or {}),
         "image_size": image_size,
+        **({"encoding": encoding} if encoding != "raw" else {}),
         "classes": list(classes),
         "splits": splits,
         "mean_rgb": mean_rgb.tolist(),
         "covariance": covariance.tolist(),
         "bad": bad,
-        "decoder": f"Pillow {PIL.__version__}",
+        "decoder": jpeg.decoder() if encoding == "jpeg" else f"Pillow {PIL.__version__}",
         "sha256": checksums,
     }
     manifest["checksum"] = manifest_checksum(manifest)
@@ -190,12 +199,12 @@ def refuse_taken(store: Path, overwrite: bool) -> None:
         raise UserError(f"{store} exists but isn't a store", "choose another data.store=PATH")
 
 
-def _start_or_resume(folder: Path, examples: Sequence[Example], image_size: int) -> None:
+def _start_or_resume(folder: Path, examples: Sequence[Example], image_size: int, encoding: str) -> None:
     """Create the partial folder, or check that the existing folder was created from the same examples.
 
     Raises UserError if it was created from other examples.
     """
-    listing = hashlib.sha256(str(image_size).encode())
+    listing = hashlib.sha256((str(image_size) + encoding.removeprefix("raw")).encode())
     for example in examples:
         listing.update(f"{example.split}\0{example.label}\0{example.name}\n".encode())
     listing_file = folder / "examples.sha256"
@@ -208,54 +217,102 @@ def _start_or_resume(folder: Path, examples: Sequence[Example], image_size: int)
     listing_file.write_text(listing.hexdigest())
 
 
-def _write_shard(
-    shard: Sequence[Example], path: Path, size: int, threads: ThreadPoolExecutor, bar: "tqdm[Any]"
-) -> dict[str, NDArray[Any]]:
-    """Write one shard of images and its statistics, or load the statistics of an existing shard."""
-    statistics_path = path.with_suffix(".npz")
-    if statistics_path.exists() and path.exists():
-        with np.load(statistics_path) as found:
-            statistics = dict(found)
-        if "crc32" in statistics:  # otherwise version 0.1 wrote it
+Read = tuple[RGB, bytes | RGB, NDArray[np.float64], int]  # pixels, what is stored, sum of outer products, CRC-32
+
+
+def _shards(
+    members: Sequence[Example],
+    path: Path,
+    size: int,
+    encoding: str,
+    threads: ThreadPoolExecutor,
+    bar: "tqdm[Any]",
+) -> Iterator[dict[str, Any]]:
+    """Write the shards of a split, and yield the statistics of each in order.
+
+    Shards that exist are kept. The threads read images of the next shard while they sum, hash and write those before,
+    so that all cores are busy. Few of them wait to be written, so that the memory is bounded.
+    """
+    waiting = 2 + threads._max_workers // 8  # a thread writes more than 1000 images per second
+    writing: deque[Future[dict[str, Any]]] = deque()
+    for number, start in enumerate(range(0, len(members), SHARD)):
+        shard = members[start : start + SHARD]
+        file = path / shard_name(number, encoding)
+        done: Future[dict[str, Any]] = Future()
+        if (found := _finished(file, encoding)) is not None:
             bar.update(len(shard))
-            return statistics
-
-    def read(example: Example) -> tuple[RGB, NDArray[np.float64], int] | str:
-        try:
-            image = example.read()
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
-                raise  # not about this image
-            # without addresses, which differ between two preparations
-            return f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})"
-        pixels = image.reshape(-1, 3).astype(np.float64)
-        # sums of integers below 2^53 are exact in float64, in any order
-        return image, pixels.T @ pixels, zlib.crc32(image.tobytes())
-
-    images, outer = np.empty((len(shard), size, size, 3), np.uint8), np.zeros((3, 3))
-    labels: list[int] = []
-    crc32: list[int] = []
-    bad: list[str] = []
-    for example, result in zip(shard, threads.map(read, shard), strict=True):
-        if isinstance(result, str):
-            bad.append(result)
+            done.set_result(found)
         else:
-            images[len(labels)] = result[0]
-            outer += result[1]
-            crc32.append(result[2])
-            labels.append(example.label)
-        bar.update()
-    images = images[: len(labels)]
-    statistics = {
+            results = []
+            for result in threads.map(partial(_read, encoding=encoding), shard):
+                results.append(result)
+                bar.update()
+            done = threads.submit(_write_shard, shard, results, file, size, encoding)
+            del results
+        writing.append(done)
+        while len(writing) > waiting or (writing and writing[0].done()):
+            yield writing.popleft().result()
+    while writing:
+        yield writing.popleft().result()
+
+
+def _finished(file: Path, encoding: str) -> dict[str, Any] | None:
+    """Return the statistics of a shard that an earlier call wrote, or None if there is none."""
+    statistics_path = file.with_suffix(".npz")
+    if not (statistics_path.exists() and file.exists()):
+        return None
+    with np.load(statistics_path) as found:
+        statistics = dict(found)
+    return statistics if "crc32" in statistics else None  # otherwise version 0.1 wrote it
+
+
+def _read(example: Example, encoding: str) -> Read | str:
+    """Read an image, and encode it if so wanted; return a description of the problem if it cannot be read."""
+    try:
+        image = np.ascontiguousarray(example.read())
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
+            raise  # not about this image
+        # without addresses, which differ between two preparations
+        return f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})"
+    stored: bytes | RGB = image
+    if encoding == "jpeg":
+        stored = jpeg.encode(image)
+        image = jpeg.decode(stored)  # the mean is that of the images that a net sees
+    pixels = image.reshape(-1, 3).astype(np.float64)
+    # sums of integers below 2^53 are exact in float64, in any order
+    return image, stored, pixels.T @ pixels, zlib.crc32(stored)  # type: ignore[arg-type]
+
+
+def _write_shard(
+    shard: Sequence[Example], results: list[Read | str], path: Path, size: int, encoding: str
+) -> dict[str, Any]:
+    """Write one shard of images and its statistics, and return the statistics. No file is read again."""
+    good = [(example.label, *result) for example, result in zip(shard, results, strict=True) if type(result) is not str]
+    labels, images, stored, outer, crc32 = ([row[i] for row in good] for i in range(5))
+    parts: list[Any] = list(stored)
+    if encoding == "raw":
+        header = io.BytesIO()
+        facts = {"descr": "|u1", "fortran_order": False, "shape": (len(images), size, size, 3)}
+        np.lib.format.write_array_header_1_0(header, facts)
+        parts.insert(0, header.getvalue())
+    digest, total = hashlib.sha256(), np.zeros((size, size, 3), np.uint64)
+    with written_whole(path) as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+    for image in images:
+        total += image
+    statistics: dict[str, Any] = {
         "labels": np.array(labels, np.int64),
         "crc32": np.array(crc32, np.uint32),
-        "bad": np.array(bad, str),
-        "sum": images.sum(0, dtype=np.uint64),
-        "outer": outer,
+        "bad": np.array([result for result in results if isinstance(result, str)], str),
+        "sum": total,
+        "outer": np.sum(outer, 0) if outer else np.zeros((3, 3)),
+        "sha256": np.array(digest.hexdigest()),
     }
-    with written_whole(path) as file:
-        np.save(file, images)
-    statistics["sha256"] = np.array(sha256(path))
-    with written_whole(statistics_path) as file:
+    if encoding == "jpeg":
+        statistics["ends"] = np.cumsum([len(data) for data in stored], dtype=np.int64)
+    with written_whole(path.with_suffix(".npz")) as file:
         np.savez(file, **statistics)
     return statistics
