@@ -194,6 +194,7 @@ def test_resumed_run_equals_uninterrupted_run(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_resumed_run_of_the_2012_recipe_has_the_scheduled_learning_rates(
     short: tuple[str, ...], cwd: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
 ) -> None:

@@ -101,7 +101,7 @@ def test_summaries_cost_less_than_one_percent() -> None:
             start = time.perf_counter()
             what()
             times.append(time.perf_counter() - start)
-        return sorted(times)[2]
+        return min(times)  # other processes may run beside
 
     share = seconds(summary) / (100 * seconds(update))
     print(f"summaries cost {100 * share:.2f}% of training")
