@@ -42,6 +42,9 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     ratios: dict[str, float | None] = {}
     speed: dict[str, float] = {}
     for name in [cfg.only] if cfg.only else PARTS:
+        if device.type == "cuda" and name in ("placement", "memory"):
+            print(f"{name} is measured on a CPU: trainer.accelerator=cpu only={name}")
+            continue
         print(f"measuring {name} ...", flush=True)
         if name in ("step", "eval"):
             keep_freed_memory()  # trainer.keep_memory=true, for the baselines too

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from tqdm import tqdm
 
 from alexnet_repro.data import photos
 from alexnet_repro.data.images import read_image
-from alexnet_repro.data.module import EpochSampler, TrainImages
+from alexnet_repro.data.module import EpochSampler, TrainImages, already_a_batch
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import Example, write_store
 
@@ -28,64 +31,102 @@ def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
     The functions are called in turn, ``repeats`` times each, after one untimed call.
     """
-    for thing in things.values():
-        thing()
     seconds: dict[str, list[float]] = {name: [] for name in things}
-    for _ in range(repeats):
-        for name, thing in things.items():
-            began = time.perf_counter()
-            thing()
-            seconds[name].append(time.perf_counter() - began)
+    with tqdm(total=(repeats + 1) * len(things), delay=2, leave=False) as bar:
+        for turn in range(repeats + 1):
+            for name, thing in things.items():
+                bar.set_description(name)
+                began = time.perf_counter()
+                thing()
+                if turn:
+                    seconds[name].append(time.perf_counter() - began)
+                bar.update()
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def picture_store(folder: Path, per_class: int) -> Store:
+def picture_store(folder: Path, per_class: int, encoding: str = "raw") -> Store:
     """Write a store of patches from scikit-image's photographs."""
     patches = photos.patches(per_class, 8, 256)
-    return write_store([Example(*patch) for patch in patches], photos.PHOTOGRAPHS, folder)
+    return write_store([Example(*patch) for patch in patches], photos.PHOTOGRAPHS, folder, encoding=encoding)
+
+
+def forget(folder: Path) -> None:
+    """Remove the files of a folder from the page cache, where the system allows it."""
+    for path in folder.rglob("*"):
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Time loading of randomly cropped and mirrored uint8 batches on one core.
+    """Time loading of randomly cropped and mirrored uint8 batches.
 
-    Compares our loader with torchvision's ImageFolder and, if installed, DALI on the CPU.
+    On one core: stores of raw values and of JPEGs, from the page cache and from the disk, torchvision's ImageFolder and,
+    if installed, DALI on the CPU. With a loader process per core: both stores, from the page cache.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        split = picture_store(folder / "store", 100).split("train")
+        splits = {name: picture_store(folder / name, 100, name).split("train") for name in ("raw", "jpeg")}
+        split = splits["raw"]
         for i in range(len(split)):
-            path = folder / "jpeg" / str(split.labels[i]) / f"{i:05d}.jpg"
+            path = folder / "files" / str(split.labels[i]) / f"{i:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(split[i]).save(path, quality=90)
-        images = TrainImages(split, 0, 224)
         transform = transforms.Compose(
             [transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
         )
-        files = ImageFolder(str(folder / "jpeg"), transform)
-        epoch = 0
+        files = ImageFolder(str(folder / "files"), transform)
 
-        def ours() -> None:
-            nonlocal epoch
-            for part in EpochSampler(len(split), batch, 0, lambda: epoch * -(-len(split) // batch)):
-                images.__getitems__(part)
-            epoch += 1
+        def ours(name: str, cold: bool = False, workers: int = 0) -> Callable[[], object]:
+            images, epochs = TrainImages(splits[name], 0, 224), count()
+            steps = -(-len(split) // batch)
+            sampler = EpochSampler(len(split), batch, 0, lambda: next(epochs) * steps)
+            loader = DataLoader(
+                images,
+                batch_sampler=sampler,  # type: ignore[arg-type]  # batches of Part
+                num_workers=workers,
+                collate_fn=already_a_batch,
+                persistent_workers=workers > 0,
+            )
+
+            def epoch() -> None:
+                if cold:
+                    forget(folder / name)
+                for _ in loader:
+                    pass
+
+            return epoch
 
         def imagefolder() -> None:
             for indices in torch.randperm(len(files)).split(batch):
                 torch.stack([files[i][0] for i in indices.tolist()])
 
-        loaders: dict[str, Callable[[], object]] = {"ours": ours, "ImageFolder": imagefolder}
-        if dali := dali_loader(folder / "jpeg", batch):
-            loaders["DALI, CPU"] = dali
+        cores = os.cpu_count() or 1
+        loaders: dict[str, Callable[[], object]] = {
+            "one core: ours": ours("raw"),
+            "one core: ours, JPEG": ours("jpeg"),
+            "one core, from the disk: ours": ours("raw", cold=True),
+            "one core, from the disk: ours, JPEG": ours("jpeg", cold=True),
+            "one core: ImageFolder": imagefolder,
+            f"{cores} processes: ours": ours("raw", workers=cores),
+            f"{cores} processes: ours, JPEG": ours("jpeg", workers=cores),
+        }
+        if dali := dali_loader(folder / "files", batch):
+            loaders["one core: DALI, CPU"] = dali
         seconds = in_turns(loaders, repeats)
     torch.set_num_threads(threads)
-    speed = {f"loader, one core: {name}": len(split) / s for name, s in seconds.items()}
+    speed = {f"loader, {name}": len(split) / s for name, s in seconds.items()}
+    raw, encoded = seconds["one core: ours"], seconds["one core: ours, JPEG"]
+    dali_seconds = seconds.get("one core: DALI, CPU")
     ratios = {
-        "loader_per_core": len(split) / seconds["ours"],
-        "loader_vs_imagefolder": seconds["ImageFolder"] / seconds["ours"],
-        "loader_vs_dali": seconds["DALI, CPU"] / seconds["ours"] if "DALI, CPU" in seconds else None,
+        "loader_per_core": len(split) / raw,
+        "loader_jpeg_per_core": len(split) / encoded,
+        "loader_vs_imagefolder": seconds["one core: ImageFolder"] / raw,
+        "loader_jpeg_vs_imagefolder": seconds["one core: ImageFolder"] / encoded,
+        "loader_vs_dali": dali_seconds / raw if dali_seconds else None,
     }
     return ratios, speed
 
