@@ -9,12 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from conftest import SMALL
 
 from alexnet_repro.claims.scores import read_scores, top_k_misses
+from alexnet_repro.errors import Interrupted
+from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.provenance import write_json
+from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.classifier import Classifier
 
 Run = Callable[..., tuple[int, str, str]]
@@ -192,6 +198,48 @@ def test_resumed_run_equals_uninterrupted_run(
     assert one["schedule"] == other["schedule"]
     rows = [[(row["epoch"], row["step"]) for row in metrics(run)] for run in (cwd / "parts", finished)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_compiled_run_equals_an_eager_one_within_rounding_and_resumes_exactly(
+    tiny_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("train", *SMALL, f"data.store={tiny_store}", "optim.lr=0.001")
+    after_epoch = KeepLast.on_train_epoch_end
+
+    def stop(self: KeepLast, trainer: L.Trainer, model: L.LightningModule) -> None:
+        after_epoch(self, trainer, model)
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepLast, "on_train_epoch_end", stop)
+        assert run_command(*line, "run=parts", "trainer.compile=default")[0] == 130
+    for options in (
+        ("run=parts", "trainer.compile=default", "resume=true"), ("run=whole", "trainer.compile=default"), ("run=eager",)
+    ):  # fmt: skip
+        status, _, err = run_command(*line, *options)
+        assert status == 0, err
+    parts, whole, eager = (last_checkpoint(cwd / run)["state_dict"] for run in ("parts", "whole", "eager"))
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    for name, value in eager.items():
+        assert (whole[name].double() - value).norm() <= 1e-5 * value.double().norm(), name
+    assert json.loads((cwd / "whole/result.json").read_text())["compile"] == "default"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [{}, {"layer1_order": "norm_pool_relu", "same_map_norm": True}])
+def test_compiled_net_has_the_gradients_of_the_eager_net(recipe: dict[str, Any]) -> None:
+    """The whole net is a single graph, with its own operators for normalisation and dropout in it."""
+    images, gradients = 60 * torch.randn(2, 3, 224, 224), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = AlexNet(10, init="as_run", **recipe).to(memory_format=torch.channels_last)
+        net.dropout.draw_from(1, 2)
+        forward = torch.compile(net.forward, fullgraph=True, dynamic=False) if compiled else net
+        torch.nn.functional.cross_entropy(forward(images), torch.tensor([1, 7])).backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    for name, value in gradients[0].items():
+        assert (gradients[1][name] - value).norm() <= 1e-5 * value.norm(), name
 
 
 @pytest.mark.slow

@@ -73,8 +73,8 @@ class FourLayer(_SmallNet):
         outputs = {}
         outputs["conv1"] = self.activation(self.conv1(images))
         outputs["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(outputs["conv1"], 3, 2, ceil_mode=True))))
-        outputs["conv3"] = self.activation(self.conv3(self.norm(F.avg_pool2d(outputs["conv2"], 3, 2, ceil_mode=True))))
-        outputs["fc10"] = self.fc10(F.avg_pool2d(outputs["conv3"], 3, 2, ceil_mode=True).flatten(1))
+        outputs["conv3"] = self.activation(self.conv3(self.norm(mean_pool(outputs["conv2"]))))
+        outputs["fc10"] = self.fc10(mean_pool(outputs["conv3"]).flatten(1))
         return outputs
 
 
@@ -167,6 +167,15 @@ class LocalConv2d(nn.Module):
         """Return the layer sizes for print(net)."""
         positions, inputs, outputs = self.weight.shape
         return f"{inputs // 9}, {outputs}, positions={positions}"
+
+
+def mean_pool(x: Tensor) -> Tensor:
+    """Apply mean pooling over 3x3 windows with stride 2; windows at the edge average the positions that they have.
+
+    Without padding, count_include_pad makes no difference, but with its default of True, torch.compile of torch 2.14
+    computes a wrong gradient at the edge (pytorch issue 198119).
+    """
+    return F.avg_pool2d(x, 3, 2, ceil_mode=True, count_include_pad=False)
 
 
 def pooled(size: int, times: int) -> int:

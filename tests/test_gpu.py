@@ -1,0 +1,161 @@
+"""What only a GPU can show: pytest -m gpu. Without one, these tests are skipped."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import SMALL
+from torch.nn import functional as F
+
+from alexnet_repro.errors import Interrupted
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.placement import Link, keep_tower
+from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
+from alexnet_repro.training.classifier import LOG_EVERY, Classifier
+from alexnet_repro.training.optim import PaperSGD
+
+pytestmark = pytest.mark.gpu
+Run = Callable[..., tuple[int, str, str]]
+# the paper's net on twelve images: two updates per epoch
+NET = ("data=folder", "batch_size=6", "epochs=2", "watch.every=0", "trainer=gpu")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "checkpoints/last.ckpt")["state_dict"]
+
+
+def updates(device: str, count: int, mode: str = "off", **options: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train the paper's net on random images with dropout, in float32; return the losses and the final weights."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    net = AlexNet(10, init="as_run", **options).to(memory_format=torch.channels_last)
+    images, labels = 60 * torch.randn(8, 3, 224, 224), torch.arange(8)
+    net, images, labels = net.to(device), images.to(device), labels.to(device)
+    optimizer = PaperSGD(net.parameters(), lr=0.001)
+    modes = {"default": "default", "graphs": "reduce-overhead"}
+    forward = net if mode == "off" else torch.compile(net.forward, mode=modes[mode], dynamic=False)
+    losses = []
+    for step in range(count):
+        net.dropout.draw_from(0, step)
+        loss = F.cross_entropy(forward(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: p.detach().cpu() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("same_map_norm", [False, True])
+def test_gpu_equals_cpu_over_20_updates(same_map_norm: bool) -> None:
+    on_cpu, on_gpu = (updates(device, 20, same_map_norm=same_map_norm) for device in ("cpu", "cuda"))
+    assert on_gpu[0] == pytest.approx(on_cpu[0], rel=1e-3)
+    for name, value in on_cpu[1].items():
+        assert (on_gpu[1][name] - value).norm() < 1e-3 * value.norm(), name
+
+
+@pytest.mark.parametrize("mode", ["default", "graphs"])
+def test_compiled_and_graphed_updates_equal_eager_ones(mode: str) -> None:
+    eager, compiled = updates("cuda", 10), updates("cuda", 10, mode)
+    assert compiled[0] == pytest.approx(eager[0], rel=1e-3)
+    for name, value in eager[1].items():
+        assert (compiled[1][name] - value).norm() < 1e-3 * value.norm(), name
+
+
+@pytest.mark.parametrize("compile", ["off", "default", "graphs"])
+def test_resumed_run_equals_uninterrupted_run(
+    compile: str, small_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*NET, f"data.store={small_store}", "trainer.deterministic=true", f"trainer.compile={compile}")
+    after_epoch = KeepLast.on_train_epoch_end
+
+    def stop(self: KeepLast, trainer: L.Trainer, model: L.LightningModule) -> None:
+        after_epoch(self, trainer, model)
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepLast, "on_train_epoch_end", stop)
+        assert run_command("train", *options, "run=parts")[0] == 130
+    assert run_command("train", *options, "run=parts", "resume=true")[0] == 0
+    assert run_command("train", *options, "run=whole")[0] == 0
+    one, other = weights(cwd / "parts"), weights(cwd / "whole")
+    assert [name for name in other if not torch.equal(one[name], other[name])] == []
+
+
+def test_run_records_its_precision(small_store: Path, cwd: Path, run_command: Run) -> None:
+    for options, precision in (((), "bf16-mixed"), (("trainer.precision=32-true", "trainer.tf32=true"), "32-true")):
+        if not options and torch.cuda.get_device_capability() < (8, 0):
+            precision = "32-true"
+        run = f"r-{precision}-{len(options)}"
+        status, _, err = run_command("train", *NET, f"data.store={small_store}", f"run={run}", "epochs=1", *options)
+        assert status == 0, err
+        result = json.loads((cwd / run / "result.json").read_text())
+        assert result["precision"] == precision
+        assert result["tf32"] is bool(options)
+        assert torch.cuda.get_device_name() in result["hardware"]
+
+
+def test_run_of_a_cpu_continues_on_a_gpu(tiny_store: Path, stopped: Path, run_command: Run) -> None:
+    options = [option for option in SMALL if option != "trainer=cpu"]
+    line = ("train", *options, f"data.store={tiny_store}", f"run={stopped}", "trainer=gpu", "resume=true")
+    status, _, err = run_command(*line)
+    assert status == 0, err
+
+
+def test_host_does_not_wait_in_an_ordinary_update(
+    small_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA itself raises an error if an update makes the host wait, from the second update on, except to log."""
+
+    def set_mode(mode: str) -> Callable[..., None]:
+        def hook(self: Classifier, *_: Any) -> None:
+            due = self.global_step < 2 or self.global_step % LOG_EVERY in (0, LOG_EVERY - 1)
+            torch.cuda.set_sync_debug_mode("default" if due else mode)
+
+        return hook
+
+    monkeypatch.setattr(Classifier, "on_train_batch_start", set_mode("error"))
+    monkeypatch.setattr(Classifier, "on_train_batch_end", set_mode("default"))
+    status, _, err = run_command("train", *NET, f"data.store={small_store}", "batch_size=1", "run=r")
+    torch.cuda.set_sync_debug_mode("default")
+    assert status == 0, err
+
+
+def one_tower(tower: int, folder: Path) -> None:
+    """Compute the gradients of one tower in its own process: on its own GPU, or on the one that both share."""
+    own = torch.cuda.device_count() > 1
+    device = torch.device("cuda", tower if own else 0)
+    torch.cuda.set_device(device)
+    backend = "nccl" if own else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=tower, world_size=2)
+    net, images = tower_net(device)
+    keep_tower(net, Link(None, tower))
+    F.cross_entropy(net(images), torch.arange(4, device=device)).backward()
+    torch.save({name: p.grad.cpu() for name, p in net.named_parameters()}, folder / f"{tower}.pt")  # type: ignore[union-attr]
+    dist.destroy_process_group()
+
+
+def tower_net(device: torch.device) -> tuple[AlexNet, torch.Tensor]:
+    torch.manual_seed(1)
+    net = AlexNet(10, init="as_run").double()
+    images = 60 * torch.randn(4, 3, 224, 224, dtype=torch.float64)
+    net, images = net.to(device), images.to(device, memory_format=torch.channels_last)
+    net.dropout.draw_from(3, 4)
+    return net, images
+
+
+def test_two_towers_equal_one_device(tmp_path: Path) -> None:
+    mp.spawn(one_tower, (tmp_path,), nprocs=2)
+    device = torch.device("cuda", 0)
+    net, images = tower_net(device)
+    F.cross_entropy(net(images), torch.arange(4, device=device)).backward()
+    towers = [torch.load(tmp_path / f"{tower}.pt") for tower in (0, 1)]
+    for name, p in net.named_parameters():
+        assert p.grad is not None
+        whole = p.grad.cpu()
+        assert (torch.cat([tower[name] for tower in towers]) - whole).norm() <= 1e-11 * whole.norm(), name
