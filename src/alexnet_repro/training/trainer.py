@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -112,6 +113,12 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
             raise UserError(
                 f"trainer.{option}={str(value).lower()} is for GPUs, and there is none here", "leave it out"
             )
+    if (
+        cfg.trainer.compile != "off"
+        and not gpu
+        and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    ):
+        raise UserError(f"trainer.compile={cfg.trainer.compile} needs a C++ compiler on a CPU", "install g++")
     # cuDNN would otherwise use TF32 for convolutions in "32-true", unlike PyTorch's matrix products
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.trainer.tf32
     every = LOG_EVERY if gpu else 1
