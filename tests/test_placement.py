@@ -30,6 +30,7 @@ Run = Callable[..., tuple[int, str, str]]
 VARIANTS: list[dict[str, Any]] = [
     {"classes": 7},  # an odd number: one tower has one logit more
     {"classes": 10, "communication": False, "lrn": False},
+    {"classes": 10, "conv6": True, "bottleneck": 6},
     {"classes": 10, "conv3": False, "same_map_norm": True, "layer1_order": "norm_pool_relu"},
 ]
 IMAGES, FIRST = 3, 1  # rows 1 to 3 of a batch of 5, so that the dropout masks depend on the rows
@@ -81,6 +82,8 @@ def test_exchanged_bytes_equal_those_of_figure_2() -> None:
     # both ways: 128 of 256 maps of 13x13, 128 of 256 of 6x6, 2048 of 4096 neurons twice; one way: 500 of 1000 logits
     expected = {"conv3": 2 * 128 * 169, "fc6": 2 * 128 * 36, "fc7": 2 * 2048, "fc8": 2 * 2048, "softmax": 500}
     assert crossing_bytes(AlexNet(), 128) == {name: 128 * 4 * numbers for name, numbers in expected.items()}
+    sixth = crossing_bytes(AlexNet(conv6=True), 1)
+    assert sixth["conv6"] == 4 * 2 * 128 * 36  # its input has the size of fc6's
     apart = crossing_bytes(AlexNet(communication=False), 1)
     assert apart == {"fc8": 4 * 2 * 2048, "softmax": 4 * 500}  # run 150: joined only in the last layer
 

@@ -50,6 +50,8 @@ class AlexNetOptions(Group):
     conv3: bool
     conv4: bool
     conv5: bool
+    conv6: bool
+    bottleneck: Annotated[int, Field(ge=0, multiple_of=2)]
     bias_init: float
     activation: Activation
     lrn: bool

@@ -24,11 +24,12 @@ LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
 POOLINGS = ("overlapping", "non_overlapping")
 # "We initialized the neuron biases in the second, fourth, and fifth convolutional layers, as well as in the
 # fully-connected hidden layers, with the constant 1 [...] the remaining layers with the constant 0" (Section 5).
-BIAS_ONE = ("conv2", "conv4", "conv5", "fc6", "fc7")
+# conv6 has it in the 2012 code.
+BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 WEIGHT_STD = {
-    "paper": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), 0.01),
-    "as_run": {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
-    | dict.fromkeys(("fc6", "fc7", "fc8"), 0.01),
+    "paper": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "bottleneck", "fc8"), 0.01),
+    "as_run": {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03, "conv6": 0.03}
+    | dict.fromkeys(("fc6", "fc7", "bottleneck", "fc8"), 0.01),
 }
 
 
@@ -49,9 +50,11 @@ class AlexNet(nn.Module):
         maps per tower in conv2, 4096 neurons per tower in fc6 and 2048 in fc7. fc8 joins the towers; 60,714,408
         parameters.
     conv3, conv4, conv5: whether to include the layer (Section 7). The other layers keep their width and groups.
+    conv6: whether to add "a sixth convolutional layer over the last pooling layer" (Section 6): 3x3 with padding 1, 256
+        maps that read both towers, as in run 146 of the 2012 log. fc6 then reads conv6: 61,555,304 parameters.
     init: standard deviation of the initial weights. "paper" uses 0.01 (Section 5); "as_run" uses 0.03 in conv3 to
-        conv5 and 0.01 elsewhere.
-    bias_init: initial biases of conv2, conv4, conv5, fc6 and fc7; 1 in Section 5. All other biases start at 0.
+        conv6 and 0.01 elsewhere.
+    bias_init: initial biases of conv2, conv4, conv5, conv6, fc6 and fc7; 1 in Section 5. All other biases start at 0.
     activation: relu, tanh, abs_tanh or sigmoid (Section 3.1).
     lrn: whether to apply local response normalisation in layers 1 and 2 (Section 3.3). False also disables
         ``same_map_norm``.
@@ -63,6 +66,8 @@ class AlexNet(nn.Module):
         With non-overlapping pooling, conv2 has padding 1 and conv5 has padding 0, as in run 147 of the 2012 log. The
         maps then have side lengths 55 (conv1), 28 (pool1), 26 (conv2), 13 (pool2), 13 (conv3), 13 (conv4), 11 (conv5)
         and 6 (pool5).
+    bottleneck: number of neurons of a linear layer between fc7 and fc8, without activation function and dropout; 0 for
+        no such layer. The 2012 net for ImageNet Fall 2011 had one of 2048, 1024 per tower, before its 21,843 outputs.
     dropout: probability of setting a neuron of fc6 or fc7 to zero in training (Section 4.2).
 
     Weights are drawn from PyTorch's global generator; call torch.manual_seed first for reproducible weights. Raises
@@ -78,6 +83,7 @@ class AlexNet(nn.Module):
         conv3: bool = True,
         conv4: bool = True,
         conv5: bool = True,
+        conv6: bool = False,
         init: str = "paper",
         bias_init: float = 1.0,
         activation: str = "relu",
@@ -90,6 +96,7 @@ class AlexNet(nn.Module):
         same_map_norm: bool = False,
         pooling: str = "overlapping",
         dropout: float = 0.5,
+        bottleneck: int = 0,
     ) -> None:
         super().__init__()
         one_of("init", init, WEIGHT_STD)
@@ -115,11 +122,15 @@ class AlexNet(nn.Module):
             self.conv4 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=towers)
         if conv5:
             self.conv5 = nn.Conv2d(maps, maps := 256, 3, padding=pad5, groups=towers)
+        if conv6:
+            self.conv6 = nn.Conv2d(maps, maps := 256, 3, padding=1, groups=cross_groups)
         fc6_neurons = 4096 if communication else 4096 * towers
         side = 7 if pooling == "non_overlapping" and not conv5 else 6
         self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, cross_groups)
         self.fc7 = GroupedLinear(fc6_neurons, 4096, cross_groups)
-        self.fc8 = GroupedLinear(4096, classes, 1)
+        if bottleneck:
+            self.bottleneck = GroupedLinear(4096, bottleneck, cross_groups)
+        self.fc8 = GroupedLinear(bottleneck or 4096, classes, 1)
         self.deep = [name for name, present in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if present]
         self.norm: nn.Module = (
             LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
@@ -149,7 +160,7 @@ class AlexNet(nn.Module):
         return self._run(images, None)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer by name: conv1 ... conv5, pool5, fc6, fc7 and fc8.
+        """Return the outputs of each layer by name: conv1 ... conv5, pool5, conv6 if there is one, fc6, fc7 and fc8.
 
         All outputs except fc8 are taken after the activation function. The outputs of conv1 and conv2 are taken before
         normalisation and pooling, those of fc6 and fc7 before dropout. With layer1_order="norm_pool_relu", the conv1
@@ -180,8 +191,12 @@ class AlexNet(nn.Module):
         for name in self.deep:
             x = neurons(name, x)
         x = record("pool5", self.pool(x))
+        if hasattr(self, "conv6"):
+            x = neurons("conv6", x)
         x = self.dropout(neurons("fc6", x.flatten(1)), 6)
         x = self.dropout(neurons("fc7", x), 7)
+        if hasattr(self, "bottleneck"):
+            x = record("bottleneck", self.bottleneck(x))
         return record("fc8", self.fc8(x))
 
     def pool(self, x: Tensor) -> Tensor:

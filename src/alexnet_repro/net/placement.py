@@ -7,6 +7,7 @@ of alexnet.py on this half. A layer that reads both towers first receives the ot
     conv1                the image, the same on both devices  no
     conv2, conv4, conv5  maps of the same tower               no
     conv3                all maps of pool2                    yes
+    conv6, if any        all maps of pool5                    yes
     fc6, fc7, fc8        all neurons of the layer below       yes
     softmax              all logits                           yes
 
@@ -151,7 +152,8 @@ def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int
     sent = {}
     for name, layer in net.named_children():
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and name != "conv1":
-            sent[name] = 2 * images * (layer.in_channels // TOWERS) * 13**2 * element
+            side = 6 if name == "conv6" else 13  # of its input, pool5 or pool2
+            sent[name] = 2 * images * (layer.in_channels // TOWERS) * side**2 * element
         elif isinstance(layer, GroupedLinear) and layer.groups == 1:
             sent[name] = 2 * images * (layer.in_features // TOWERS) * element
     return sent | {"softmax": images * -(-net.fc8.out_features // TOWERS) * element}
