@@ -423,3 +423,32 @@ def test_train_and_val_photo_patches_do_not_overlap() -> None:
     assert len(covered) == 20
     for photograph in photos.PHOTOGRAPHS:
         assert not covered[photograph, "train"] & covered[photograph, "val"]
+
+
+def test_disk_that_is_too_small_is_refused_before_anything_is_written(
+    cwd: Path, source_folder: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    status, _, err = run_command("prepare", "data=folder", f"source={source_folder}", "data.store=s")
+    assert status == 2
+    assert "the store needs about 0.0 GB" in err  # 18 images of 197 kB
+    assert not list(cwd.iterdir())
+
+
+def test_half_of_each_synset_tar_is_held_out_as_test(cwd: Path, run_command: Run) -> None:
+    """ImageNet Fall 2009 as it comes: one tar per synset."""
+    for label, wnid in enumerate(("n01440764", "n01443537", "n02084071")):
+        for i in range(6):
+            save_picture(cwd / wnid / f"{wnid}_{i}.jpg", seed=10 * label + i)
+        (cwd / "release").mkdir(exist_ok=True)
+        with tarfile.open(cwd / "release" / f"{wnid}.tar", "w") as tar:
+            for path in sorted((cwd / wnid).iterdir()):
+                tar.add(path, path.name)
+    status, _, err = run_command("prepare", "data=imagenet_fall2009", "source=release", "encoding=jpeg")
+    assert status == 0, err
+    store = Store("stores/imagenet_fall2009")
+    assert store.classes == ["n01440764", "n01443537", "n02084071"]
+    assert {name: facts["count"] for name, facts in store.manifest["splits"].items()} == {"train": 9, "test": 9}
+    assert (
+        store.manifest["held_out"] == "the source has no test split: every 2th image of each class became it (9 images)"
+    )

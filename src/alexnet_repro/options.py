@@ -115,7 +115,7 @@ class WhenErrorStalls(Group):
     threshold: Annotated[NotNegative, when_stalled]
 
 
-GroupName = Literal["weights", "biases", "conv1_weights", "conv1_biases"]
+GroupName = Literal["weights", "biases", "copied_weights", "copied_biases", "conv1_weights", "conv1_biases"]
 
 
 class ByHand(Group):
@@ -167,6 +167,7 @@ class Data(Group):
     store: Name
     image_size: Count
     hold_out_every: Annotated[Annotated[int, Field(ge=2)] | None, with_own_images] = None
+    hold_out_as: Annotated[Literal["val", "test"], with_own_images] = "val"
     images_per_file: Annotated[Count | None, OnlyIf(lambda cfg: cfg.get("order") == "stored", "order={order}")] = None
     train_per_class: Count | None = None
     val_per_class: Count | None = None
@@ -213,6 +214,19 @@ class Watch(Group):
     every: Natural
 
 
+with_pretrained = OnlyIf(lambda cfg: cfg.pretrained.run is not None, "pretrained.run=null")
+
+
+class Pretrained(Group):
+    """Layers that come from another run."""
+
+    run: Name | None
+    checkpoint: Annotated[Literal["last", "previous", "best"], with_pretrained]
+    layers: Annotated[list[str] | None, with_pretrained]
+    rate: Annotated[NotNegative, with_pretrained]
+    conv1_rate: Annotated[NotNegative, with_pretrained]
+
+
 class Train(Group):
     """python -m alexnet_repro.train."""
 
@@ -233,6 +247,7 @@ class Train(Group):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     stop_at: Annotated[float, Field(ge=0, lt=100)] | None
     resume: bool
+    pretrained: Pretrained
     watch: Watch
     ablation: dict[str, str | None]
     claim: str | None
@@ -302,7 +317,7 @@ COMMANDS: dict[str, type[Group]] = {
 }
 # Options that a command shares with others through a config group, but does not use.
 UNUSED = {
-    "train": r"data\.hold_out_every",
+    "train": r"data\.hold_out_(every|as)",
     "evaluate": r"trainer\.(checkpoint_minutes|compile)",
     "prepare": r"batch_size|epochs|optim\..*|schedule\..*|data\.images_per_file",
     "report": r"trainer\.(checkpoint_minutes|compile)",

@@ -22,6 +22,7 @@ class Result(TypedDict, total=False):
     recipe: str
     ablation: str
     experiment: str | None
+    pretraining: str | None  # step of a chain in conf/pretraining
     options: list[str]
     data: str
     source: str | None

@@ -175,7 +175,8 @@ def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
 
 
 def _matches(result: Result, wanted: dict[str, Any]) -> bool:
-    wanted = {"members": None} | wanted  # single nets only, unless the claim is about an ensemble
+    # single nets without pre-training only, unless the claim says otherwise
+    wanted = {"members": None, "pretraining": None} | wanted
     return all(
         result.get(key) in value if isinstance(value, list) else result.get(key) == value
         for key, value in wanted.items()

@@ -20,7 +20,7 @@ UNPACKED = ".unpacked.tar"
 LARGEST_FILE = 2**28  # bytes of an encoded image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """An encoded image: bytes ``offset`` to ``offset + size`` of the file ``path``.
 

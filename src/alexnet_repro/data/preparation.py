@@ -49,7 +49,8 @@ def prepare(cfg: DictConfig) -> Store:
         made = convert(cfg, Store(Path(str(cfg.source))))
         _describe(made)
         return made
-    found = source.scan(Path(str(cfg.source)), hold_out_every=cfg.data.hold_out_every, unpack_into=store.parent)
+    held_out_as = cfg.data.get("hold_out_as", "val")
+    found = source.scan(Path(str(cfg.source)), cfg.data.hold_out_every, store.parent, held_out_as)
     if cfg.data.source == "cifar10":
         found.files = in_official_order(found.files)
     size = cfg.data.image_size

@@ -28,7 +28,7 @@ class Found:
     ignored: list[str] = field(default_factory=list)
 
 
-def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
+def scan(path: Path, hold_out_every: int | None, unpack_into: Path, hold_out_as: str = "val") -> Found:
     """Find the images of ``path``, with the class and the split of each.
 
     The class of an image is the name of its folder or nested tar. For an image without a folder, the class is the
@@ -36,9 +36,9 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
     development kit in the same folder (ILSVRC2010 also requires ILSVRC2010_test_ground_truth.txt). Test images without
     labels are ignored.
 
-    Splits are folders or tars named train, val and test above the class folders. If the source has no val split, every
-    ``hold_out_every``-th image of each class becomes val (None: no image does). A compressed tar is unpacked once, as
-    one file, into ``unpack_into``.
+    Splits are folders or tars named train, val and test above the class folders. If the source has no split
+    ``hold_out_as``, every ``hold_out_every``-th image of each class becomes that split (None: no image does). A
+    compressed tar is unpacked once, as one file, into ``unpack_into``.
 
     Raises UserError if the path is missing, if there are no images, if a class folder is empty, or if a class has no
     training images.
@@ -83,8 +83,8 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path) -> Found:
         raise UserError(f"{len(unknown)} classes of {path} have no training images: {', '.join(unknown[:3])}")
     index = {name: i for i, name in enumerate(found.classes)}
     found.files = [replace(file, label=index[name]) for file, name in labelled]
-    if hold_out_every and not any(file.split == "val" for file in found.files):
-        _hold_out(found, hold_out_every)
+    if hold_out_every and not any(file.split == hold_out_as for file in found.files):
+        _hold_out(found, hold_out_every, hold_out_as)
     return found
 
 
@@ -181,12 +181,12 @@ def _read_tiny_imagenet(found: Found, annotations: File) -> None:
         found.ignored.append(f"{test} test images without labels")
 
 
-def _hold_out(found: Found, every: int) -> None:
+def _hold_out(found: Found, every: int, split: str) -> None:
     seen: Counter[int] = Counter()
     files = []
     for file in found.files:
         seen[file.label] += 1
-        files.append(replace(file, split="val") if seen[file.label] % every == 0 else file)
+        files.append(replace(file, split=split) if seen[file.label] % every == 0 else file)
     found.files = files
-    held = sum(file.split == "val" for file in files)
-    found.held_out = f"the source has no val split: every {every}th image of each class became it ({held} images)"
+    held = sum(file.split == split for file in files)
+    found.held_out = f"the source has no {split} split: every {every}th image of each class became it ({held} images)"

@@ -27,7 +27,9 @@ POOLINGS = ("overlapping", "non_overlapping")
 # conv6 has it in the 2012 code.
 BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 WEIGHT_STD = {
-    "paper": dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "bottleneck", "fc8"), 0.01),
+    "paper": dict.fromkeys(
+        ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "bottleneck", "fc8"), 0.01
+    ),
     "as_run": {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03, "conv6": 0.03}
     | dict.fromkeys(("fc6", "fc7", "bottleneck", "fc8"), 0.01),
 }

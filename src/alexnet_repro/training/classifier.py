@@ -83,6 +83,7 @@ class Classifier(L.LightningModule):
     net: name of the net, as in conf/net, and its keyword arguments.
     optim, schedule, augment, epochs: options that conf/recipe/paper.yaml explains.
     image_size: size of the store's images, in pixels. class_names: class of each label. seed: for the dropout masks.
+    copied: layers that were copied from another net, and their learning rates, as in parameter_groups.
     mean (size, size, 3), covariance (3, 3): of the training images, on the 0-255 scale, stored as buffers.
 
     Raises ValueError for invalid values.
@@ -103,6 +104,7 @@ class Classifier(L.LightningModule):
         seed: int,
         mean: NDArray[np.float32] | None = None,
         covariance: NDArray[np.float64] | None = None,
+        copied: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["mean", "covariance"], logger=False)
@@ -128,6 +130,15 @@ class Classifier(L.LightningModule):
         self.history: list[dict[str, Any]] = []
         self.errors = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURED})
         self.training_means = TrainingMeans()
+
+    @property
+    def copied(self) -> dict[str, Any] | None:
+        """Layers that were copied from another net, and their learning rates."""
+        return self.hparams["copied"]
+
+    @copied.setter
+    def copied(self, value: dict[str, Any] | None) -> None:
+        self.hparams["copied"] = value
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, classes) of mean-subtracted images (N, 3, 224, 224) on the 0-255 scale."""
@@ -288,7 +299,7 @@ class Classifier(L.LightningModule):
         """
         optim, schedule = dict(self.hparams["optim"]), self.hparams["schedule"]
         momentum = optim.pop("momentum")
-        optimizer = PaperSGD(parameter_groups(self.net, **optim), momentum=momentum)
+        optimizer = PaperSGD(parameter_groups(self.net, **optim, copied=self.copied), momentum=momentum)
         self.schedule: DivideWhenErrorStalls | ByHand
         if schedule["rule"] == "constant":
             self.schedule = ByHand(optimizer, self.epochs, of_epochs=1, changes={})

@@ -69,7 +69,7 @@ class PaperSGD(torch.optim.SGD):
         return loss
 
 
-GROUPS = ("weights", "biases", "conv1_weights", "conv1_biases")
+GROUPS = ("weights", "biases", "copied_weights", "copied_biases", "conv1_weights", "conv1_biases")
 
 
 def parameter_groups(
@@ -79,8 +79,9 @@ def parameter_groups(
     bias_rate: float,
     bias_decay: bool,
     decay_multiples: dict[str, float] | None = None,
+    copied: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return groups for PaperSGD, named weights, biases, conv1_weights and conv1_biases.
+    """Return groups for PaperSGD: weights and biases, apart for conv1 and for layers copied from another net.
 
     Parameters of one name that differ in weight decay are in separate groups.
 
@@ -88,6 +89,7 @@ def parameter_groups(
     biases. The paper gives one learning rate and one decay; the 2012 code had twice the rate for biases and no decay on
     them.
     decay_multiples: {layer: its weight decay as a multiple of ``weight_decay``}, for layers where this is not 1.
+    copied: {"layers": copied layers, "rate": their learning rate as a multiple of lr, "conv1_rate": that of conv1}.
 
     Raises ValueError for a negative number, or for a layer that the net does not have.
     """
@@ -103,8 +105,13 @@ def parameter_groups(
         layer, _, kind = name.rpartition(".")
         is_bias = kind == "bias"
         decay = 0.0 if is_bias and not bias_decay else weight_decay * multiples.get(layer, 1)
-        group_name = ("conv1_" if layer == "conv1" else "") + ("biases" if is_bias else "weights")
-        group = {"name": group_name, "params": [], "lr": lr * bias_rate if is_bias else lr, "weight_decay": decay}
+        is_copied = copied is not None and layer in copied["layers"]
+        kind_of_layer = "conv1_" if layer == "conv1" else "copied_" if is_copied else ""
+        group_name = kind_of_layer + ("biases" if is_bias else "weights")
+        rate = lr * bias_rate if is_bias else lr
+        if copied is not None and is_copied:
+            rate *= copied["conv1_rate" if layer == "conv1" else "rate"]
+        group = {"name": group_name, "params": [], "lr": rate, "weight_decay": decay}
         groups.setdefault((group_name, decay), group)["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: GROUPS.index(group["name"]))
 
@@ -160,7 +167,8 @@ class ByHand:
     """Change learning rates at given epochs, as in the log of the 2012 program.
 
     changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the weights' first rate}. A change
-    takes effect after that number of epochs. A rate of 0 freezes the group.
+    takes effect after that number of epochs. A rate of 0 freezes the group. Copied layers follow the changes of new
+    ones, in proportion to their first rates, unless they have changes of their own.
 
     The epochs refer to a run of ``of_epochs`` epochs; for a run of another length, they are scaled and rounded. A
     negative epoch counts back from the end and is not scaled. The exception is a run so short that the first of the
@@ -186,7 +194,13 @@ class ByHand:
             name: sorted((scaled(epoch), epoch, multiple) for epoch, multiple in at.items())
             for name, at in changes.items()
         }
-        self.first_rate = next(group["lr"] for group in optimizer.param_groups if group["name"] == "weights")
+        first_rates = {group["name"]: group["lr"] for group in reversed(optimizer.param_groups)}
+        self.first_rate = first_rates.get("weights", max(first_rates.values()))
+        for name in ("copied_weights", "copied_biases"):
+            followed = self.changes.get(name.removeprefix("copied_"))
+            if name in first_rates and name not in self.changes and followed:
+                share = first_rates[name] / first_rates[name.removeprefix("copied_")]
+                self.changes[name] = [(at, epoch, multiple * share) for at, epoch, multiple in followed]
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:

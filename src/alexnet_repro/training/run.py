@@ -37,6 +37,7 @@ from alexnet_repro.training.run_folder import (
 )
 from alexnet_repro.training.setup import check, joining_epoch, new_classifier, open_store
 from alexnet_repro.training.trainer import make_trainer, on_gpu
+from alexnet_repro.training.transfer import in_result, start_from_pretrained
 from alexnet_repro.training.wandb_run import finish_wandb, wandb_logger
 from alexnet_repro.training.watch import Watchman
 
@@ -61,6 +62,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
     model = new_classifier(cfg, store)
+    start_from_pretrained(cfg, model, run)
     meet(cfg, on_gpu(cfg))
     measuring = make_trainer(cfg, run)
     if rank() > 0:
@@ -166,6 +168,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         finish_wandb(loggers)
     result = {
         "claim": claim_of(cfg),
+        **in_result(cfg, model),
         "ablation": ablation_of(cfg),
         "recipe": cfg.recipe,
         **choices(task_overrides()),

@@ -75,6 +75,7 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
         "net",
         "ablation",
         "experiment",
+        "pretraining",
         "epochs",
         "batch_size",
         "optim.lr",
@@ -89,7 +90,8 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
     ]
     if not re.fullmatch(r"log|run_\w+", given.get("schedule", "log")):
         others.append(f"schedule={given['schedule']}")
-    return {"experiment": given.get("experiment"), "options": sorted(others)}
+    chosen = {key: given.get(key) for key in ("experiment", "pretraining")}
+    return {**chosen, "options": sorted(others)}
 
 
 def named(folders: Any) -> list[Path]:

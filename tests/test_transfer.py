@@ -1,0 +1,135 @@
+"""Test what a run copies from another run, what it refuses, and its learning rates."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from hydra import compose, initialize_config_dir
+
+from alexnet_repro.configs import CONF
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.training.checkpoints import load_checkpoint
+from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.optim import ByHand, PaperSGD, parameter_groups
+from alexnet_repro.training.transfer import start_from_pretrained
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run / "checkpoints/last.ckpt")["state_dict"]
+
+
+def test_layers_are_copied_and_the_output_is_new(finished: Path, tiny_store: Path, cwd: Path, run_command: Run) -> None:
+    options = ("train", *SMALL, f"data.store={tiny_store}", "seed=5")
+    status, out, err = run_command(
+        *options, f"pretrained.run={finished}", "run=new", "pretrained.rate=0", "pretrained.conv1_rate=0"
+    )
+    assert status == 0, err
+    assert f"from {finished}: conv1, conv2, conv3; new: fc10" in out
+    before, after = weights(finished), weights(cwd / "new")
+    for name in ("conv1", "conv2", "conv3"):  # frozen, so they are as they were
+        assert torch.equal(before[f"net.{name}.weight"], after[f"net.{name}.weight"])
+    assert not torch.equal(before["net.fc10.weight"], after["net.fc10.weight"])
+    result = json.loads((cwd / "new/result.json").read_text())
+    assert result["pretrained"]["layers"] == ["conv1", "conv2", "conv3"]
+    assert result["pretrained"]["rate"] == 0
+
+
+def test_chosen_layers_train_slower_and_the_run_resumes_without_its_source(
+    finished: Path, tiny_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, "source")
+    line = ("train", *SMALL, f"data.store={tiny_store}", "pretrained.run=source", "pretrained.layers=[conv1,conv2]")
+    assert run_command(*line, "run=whole")[0] == 0
+    assert run_command(*line, "run=parts", "epochs=1")[0] == 0
+    groups = load_checkpoint(cwd / "whole/checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates == pytest.approx({
+        "weights": 0.001, "biases": 0.002, "copied_weights": 1e-4, "copied_biases": 2e-4,
+        "conv1_weights": 1e-5, "conv1_biases": 2e-5,
+    })  # fmt: skip
+    (cwd / "parts/result.json").unlink()
+    shutil.rmtree("source")
+    config = cwd / "parts/config.yaml"  # as if the run had been stopped after the first of two epochs
+    config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 2\n"))
+    status, _, err = run_command(*line, "run=parts", "resume=true")
+    assert status == 0, err
+    one, other = weights(cwd / "whole"), weights(cwd / "parts")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["pretrained.run=nowhere"], "nowhere"),
+        (["pretrained.rate=0.5"], "pretrained.rate=0.5 has no effect with pretrained.run=null"),
+        (["pretrained.run={run}", "pretrained.layers=[conv9]"], "this net has no layer conv9"),
+        (["pretrained.run={run}", "net.activation=tanh"], "was trained with net.activation=relu, this net has tanh"),
+        (["pretrained.run={run}", "net=locally_connected"], "net.name=four_layer, this net has locally_connected"),
+        (["pretrained.run={run}", "pretrained.checkpoint=worst"], "one of last, previous, best"),
+    ],
+)
+def test_mismatches_are_refused(
+    options: list[str], problem: str, finished: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    options = [option.format(run=finished) for option in options]
+    status, _, err = run_command("train", *SMALL, f"data.store={tiny_store}", "run=r", *options)
+    assert status == 2
+    assert problem in err
+    assert "Traceback" not in err
+    assert not (cwd / "r").exists()
+
+
+def alexnet(**options: Any) -> Classifier:
+    augment = {"crop": 224, "mean": "patch", "colour_unit": "eigenvalue"}
+    schedule = {"rule": "constant", "by_hand": {"of_epochs": 1}}
+    net = {"name": "alexnet", "classes": 3, **options}
+    return Classifier(net, {"momentum": 0.9}, schedule, augment, 1, 256, ["a", "b", "c"], 0)
+
+
+def test_sixth_layer_is_new_in_a_net_that_starts_from_one_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    source, model = alexnet(), alexnet(conv6=True, bottleneck=8)
+    monkeypatch.setattr("alexnet_repro.training.transfer.load_run", lambda run, checkpoint: (source, None))
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["pretrained.run=first"])
+    start_from_pretrained(cfg, model, Path("nowhere"))
+    assert (
+        "from first: conv1, conv2, conv3, conv4, conv5, fc6, fc7; new: conv6, bottleneck, fc8"
+        in capsys.readouterr().out
+    )
+    for name, value in source.net.state_dict().items():
+        if name.endswith("weight"):  # biases are alike anyway
+            assert torch.equal(model.net.state_dict()[name], value) == (not name.startswith("fc8")), name
+
+
+def test_rates_of_run_146_of_the_2012_log() -> None:
+    """New layers start at 0.01, copied ones at 0.001, conv1 at 0.0001; lowered after 22 and 42 epochs, conv1 frozen at 7."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        schedule = compose("train", ["data=ilsvrc2012", "schedule=run_146_2012_2011", "schedule.rule=by_hand"]).schedule
+    by_hand = schedule.by_hand
+    copied = {"layers": [f"conv{i}" for i in range(1, 7)] + ["fc6", "fc7"], "rate": 0.1, "conv1_rate": 0.01}
+    groups = parameter_groups(AlexNet(10, conv6=True), 0.01, 0.0005, 2, False, copied=copied)
+    optimizer = PaperSGD(groups)
+    hand = ByHand(optimizer, 54, by_hand.of_epochs, {name: dict(at) for name, at in by_hand.changes.items()})
+    assert (by_hand.of_epochs, by_hand.colour_noise_epochs) == (54, 38)
+    seen = {}
+    for epoch in range(54):
+        seen[epoch] = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        hand.after_epoch(50)
+    assert seen[0] == pytest.approx({
+        "weights": 0.01, "biases": 0.02, "copied_weights": 0.001, "copied_biases": 0.002,
+        "conv1_weights": 0.0001, "conv1_biases": 0.0002,
+    })  # fmt: skip
+    assert seen[6]["conv1_weights"] == pytest.approx(0.0001)
+    assert seen[7]["conv1_weights"] == seen[7]["conv1_biases"] == 0
+    assert [seen[epoch]["weights"] for epoch in (21, 22, 41, 42)] == pytest.approx([0.01, 0.001, 0.001, 0.0001])
+    assert [seen[epoch]["copied_weights"] for epoch in (21, 22, 41, 42)] == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5])
