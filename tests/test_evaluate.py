@@ -18,6 +18,7 @@ from alexnet_repro.data.augment import centre_crop, nine_crop
 from alexnet_repro.data.module import ValBatch
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.ensemble import ensemble_claim, fitted
 from alexnet_repro.training.run import train
 from alexnet_repro.training.setup import new_classifier
 
@@ -155,6 +156,46 @@ def test_ensemble_predicts_with_the_mean_softmax(pair: Pair, cwd: Path, run_comm
     assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
 
 
+def test_weights_are_fitted_on_one_half_and_measured_on_the_other(pair: Pair, cwd: Path, run_command: Run) -> None:
+    runs, softmaxes, labels = pair
+    status, out, err = run_command(
+        "evaluate", f"runs=[{runs[0]},{runs[1]}]", "split=train", "trainer=cpu", "trainer.precision=32-true",
+        "ensemble.weights=search",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    (path,) = runs[0].parent.glob("ensemble-2-*-fitted-last-train-centre.json")
+    result = json.loads(path.read_text())
+    assert result["images"] == 6
+    weights = torch.tensor(result["weights"])[:, None, None]
+    mean = (weights * softmaxes).sum(0) / weights.sum()
+    assert result["centre"]["top1_error"] == top1_error(mean[1::2], labels[1::2])
+    assert "weights, fitted on every second image" in out
+    assert run_command("evaluate", f"run={runs[0]}", "ensemble.weights=search")[0] == 2
+
+
+def test_search_ends_where_no_change_of_one_weight_lowers_the_top5_error() -> None:
+    """Try all values of each weight. One net is right about the even classes, the other about the odd ones, and less sure."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 20, (400,), generator=generator)
+    logits = torch.randn(2, 400, 20, generator=generator)
+    for net, sure in enumerate((3.0, 1.5)):
+        knows = labels % 2 == net
+        logits[net, knows, labels[knows]] += sure
+    members = list(logits.softmax(2))
+    weights, measured = fitted(members, labels)
+    assert measured.tolist() == list(range(1, 400, 2))
+
+    def misses(pair: tuple[float, float]) -> int:
+        mean = (pair[0] * members[0] + pair[1] * members[1])[::2]
+        return int((mean.topk(5).indices != labels[::2, None]).all(1).sum())
+
+    grid = [i / 20 for i in range(21)]
+    found = misses((weights[0], weights[1]))
+    assert found < misses((1.0, 1.0))
+    assert all(misses((value, weights[1])) >= found for value in grid)  # no change of one weight is better
+    assert all(misses((weights[0], value)) >= found for value in grid)
+
+
 def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair, cwd: Path, run_command: Run) -> None:
     (cwd / "runs").mkdir()
     seeds = cwd / "runs" / "paper-epochs=1"
@@ -192,3 +233,11 @@ def test_invalid_runs_are_refused(options: list[str], message: str, trained: Pat
     status, _, err = run_command("evaluate", *options)
     assert status == 2
     assert message in err
+
+
+def test_ensembles_of_table_2_are_recognised() -> None:
+    plain = {"ablation": "none", "net": "alexnet"}
+    assert ensemble_claim({**plain, "members": 5}) == "five_cnns"
+    assert ensemble_claim({**plain, "members": 7, "pretrained_members": 2}) == "seven_cnns"
+    assert ensemble_claim({**plain, "members": 7}) is None
+    assert ensemble_claim({**plain, "members": 5, "pretrained_members": 2}) is None

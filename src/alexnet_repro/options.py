@@ -253,9 +253,17 @@ class Train(Group):
     claim: str | None
 
 
+class Ensemble(Group):
+    """The mean of several nets."""
+
+    weights: Literal["equal", "search"]
+
+
 class Evaluate(Group):
     """python -m alexnet_repro.evaluate."""
 
+    ensemble: Ensemble
+    pretrained: Name = ""
     trainer: Trainer
     placement: Placement
     of: Name = ""
