@@ -121,13 +121,18 @@ def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFact
     # Barely trained nets predict the same for every image. Rescale their logits so that they separate the classes, one
     # net more confidently than the other, and so that the error of their mean differs from both errors.
     labels = torch.tensor([int(label) for label in split.labels])
-    centred = [(each - each.median(0).values) / each.std(0).mean() for each in logits]
-    for sure in torch.logspace(-1, 1, 41).tolist():
+    shares = [torch.linspace(0.2, 0.8, 5).tolist()] * 2  # of the images, roughly, that a net takes for the first class
+    for *cuts, sure in itertools.product(*shares, torch.logspace(-1, 1, 21).tolist()):
+        shifts = [
+            torch.stack([each[:, 0].quantile(1 - cut), each[:, 1].quantile(cut)])
+            for each, cut in zip(logits, cuts, strict=True)
+        ]
+        centred = [(each - shift) / each.std(0).mean() for each, shift in zip(logits, shifts, strict=True)]
         softmaxes = torch.stack([centred[0].softmax(1), (sure * centred[1]).softmax(1)])
         if len({top1_error(softmax, labels) for softmax in (*softmaxes, softmaxes.mean(0))}) == 3:
             break
-    for (path, checkpoint), each, factor in zip(nets, logits, (1, sure), strict=True):
-        checkpoint["state_dict"]["net.fc8.bias"] -= each.median(0).values
+    for (path, checkpoint), each, shift, factor in zip(nets, logits, shifts, (1, sure), strict=True):
+        checkpoint["state_dict"]["net.fc8.bias"] -= shift
         for name in ("weight", "bias"):
             checkpoint["state_dict"][f"net.fc8.{name}"] *= factor / each.std(0).mean()
         torch.save(checkpoint, path)
