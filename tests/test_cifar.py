@@ -226,7 +226,7 @@ def test_last_epochs_of_the_cifar_protocols_are_not_scaled_and_biases_keep_their
     optimizer = PaperSGD(
         [{"name": n, "params": [torch.zeros(1, requires_grad=True)], "lr": lr} for n, lr in groups.items()]
     )
-    schedule = ByHand(optimizer, epochs, by_hand.of_epochs, by_hand.changes)
+    schedule = ByHand(optimizer, epochs, by_hand.of_epochs, by_hand.changes, lr=0.001)
     seen = []
     for _ in range(epochs):
         seen.append([group["lr"] for group in optimizer.param_groups])

@@ -24,6 +24,7 @@ CASES = [
 ]
 # Relative errors of a result that is rounded to each type. The interpreter cuts bfloat16 off instead of rounding it.
 ROUNDING = {torch.float32: 3e-7, torch.bfloat16: 6e-3, torch.float16: 5e-4}
+ON_GPU = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 1e-3}  # whose powers are approximate
 
 
 def exact(a: torch.Tensor, db: torch.Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> tuple:
@@ -110,7 +111,7 @@ def test_kernels_compile_for_ampere_and_hopper(
     kernel = getattr(dropout_gpu if name == "write_kept" else lrn_gpu, name)
     constants = {"SIZE": 5, "BETA": 0.75, "BLOCK": lrn_gpu.BLOCK}
     types = dict.fromkeys(("count", "maps", "height", "width"), "i32") | dict.fromkeys(("alpha", "k"), "fp32")
-    types |= dict.fromkeys(("blocks", "number", "towers", "stream"), "i32") | {"threshold": "i64"}
+    types |= dict.fromkeys(("blocks", "number", "towers"), "i32") | {"stream": "i64", "threshold": "i64"}
     types |= dict.fromkeys(constants, "constexpr") | {"direct": "*fp32", "spread": "*fp32"}
     types |= {"kept": "*i1", "source": "*i64"}
     signature = {argument: types.get(argument, "*bf16") for argument in kernel.arg_names}
@@ -138,7 +139,7 @@ def test_kernels_on_a_gpu_equal_the_plain_form(shape: tuple, constants: tuple, d
     b = (LocalResponseNorm(*constants) if towers else SameMapNorm(size, alpha, beta, k))(a)
     b.backward(db)
     for found, expected in zip((b, a.grad), exact(a.detach(), db, *constants), strict=True):
-        assert relative_error(found, expected) < ROUNDING[dtype]
+        assert relative_error(found, expected) < ON_GPU[dtype]
 
 
 @pytest.mark.gpu

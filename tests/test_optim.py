@@ -164,7 +164,7 @@ def by_hand(run: str, epochs: int) -> list[dict[str, float]]:
     optimizer = PaperSGD([{"name": name, "params": [p], "lr": FIRST[name]} for name, p in parameters.items()])
 
     def new() -> ByHand:
-        return ByHand(optimizer, epochs, config["of_epochs"], config["changes"])
+        return ByHand(optimizer, epochs, config["of_epochs"], config["changes"], lr=0.01)
 
     schedule, seen = new(), []
     for _ in range(epochs):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from conftest import SMALL
 
 from alexnet_repro.data.store import Store
+from alexnet_repro.data.store_writer import Example, write_store
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
 
@@ -173,7 +175,7 @@ def test_jpeg_store_holds_the_same_images_in_less_space(as_jpeg: Path, small_sto
     np.testing.assert_allclose(encoded.covariance, np.cov(images.reshape(-1, 3).T, bias=True), rtol=1e-9)
     size = {store: sum(file.stat().st_size for file in store.glob("train/0*")) for store in (small_store, as_jpeg)}
     assert size[as_jpeg] < size[small_store] / 5
-    assert encoded.manifest["decoder"].startswith("Pillow with libjpeg-turbo ")
+    assert encoded.manifest["jpeg_decoder"].startswith("Pillow with libjpeg-turbo ")
 
 
 def test_converted_store_equals_the_prepared_one(as_jpeg: Path, small_store: Path, run_command: Run) -> None:
@@ -183,9 +185,28 @@ def test_converted_store_equals_the_prepared_one(as_jpeg: Path, small_store: Pat
     for name in ("train/00000.jpegs", "train/ends.npy", "train/labels.npy", "val/00000.jpegs", "mean.npy"):
         assert one.manifest["sha256"][name] == other.manifest["sha256"][name]
     assert other.manifest["from_store"] == Store(small_store).checksum
-    status, _, err = run_command("prepare", *options, "data.store=other", "data.image_size=64")
-    assert status == 2
-    assert "are 256x256, not 64x64" in err
+    for more, problem in (
+        (["data.image_size=64"], "are 256x256, not 64x64"),
+        (["encoding=raw"], "has encoding=raw already"),
+        (["data=imagenette"], "was made with data=folder, not data=imagenette"),
+    ):
+        status, _, err = run_command("prepare", *options, "data.store=other", *more)
+        assert status == 2
+        assert problem in err
+
+
+def test_threads_share_a_split_of_more_files_than_may_be_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
+    monkeypatch.setattr("alexnet_repro.data.store.OPEN_FILES", 3)
+    examples = [
+        Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
+        for i in range(40)
+    ]
+    split = write_store(examples, ["even", "odd"], cwd / "store", image_size=8).split("train")
+    indices = [*range(40), *range(39, -1, -1)] * 5
+    with ThreadPoolExecutor(8) as threads:
+        assert [int(image[0, 0, 0]) for image in threads.map(split.__getitem__, indices)] == indices
+    assert [int(image[0, 0, 0]) for image in split.read([7, 39, 7, 0])] == [7, 39, 7, 0]
 
 
 @pytest.mark.parametrize("file", ["train/00000.jpegs", "train/ends.npy", "train/crc32.npy", "train/labels.npy"])
@@ -203,7 +224,7 @@ def test_damage_of_a_jpeg_store_is_noticed(file: str, as_jpeg: Path) -> None:
 
 
 def test_another_decoder_gives_a_warning(as_jpeg: Path) -> None:
-    rewrite(as_jpeg, lambda m: m.update(decoder="Pillow with libjpeg-turbo 1.0"))
+    rewrite(as_jpeg, lambda m: m.update(jpeg_decoder="Pillow with libjpeg-turbo 1.0"))
     with pytest.warns(UserWarning, match=r"made with Pillow with libjpeg-turbo 1\.0.*may differ"):
         Store(as_jpeg)
 

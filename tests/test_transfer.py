@@ -67,7 +67,8 @@ def test_chosen_layers_train_slower_and_the_run_resumes_without_its_source(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["pretrained.run=nowhere"], "nowhere"),
+        (["pretrained.run=nowhere"], "pretrained.run=nowhere holds no finished run"),
+        (["+experiment=one_cnn_pretrained"], "+experiment=one_cnn_pretrained has several steps"),
         (["pretrained.rate=0.5"], "pretrained.rate=0.5 has no effect with pretrained.run=null"),
         (["pretrained.run={run}", "pretrained.layers=[conv9]"], "this net has no layer conv9"),
         (["pretrained.run={run}", "net.activation=tanh"], "was trained with net.activation=relu, this net has tanh"),
@@ -86,19 +87,24 @@ def test_mismatches_are_refused(
     assert not (cwd / "r").exists()
 
 
+OPTIM = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "bias_rate": 1, "bias_decay": False}
+
+
 def alexnet(**options: Any) -> Classifier:
     augment = {"crop": 224, "mean": "patch", "colour_unit": "eigenvalue"}
     schedule = {"rule": "constant", "by_hand": {"of_epochs": 1}}
     net = {"name": "alexnet", "classes": 3, **options}
-    return Classifier(net, {"momentum": 0.9}, schedule, augment, 1, 256, ["a", "b", "c"], 0)
+    return Classifier(net, OPTIM, schedule, augment, 1, 256, ["a", "b", "c"], 0)
 
 
 def test_sixth_layer_is_new_in_a_net_that_starts_from_one_without(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
     source, model = alexnet(), alexnet(conv6=True, bottleneck=8)
     monkeypatch.setattr("alexnet_repro.training.transfer.load_run", lambda run, checkpoint: (source, None))
+    (cwd / "first").mkdir()
+    (cwd / "first/result.json").touch()
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["pretrained.run=first"])
     start_from_pretrained(cfg, model, Path("nowhere"))
@@ -119,7 +125,8 @@ def test_rates_of_run_146_of_the_2012_log() -> None:
     copied = {"layers": [f"conv{i}" for i in range(1, 7)] + ["fc6", "fc7"], "rate": 0.1, "conv1_rate": 0.01}
     groups = parameter_groups(AlexNet(10, conv6=True), 0.01, 0.0005, 2, False, copied=copied)
     optimizer = PaperSGD(groups)
-    hand = ByHand(optimizer, 54, by_hand.of_epochs, {name: dict(at) for name, at in by_hand.changes.items()})
+    changes = {name: dict(at) for name, at in by_hand.changes.items()}
+    hand = ByHand(optimizer, 54, by_hand.of_epochs, changes, lr=0.01, copied=copied)
     assert (by_hand.of_epochs, by_hand.colour_noise_epochs) == (54, 38)
     seen = {}
     for epoch in range(54):
@@ -133,3 +140,29 @@ def test_rates_of_run_146_of_the_2012_log() -> None:
     assert seen[7]["conv1_weights"] == seen[7]["conv1_biases"] == 0
     assert [seen[epoch]["weights"] for epoch in (21, 22, 41, 42)] == pytest.approx([0.01, 0.001, 0.001, 0.0001])
     assert [seen[epoch]["copied_weights"] for epoch in (21, 22, 41, 42)] == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5])
+
+
+def test_copied_layers_never_train_faster_than_their_share() -> None:
+    """A schedule with rates for conv1 of its own, a copied conv1, and no new layer but the output."""
+    changes = {"weights": {1: 0.1, 3: 0.01}, "conv1_weights": {2: 0.1}, "conv1_biases": {4: 0}}
+    copied = {"layers": ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"], "rate": 0.1, "conv1_rate": 0.0}
+    optimizer = PaperSGD(parameter_groups(AlexNet(10), 0.01, 0.0005, 2, False, copied=copied))
+    hand = ByHand(optimizer, 5, 5, changes, lr=0.01, copied=copied)
+    for epoch in range(5):
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert rates["conv1_weights"] == rates["conv1_biases"] == 0  # frozen all the time
+        assert rates["copied_weights"] == pytest.approx(rates["weights"] / 10), epoch
+        hand.after_epoch(50)
+
+
+def test_net_without_new_layers_follows_the_schedule() -> None:
+    net = AlexNet(10)
+    layers = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7", "fc8"]
+    copied = {"layers": layers, "rate": 0.5, "conv1_rate": 1.0}
+    optimizer = PaperSGD(parameter_groups(net, 0.01, 0.0005, 2, False, copied=copied))
+    hand = ByHand(optimizer, 2, 2, {"weights": {1: 0.1}}, lr=0.01, copied=copied)
+    hand.after_epoch(50)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({
+        "copied_weights": 0.0005, "copied_biases": 0.01, "conv1_weights": 0.01, "conv1_biases": 0.02,
+    })  # fmt: skip

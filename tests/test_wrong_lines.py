@@ -131,7 +131,6 @@ train trainer.precision=32 > one of auto, 32-true
 train trainer.precision=fp32 > one of auto, 32-true
 train trainer.tf32=1 > true or false
 train trainer.tf32=true trainer=cpu > is for GPUs
-train trainer.deterministic=true trainer=cpu > is for GPUs
 train trainer.compile=yes > one of off, default, graphs
 train trainer.compile=graphs trainer=cpu > is for GPUs
 train trainer.compile=default placement=two_devices > no effect

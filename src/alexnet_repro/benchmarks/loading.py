@@ -104,7 +104,7 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
             for indices in torch.randperm(len(files)).split(batch):
                 torch.stack([files[i][0] for i in indices.tolist()])
 
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         loaders: dict[str, Callable[[], object]] = {
             "one core: ours": ours("raw"),
             "one core: ours, JPEG": ours("jpeg"),

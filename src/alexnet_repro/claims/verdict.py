@@ -176,7 +176,7 @@ def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
 
 def _matches(result: Result, wanted: dict[str, Any]) -> bool:
     # single nets without pre-training only, unless the claim says otherwise
-    wanted = {"members": None, "pretrained_members": None, "pretraining": None} | wanted
+    wanted = {**dict.fromkeys(("members", "pretrained_members", "weights", "pretraining")), **wanted}
     return all(
         result.get(key) in value if isinstance(value, list) else result.get(key) == value
         for key, value in wanted.items()

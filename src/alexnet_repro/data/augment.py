@@ -4,6 +4,8 @@ These are pure functions of a batch and of random numbers, which module.py draws
 are not divided by 255 or by a standard deviation.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -88,6 +90,12 @@ def add_colour_noise(images: Tensor, directions: Tensor, alphas: Tensor) -> Tens
     return images.add_((alphas.to(directions.dtype) @ directions.T)[:, :, None, None])
 
 
+@lru_cache
+def _grey_weights(device: torch.device) -> Tensor:
+    """Return the shares of red, green and blue in grey, (3,), copied to a device once."""
+    return torch.tensor([0.2989, 0.587, 0.114], device=device)
+
+
 def jitter(patches: Tensor, factors: Tensor) -> Tensor:
     """Multiply the brightness, contrast and saturation of patches by the given factors.
 
@@ -98,7 +106,7 @@ def jitter(patches: Tensor, factors: Tensor) -> Tensor:
     difference from each pixel's grey level.
     """
     brightness, contrast, saturation = factors.float().T[:, :, None, None, None]
-    grey_weights = torch.tensor([0.2989, 0.587, 0.114], device=patches.device)
+    grey_weights = _grey_weights(patches.device)
     images = (patches * brightness).clamp(0, 255)
     mean_grey = (images @ grey_weights).mean((1, 2))[:, None, None, None]
     images = (contrast * images + (1 - contrast) * mean_grey).clamp(0, 255)

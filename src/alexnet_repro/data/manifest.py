@@ -34,6 +34,7 @@ class Manifest(BaseModel):
 
     image_size: Annotated[int, Field(ge=1)]
     encoding: Literal["raw", "jpeg"] = "raw"
+    jpeg_decoder: str = ""
     classes: Annotated[list[str], Field(min_length=1)]
     splits: dict[Literal["train", "val", "test"], SplitFacts]
     covariance: Annotated[list[Row], Field(min_length=3, max_length=3)]

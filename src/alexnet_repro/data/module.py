@@ -194,8 +194,7 @@ class TrainImages(Dataset[TrainBatch]):
         if not self.random_crops:
             tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
         mirror = turned.astype(bool) & self.mirror
-        self.split.read_ahead(images.tolist())
-        patches = crop_and_mirror([self.split[i] for i in images.tolist()], tops, lefts, mirror, self.crop)
+        patches = crop_and_mirror(self.split.read(images.tolist()), tops, lefts, mirror, self.crop)
         return TrainBatch(
             torch.from_numpy(patches),
             torch.from_numpy(self.split.labels[images]),
@@ -220,8 +219,7 @@ class ValImages(Dataset[ValBatch]):
         return len(self.split)
 
     def __getitems__(self, indices: list[int]) -> ValBatch:
-        self.split.read_ahead(indices)
-        images = np.stack([self.split[i] for i in indices])
+        images = np.stack(self.split.read(indices))
         return ValBatch(torch.from_numpy(images), torch.from_numpy(self.split.labels[indices]))
 
 
@@ -315,10 +313,12 @@ class StoreData(L.LightningDataModule):
     def _cores(self) -> int:
         """Return the number of cores for this process's loaders, at most eight.
 
-        torch.get_num_threads() would be 1 under torchrun. Processes on one machine share the cores that they may use.
+        torch.get_num_threads() would be 1 under torchrun. Processes on one machine share the cores that they may use,
+        unless Slurm has given each its own.
         """
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(8, allowed // (self.trainer.num_devices if self.trainer else 1)))
+        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else self.trainer.num_devices if self.trainer else 1
+        return max(1, min(8, allowed // sharing))
 
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"

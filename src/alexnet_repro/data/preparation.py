@@ -103,15 +103,24 @@ def prepare_cifar10(cfg: DictConfig) -> Store:
 def convert(cfg: DictConfig, store: Store) -> Store:
     """Copy another store with the encoding ``cfg.encoding``.
 
-    Raises UserError if its images have another size than those of ``cfg.data``.
+    Raises UserError if it has this encoding already, or if it was made for other data than ``cfg.data``.
     """
+    if store.encoding == cfg.encoding:
+        raise UserError(
+            f"{store.path} has encoding={cfg.encoding} already", "copy its folder, or choose the other encoding"
+        )
+    if store.manifest.get("name") != cfg.data.name:
+        raise UserError(
+            f"{store.path} was made with data={store.manifest.get('name')}, not data={cfg.data.name}",
+            "choose the same data",
+        )
     if store.image_size != cfg.data.image_size:
         raise UserError(
             f"the images of {store.path} are {store.image_size}x{store.image_size}, not {cfg.data.image_size}x{cfg.data.image_size}",
             f"choose the data set that it was made for, or data.image_size={store.image_size}",
         )
     examples = [
-        Example(name, label, f"{name}/{index}", partial(split.__getitem__, index))
+        Example(name, label, f"{store.checksum} {name}/{index}", partial(split.__getitem__, index))
         for name in store.manifest["splits"]
         if store.has(name)
         for split in [store.split(name)]
@@ -123,7 +132,8 @@ def convert(cfg: DictConfig, store: Store) -> Store:
         store.classes,
         Path(str(cfg.data.store)),
         image_size=store.image_size,
-        provenance={**kept, "from_store": store.checksum},
+        provenance={**kept, "from_store": store.checksum, "left_out_before": store.manifest.get("bad", [])},
+        max_bad=cfg.max_bad,
         overwrite=cfg.overwrite,
         workers=cfg.workers,
         encoding=cfg.encoding,

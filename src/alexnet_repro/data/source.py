@@ -185,8 +185,9 @@ def _hold_out(found: Found, every: int, split: str) -> None:
     seen: Counter[int] = Counter()
     files = []
     for file in found.files:
-        seen[file.label] += 1
-        files.append(replace(file, split=split) if seen[file.label] % every == 0 else file)
+        seen[file.label] += file.split == "train"
+        held = file.split == "train" and seen[file.label] % every == 0
+        files.append(replace(file, split=split) if held else file)
     found.files = files
-    held = sum(file.split == split for file in files)
-    found.held_out = f"the source has no {split} split: every {every}th image of each class became it ({held} images)"
+    count = sum(file.split == split for file in files)
+    found.held_out = f"the source has no {split} split: one of {every} images of each class became it ({count} images)"

@@ -17,6 +17,7 @@ checksum when it is first read.
 import hashlib
 import math
 import os
+import threading
 import warnings
 import zlib
 from bisect import bisect_right
@@ -54,9 +55,9 @@ class Store:
         sizes = self._expected_sizes()
         self._state = {name: self._stat(name) for name in [*sizes, "manifest.json"]}
         self._splits: dict[str, Split] = {}
-        if self.encoding == "jpeg" and self.manifest["decoder"] != jpeg.decoder():
+        if self.encoding == "jpeg" and self.manifest["jpeg_decoder"] != jpeg.decoder():
             warnings.warn(
-                f"{self.path} was made with {self.manifest['decoder']}, and {jpeg.decoder()} reads it: pixels may differ by a "
+                f"{self.path} was made with {self.manifest['jpeg_decoder']}, and {jpeg.decoder()} reads it: pixels may differ by a "
                 "grey level, and a resumed run from an uninterrupted one",
                 stacklevel=2,
             )
@@ -196,6 +197,7 @@ class Split:
         self._ends = list(accumulate(shards))
         self._files: dict[int, int] = {}  # {shard: descriptor}
         self._starts: dict[int, int] = {}  # {shard: position of its first image}
+        self._lock = threading.Lock()  # of _files
         self.labels: NDArray[np.int64] = _load(path / "labels.npy", (len(self),), np.int64)
         self._crc32: NDArray[np.uint32] | None = None
         if (path / "crc32.npy").exists():
@@ -211,7 +213,8 @@ class Split:
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         shard, first, size = self._place(index)
-        data = os.pread(self._file(shard), size, self._starts[shard] + first)
+        with self._lock:  # threads convert a store
+            data = os.pread(self._file(shard), size, self._starts[shard] + first)
         if self._crc32 is not None and not self._is_verified[index]:
             if zlib.crc32(data) != self._crc32[index]:
                 raise UserError(
@@ -225,12 +228,15 @@ class Split:
             return jpeg.decode(data)
         return np.frombuffer(data, np.uint8).reshape(self.image_size, self.image_size, 3)
 
-    def read_ahead(self, indices: list[int]) -> None:
-        """Ask the system to load these images together, where it can, before they are read one by one."""
+    def read(self, indices: list[int]) -> list[NDArray[np.uint8]]:
+        """Return these images. They are read file by file, after the system was asked to load them all."""
+        return _read_in_order(self, indices)
+
+    def read_ahead(self, index: int) -> None:
+        """Ask the system to load an image before it is read, where it can."""
         if hasattr(os, "posix_fadvise"):
-            for shard, first, size in map(self._place, indices):
-                descriptor = self._file(shard)
-                os.posix_fadvise(descriptor, self._starts[shard] + first, size, os.POSIX_FADV_WILLNEED)
+            shard, first, size = self._place(index)
+            os.posix_fadvise(self._file(shard), self._starts[shard] + first, size, os.POSIX_FADV_WILLNEED)
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """Return the shard of an image, its position after the header, and its size in bytes."""
@@ -272,10 +278,12 @@ class Split:
             os.close(descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_is_verified": None}  # each worker process opens the files itself
+        # each worker process opens the files itself
+        return {**self.__dict__, "_files": {}, "_is_verified": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
+        self._lock = threading.Lock()
         self._is_verified = self._verified.numpy()
 
 
@@ -297,10 +305,14 @@ class JoinedSplits(Split):
         number = bisect_right(self._ends, index)
         return self.splits[number], index - self._ends[number] + len(self.splits[number])
 
-    def read_ahead(self, indices: list[int]) -> None:
-        """Ask the system to load these images."""
-        for split, within in map(self._within, indices):
-            split.read_ahead([within])
+    def read(self, indices: list[int]) -> list[NDArray[np.uint8]]:
+        """Return these images."""
+        return _read_in_order(self, indices)
+
+    def read_ahead(self, index: int) -> None:
+        """Ask the system to load an image."""
+        split, within = self._within(index)
+        split.read_ahead(within)
 
     def share(self) -> None:
         """Let the worker processes of a loader know which images any of them has verified."""
@@ -312,6 +324,19 @@ class JoinedSplits(Split):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
+
+
+def _read_in_order(split: Split, indices: list[int]) -> list[NDArray[np.uint8]]:
+    """Read images in the order of the files, OPEN_FILES at a time, and return them in the order of ``indices``."""
+    images: dict[int, NDArray[np.uint8]] = {}
+    ordered = sorted(set(indices))
+    for start in range(0, len(ordered), OPEN_FILES):
+        together = ordered[start : start + OPEN_FILES]
+        for index in together:
+            split.read_ahead(index)
+        for index in together:
+            images[index] = split[index]
+    return [images[index] for index in indices]
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:

@@ -74,7 +74,7 @@ def write_store(
     """
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
-    refuse_full_disk(partial_store, len(examples) * image_size**2 * 3 * (1 if encoding == "raw" else JPEG_SHARE))
+    refuse_full_disk(partial_store, len(examples), image_size, encoding, alone)
     _start_or_resume(partial_store, examples, image_size, encoding)
 
     splits: dict[str, dict[str, Any]] = {}
@@ -127,7 +127,7 @@ def write_store(
                 shutil.rmtree(partial_store)
                 raise
             raise Interrupted(
-                f"{bar.n} of {len(examples)} images are done; the same command continues from there"
+                f"{bar.n} of {len(examples)} images were read; the same command continues after the last whole file"
             ) from None
     if not train_count:
         raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
@@ -142,13 +142,13 @@ def write_store(
         "format": FORMATS[encoding],
         **(provenance or {}),
         "image_size": image_size,
-        **({"encoding": encoding} if encoding != "raw" else {}),
+        **({"encoding": encoding, "jpeg_decoder": jpeg.decoder()} if encoding == "jpeg" else {}),
         "classes": list(classes),
         "splits": splits,
         "mean_rgb": mean_rgb.tolist(),
         "covariance": covariance.tolist(),
         "bad": bad,
-        "decoder": jpeg.decoder() if encoding == "jpeg" else f"Pillow {PIL.__version__}",
+        "decoder": f"Pillow {PIL.__version__}",
         "sha256": checksums,
     }
     manifest["checksum"] = manifest_checksum(manifest)
@@ -189,15 +189,22 @@ def _quiet_decoders() -> Iterator[IO[str]]:
         os.close(nowhere)
 
 
-def refuse_full_disk(folder: Path, needed: float) -> None:
-    """Raise UserError if less than ``needed`` bytes are free for ``folder`` or already in it; say so for more than 10 GB."""
+def refuse_full_disk(folder: Path, images: int, size: int, encoding: str, alone: bool) -> None:
+    """Raise UserError if the disk has too little room for the store, counting the files already in ``folder``.
+
+    Print the need if it is above 10 GB. alone: as in ``write_store``.
+    """
+    of_image: float = size**2 * 3
+    if encoding == "jpeg":
+        of_image = 600 + JPEG_SHARE * of_image  # a header has 600 bytes
+    needed = images * of_image
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(existing).free + written
     if free < needed:
         raise UserError(
             f"the store needs about {needed / 1e9:,.1f} GB, and {existing} has {free / 1e9:,.1f} GB free",
-            "choose another disk with data.store=PATH, or encoding=jpeg, which needs a seventh of the space",
+            "choose another disk with data.store=PATH" + ("" if alone or encoding == "jpeg" else ", or encoding=jpeg"),
         )
     if needed > 10e9:
         print(f"the store will take about {needed / 1e9:,.0f} GB; {free / 1e9:,.0f} GB are free")
@@ -287,7 +294,13 @@ def _read(example: Example, encoding: str) -> Read | str:
     try:
         image = np.ascontiguousarray(example.read())
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
+        if isinstance(error, OSError) and error.errno in (
+            errno.EIO,
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.EBADF,
+            errno.ESTALE,
+        ):
             raise  # not about this image
         # without addresses, which differ between two preparations
         return f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})"

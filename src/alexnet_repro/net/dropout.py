@@ -68,7 +68,7 @@ def kept_neurons(source: Tensor, rows: int, neurons: int, layer: int, towers: li
     """Return which neurons are kept, (rows, towers * neurons), each with probability 1 - p.
 
     source: (4,) int64: low and high word of the seed, step, position of row 0 in the global batch.
-    neurons: neurons per tower. layer: number of the layer, below 2^24. towers: the towers' numbers.
+    neurons: neurons per tower. layer: number of the layer, below 2^24. towers: the towers' numbers, which are adjacent.
 
     Neuron n of a tower has word n % 4 of Philox4x32-10 with counter (n // 4, row, step, layer * 256 + tower) and the
     seed as its key. It is kept if this word is at least p * 2^32.
@@ -81,7 +81,7 @@ def kept_neurons(source: Tensor, rows: int, neurons: int, layer: int, towers: li
     else:
         column = torch.arange(blocks, device=source.device)
         row = source[3] + torch.arange(rows, device=source.device)
-        parts = torch.arange(min(towers), max(towers) + 1, device=source.device) + layer * 256
+        parts = torch.arange(towers[0], towers[0] + len(towers), device=source.device) + layer * 256
         words = philox((source[0], source[1]), (column, row[:, None, None], source[2], parts[:, None]))
         kept = torch.stack(words, -1).flatten(2) >= threshold
     return kept[..., :neurons].flatten(1)

@@ -3,14 +3,14 @@
 
 from torch import Tensor
 
-from alexnet_repro.net.lrn_gpu import available, tl, triton
+from alexnet_repro.net.lrn_gpu import available, on_device_of, tl, triton
 
 BLOCK = 256  # counters per program, each of which decides four neurons
 
 
 def serves(source: Tensor) -> bool:
     """Return whether the kernel can be used: on a GPU."""
-    return source.is_cuda and available()
+    return source.is_cuda and available(source.device)
 
 
 def write(kept: Tensor, number: int, source: Tensor, stream: int, threshold: int) -> None:
@@ -21,11 +21,12 @@ def write(kept: Tensor, number: int, source: Tensor, stream: int, threshold: int
     rows, towers, neurons = kept.shape
     count = rows * neurons // 4
     grid = (triton.cdiv(count, BLOCK),)
-    write_kept[grid](kept, source, count, neurons // 4, number, towers, stream, threshold, BLOCK)
+    with on_device_of(kept):
+        write_kept[grid](kept, source, count, neurons // 4, number, towers, stream, threshold, BLOCK)
 
 
 @triton.jit
-def write_kept(kept, source, count, blocks, number, towers, stream, threshold: tl.int64, BLOCK: tl.constexpr):
+def write_kept(kept, source, count, blocks, number, towers, stream: tl.int64, threshold: tl.int64, BLOCK: tl.constexpr):
     """Compute Philox4x32-10 for the counters (column, row, step, stream) and compare its words with the threshold."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     seed = tl.load(source) | (tl.load(source + 1) << 32)

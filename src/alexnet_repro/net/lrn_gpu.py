@@ -6,6 +6,7 @@ cache. See lrn.py for the formulas. With TRITON_INTERPRET=1 in the environment, 
 # mypy: allow-untyped-defs
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from unittest.mock import MagicMock
 
@@ -15,8 +16,11 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # PyTorch for CPUs comes without it
-    triton = tl = MagicMock()  # so that this module can be imported; nothing asks for its kernels without a GPU
+
+    INSTALLED = True
+except ImportError:  # PyTorch for CPUs, and that for Windows, come without it
+    triton = tl = MagicMock()  # so that this module can be imported
+    INSTALLED = False
 
 BLOCK = 1024  # values per program
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -25,43 +29,54 @@ LARGEST_WINDOW = 9  # the kernels' loops are unrolled
 
 def serves(a: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> bool:
     """Return whether the kernels support ``a`` and the constants of lrn.py: any of DTYPES on a GPU."""
-    return a.is_cuda and a.dtype in DTYPES and size <= LARGEST_WINDOW and a.numel() > 0 and available()
+    return a.is_cuda and a.dtype in DTYPES and size <= LARGEST_WINDOW and a.numel() > 0 and available(a.device, a.dtype)
 
 
 @lru_cache
-def available() -> bool:
-    """Return whether a kernel can be started on the GPU. If not, warn once."""
+def available(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether kernels can be started on this GPU and compute what they should. If not, warn once."""
     try:
-        one = torch.ones(1, 1, 1, 1, device="cuda")
-        forward(one, torch.empty_like(one), 1, 1.0, 0.75, 1.0, 1)
+        if not INSTALLED:
+            raise RuntimeError("it is not installed")
+        one = torch.ones(1, 1, 1, 1, device=device, dtype=dtype)
+        forward(one, out := torch.empty_like(one), 1, 1.0, 0.75, 1.0, 1)
+        if abs(out.item() - 2**-0.75) > 0.01:
+            raise RuntimeError(f"its result is {out.item()} instead of {2**-0.75}")
         return True
-    except Exception as error:  # Triton has many reasons: not installed, an old GPU, no C compiler for an old version
+    except Exception as error:  # Triton has many reasons: an old GPU, no C compiler for an old version, ...
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        warnings.warn(f"Triton can't be used ({reason}): normalisation uses its slower form.", stacklevel=2)
+        warnings.warn(f"Triton can't be used ({reason}): normalisation and dropout are slower.", stacklevel=2)
         return False
+
+
+def on_device_of(a: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which kernels start on the GPU of ``a``, which need not be the current one."""
+    return torch.cuda.device(a.device) if a.is_cuda else nullcontext()
 
 
 def forward(a: Tensor, b: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> None:
     """Write the normalised ``a`` into ``b``, both (N, C, H, W), channels-last and of the same dtype."""
     grid, (_, channels, height, width) = (triton.cdiv(a.numel(), BLOCK),), a.shape
-    if towers:
-        across_maps_forward[grid](a, b, a.numel(), channels // towers, alpha, k, beta, size, BLOCK)
-    else:
-        sizes = height, width, channels
-        within_map_forward[grid](a, b, a.numel(), *sizes, alpha, k, beta, size, BLOCK)
+    with on_device_of(a):
+        if towers:
+            across_maps_forward[grid](a, b, a.numel(), channels // towers, alpha, k, beta, size, BLOCK)
+        else:
+            sizes = height, width, channels
+            within_map_forward[grid](a, b, a.numel(), *sizes, alpha, k, beta, size, BLOCK)
 
 
 def backward(a: Tensor, db: Tensor, da: Tensor, size: int, alpha: float, beta: float, k: float, towers: int) -> None:
     """Write the gradient with respect to ``a`` into ``da``, given the gradient ``db`` of the output."""
     grid, (_, channels, height, width) = (triton.cdiv(a.numel(), BLOCK),), a.shape
-    if towers:
-        across_maps_backward[grid](a, db, da, a.numel(), channels // towers, alpha, k, beta, size, BLOCK)
-        return
-    # Two passes, since a window of windows would read 81 values: first db s^-beta and what spreads over the window.
-    direct, spread = (torch.empty_like(a, dtype=torch.float32) for _ in range(2))
-    sizes = height, width, channels
-    within_map_spread[grid](a, db, direct, spread, a.numel(), *sizes, alpha, k, beta, size, BLOCK)
-    within_map_backward[grid](a, direct, spread, da, a.numel(), *sizes, alpha, beta, size, BLOCK)
+    with on_device_of(a):
+        if towers:
+            across_maps_backward[grid](a, db, da, a.numel(), channels // towers, alpha, k, beta, size, BLOCK)
+            return
+        # Two passes, since a window of windows would read 81 values: first db s^-beta and what spreads over the window.
+        direct, spread = (torch.empty_like(a, dtype=torch.float32) for _ in range(2))
+        sizes = height, width, channels
+        within_map_spread[grid](a, db, direct, spread, a.numel(), *sizes, alpha, k, beta, size, BLOCK)
+        within_map_backward[grid](a, direct, spread, da, a.numel(), *sizes, alpha, beta, size, BLOCK)
 
 
 @triton.jit

@@ -8,13 +8,14 @@ of alexnet.py on this half. A layer that reads both towers first receives the ot
     conv2, conv4, conv5  maps of the same tower               no
     conv3                all maps of pool2                    yes
     conv6, if any        all maps of pool5                    yes
-    fc6, fc7, fc8        all neurons of the layer below       yes
+    fc6, fc7, fc8        all neurons of the layer below       yes (and bottleneck, if any)
     softmax              all logits                           yes
 
 The ``groups`` of a layer determine its input: 2 for its own tower, 1 for both towers. Placement therefore works for
 every two-tower variant of the network.
 """
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -152,7 +153,7 @@ def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int
     sent = {}
     for name, layer in net.named_children():
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and name != "conv1":
-            side = 6 if name == "conv6" else 13  # of its input, pool5 or pool2
+            side = math.isqrt(net.fc6.in_features // layer.out_channels) if name == "conv6" else 13  # of pool5 or pool2
             sent[name] = 2 * images * (layer.in_channels // TOWERS) * side**2 * element
         elif isinstance(layer, GroupedLinear) and layer.groups == 1:
             sent[name] = 2 * images * (layer.in_features // TOWERS) * element

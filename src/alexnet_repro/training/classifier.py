@@ -31,7 +31,7 @@ from alexnet_repro.net.lrn import at_least_float32
 from alexnet_repro.training.checkpoints import FORMAT
 from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
 
-LOG_EVERY = 10  # updates between two logged values, where reading them would make the host wait for a device
+LOG_EVERY = 10  # updates between two logged values, on devices where reading a value makes the host wait
 MEANS = ("patch", "centre")
 RULES = ("when_error_stalls", "by_hand", "constant")
 Net = AlexNet | FourLayer | LocallyConnected
@@ -302,7 +302,7 @@ class Classifier(L.LightningModule):
         optimizer = PaperSGD(parameter_groups(self.net, **optim, copied=self.copied), momentum=momentum)
         self.schedule: DivideWhenErrorStalls | ByHand
         if schedule["rule"] == "constant":
-            self.schedule = ByHand(optimizer, self.epochs, of_epochs=1, changes={})
+            self.schedule = ByHand(optimizer, self.epochs, of_epochs=1, changes={}, lr=optim["lr"])
         elif schedule["rule"] == "when_error_stalls":
             chance = 100 * (1 - 1 / self.classes)
             self.schedule = DivideWhenErrorStalls(optimizer, chance, **schedule["when_error_stalls"])
@@ -312,6 +312,8 @@ class Classifier(L.LightningModule):
                 self.epochs,
                 of_epochs=schedule["by_hand"]["of_epochs"],
                 changes=schedule["by_hand"]["changes"],
+                lr=optim["lr"],
+                copied=self.copied,
             )
         if self._schedule_state:
             self.schedule.load_state_dict(self._schedule_state)

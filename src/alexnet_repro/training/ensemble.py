@@ -55,12 +55,15 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
         different = sorted({str(result.get(key)) for result in results})
         facts[key] = results[0].get(key) if len(different) == 1 else " and ".join(different)
     facts["options"] = sorted({option for result in results for option in result.get("options", ())})
-    return facts | {"seed": results[0]["seed"], "epochs": min(result["epochs"] for result in results)}
+    # members may have different protocols: what counts is the shortest of those that did not do all of theirs
+    cut = [result["epochs"] for result in results if result["epochs"] != result.get("of_epochs")]
+    epochs = min(cut) if cut else max(result["epochs"] for result in results)
+    return facts | {"seed": results[0]["seed"], "epochs": epochs}
 
 
 def ensemble_claim(facts: dict[str, Any]) -> str | None:
     """Return the claim that an ensemble with these facts tests, or None."""
-    if (facts["ablation"], facts["net"]) != ("none", "alexnet"):
+    if (facts["ablation"], facts["net"]) != ("none", "alexnet") or "weights" in facts:  # the paper averages
         return None
     return {(5, 0): "five_cnns", (7, 2): "seven_cnns"}.get((facts["members"], facts.get("pretrained_members", 0)))
 

@@ -167,8 +167,10 @@ class ByHand:
     """Change learning rates at given epochs, as in the log of the 2012 program.
 
     changes: for each group of ``parameter_groups``, {epoch: rate as a multiple of the weights' first rate}. A change
-    takes effect after that number of epochs. A rate of 0 freezes the group. Copied layers follow the changes of new
-    ones, in proportion to their first rates, unless they have changes of their own.
+    takes effect after that number of epochs. A rate of 0 freezes the group.
+    lr: the weights' first rate.
+    copied: as in ``parameter_groups``. The changes of copied layers are multiplied by their share of the rate. Without
+    changes of their own, they follow those of new layers.
 
     The epochs refer to a run of ``of_epochs`` epochs; for a run of another length, they are scaled and rounded. A
     negative epoch counts back from the end and is not scaled. The exception is a run so short that the first of the
@@ -178,8 +180,18 @@ class ByHand:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, epochs: int, of_epochs: int, changes: dict[str, dict[int, float]]
+        self,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        of_epochs: int,
+        changes: dict[str, dict[int, float]],
+        lr: float,
+        copied: dict[str, Any] | None = None,
     ) -> None:
+        copied_share, conv1_share = 1.0, 1.0
+        if copied is not None:
+            copied_share = copied["rate"]
+            conv1_share = copied["conv1_rate"] if "conv1" in copied["layers"] else 1.0
         self.optimizer = optimizer  # not its param_groups, which loading a state replaces
         if unknown := set(changes) - set(GROUPS):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(unknown))}")
@@ -194,13 +206,15 @@ class ByHand:
             name: sorted((scaled(epoch), epoch, multiple) for epoch, multiple in at.items())
             for name, at in changes.items()
         }
-        first_rates = {group["name"]: group["lr"] for group in reversed(optimizer.param_groups)}
-        self.first_rate = first_rates.get("weights", max(first_rates.values()))
-        for name in ("copied_weights", "copied_biases"):
-            followed = self.changes.get(name.removeprefix("copied_"))
-            if name in first_rates and name not in self.changes and followed:
-                share = first_rates[name] / first_rates[name.removeprefix("copied_")]
-                self.changes[name] = [(at, epoch, multiple * share) for at, epoch, multiple in followed]
+        self.first_rate = lr
+        for name in (
+            "copied_weights",
+            "copied_biases",
+            *(("conv1_weights", "conv1_biases") if conv1_share != 1 else ()),
+        ):
+            share = conv1_share if name.startswith("conv1") else copied_share
+            followed = self.changes.get(name, self.changes.get(name.partition("_")[2], []))
+            self.changes[name] = [(at, epoch, multiple * share) for at, epoch, multiple in followed]
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:

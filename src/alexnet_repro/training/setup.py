@@ -37,6 +37,12 @@ def check(cfg: DictConfig) -> None:
                         f"schedule={value} is not in effect: data={cfg.data.name} has a schedule of its own",
                         f"choose other data, or set single options such as {option}={usual}",
                     )
+    given = dict(override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override)
+    if str(given.get("experiment")).startswith("one_cnn_pretrained") and "pretraining" not in given:
+        raise UserError(
+            f"+experiment={given['experiment']} has several steps",
+            "add -m to run them all, or choose +pretraining=NAME",
+        )
     if cfg.schedule.rule == "when_error_stalls" and "when_error_stalls" not in cfg.schedule:
         raise UserError(
             f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"

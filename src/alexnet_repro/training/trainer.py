@@ -63,10 +63,26 @@ class StopAtOnce(L.Callback):
                 signal.signal(number, signal.default_int_handler)
 
 
+def set_up_gpu_options(cfg: DictConfig, gpu: bool) -> None:
+    """Set TF32 explicitly. Raise UserError for an option that needs a GPU, or for compiling without a compiler."""
+    for option, value in (("tf32", True), ("compile", "graphs")):
+        if not gpu and cfg.trainer[option] == value:
+            raise UserError(
+                f"trainer.{option}={str(value).lower()} is for GPUs, and this run is not on one", "leave it out"
+            )
+    compilers = os.environ.get("CXX", "g++"), "clang++"
+    if cfg.trainer.compile != "off" and not gpu and not any(map(shutil.which, compilers)):
+        raise UserError(f"trainer.compile={cfg.trainer.compile} needs a C++ compiler on a CPU", "install g++")
+    # cuDNN would otherwise use TF32 for convolutions in "32-true", unlike PyTorch's matrix products
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.trainer.tf32
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is written before it is read
+
+
 class ProgressBar(TQDMProgressBar):
     """Lightning's progress bar, which reads the training loss only when it is drawn.
 
-    Lightning reads a value with ``prog_bar=True`` twice after every update, and a GPU then waits for the host.
+    Lightning reads a value with ``prog_bar=True`` twice after every update. Each time the host waits for the GPU, which
+    is then idle until the host has prepared the next update.
     """
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -108,19 +124,7 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
         precision = "bf16-mixed" if not on_mps and fast_bfloat16(gpu) else "32-true"
     if precision == "16-mixed" and not gpu and accelerator != "mps":
         raise UserError("trainer.precision=16-mixed needs a GPU", "choose bf16-mixed or 32-true")
-    for option, value in (("tf32", True), ("deterministic", True), ("compile", "graphs")):
-        if not gpu and cfg.trainer[option] == value:
-            raise UserError(
-                f"trainer.{option}={str(value).lower()} is for GPUs, and there is none here", "leave it out"
-            )
-    if (
-        cfg.trainer.compile != "off"
-        and not gpu
-        and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-    ):
-        raise UserError(f"trainer.compile={cfg.trainer.compile} needs a C++ compiler on a CPU", "install g++")
-    # cuDNN would otherwise use TF32 for convolutions in "32-true", unlike PyTorch's matrix products
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.trainer.tf32
+    set_up_gpu_options(cfg, gpu)
     every = LOG_EVERY if gpu else 1
     options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
     options["callbacks"] = [*options["callbacks"], StopAtOnce(), ProgressBar(refresh_rate=every, leave=True)]
@@ -131,7 +135,7 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
             num_nodes=machines(cfg),
             strategy=TowerStrategy(cfg.placement.devices) if processes > 1 else "auto",
             precision=precision,
-            benchmark=gpu and not cfg.trainer.deterministic,  # cuDNN tries its algorithms; shapes do not change
+            benchmark=gpu and not cfg.trainer.deterministic,  # cuDNN tries its algorithms for each shape
             deterministic=gpu and cfg.trainer.deterministic,
             log_every_n_steps=LOG_EVERY,
             num_sanity_val_steps=0,

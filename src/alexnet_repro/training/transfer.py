@@ -31,6 +31,11 @@ def start_from_pretrained(cfg: DictConfig, model: Classifier, run: Path) -> None
         copied = load_checkpoint(last)["hyper_parameters"].get("copied") or {"layers": []}
         model.copied = {**rates, "layers": copied["layers"]}
         return
+    if not (Path(str(options.run)) / "result.json").is_file():
+        raise UserError(
+            f"pretrained.run={options.run} holds no finished run",
+            "finish it first: train with its options and resume=true",
+        )
     source, _ = load_run(Path(str(options.run)), options.checkpoint)
     for key, value in source.hparams["net"].items():
         own = model.hparams["net"].get(key, value)
@@ -59,6 +64,7 @@ def start_from_pretrained(cfg: DictConfig, model: Classifier, run: Path) -> None
     with torch.no_grad():
         model.net.load_state_dict({**ours, **{n: v for n, v in theirs.items() if n.rpartition(".")[0] in chosen}})
     model.copied = {**rates, "layers": chosen}
+    model.configure_optimizers()  # raises ValueError for rates that do not fit the schedule
     new = [name for name in layers if name not in chosen]
     print(f"from {options.run}: {', '.join(chosen)}; new: {', '.join(new) or 'none'}")
 
@@ -72,4 +78,5 @@ def in_result(cfg: DictConfig, model: Classifier) -> dict[str, Any]:
     if cfg.pretrained.run is None:
         return {}
     assert model.copied is not None
-    return {"pretrained": {"run": Path(str(cfg.pretrained.run)).as_posix(), **model.copied}}
+    source = {"run": Path(str(cfg.pretrained.run)).as_posix(), "checkpoint": cfg.pretrained.checkpoint}
+    return {"pretrained": {**source, **model.copied}}
