@@ -200,8 +200,9 @@ def refuse_full_disk(folder: Path, images: int, size: int, encoding: str, alone:
     needed = images * of_image
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(existing).free + written
-    if free < needed:
+    disk = shutil.disk_usage(existing)
+    free = disk.free + written
+    if free < needed and disk.total:  # /proc and the like have none; writing fails there
         raise UserError(
             f"the store needs about {needed / 1e9:,.1f} GB, and {existing} has {free / 1e9:,.1f} GB free",
             "choose another disk with data.store=PATH" + ("" if alone or encoding == "jpeg" else ", or encoding=jpeg"),
