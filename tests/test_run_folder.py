@@ -23,7 +23,7 @@ from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.training import launcher
 from alexnet_repro.training.checkpoints import OneFile
-from alexnet_repro.training.run_folder import LEASE, LONGEST_NAME, run_name
+from alexnet_repro.training.run_folder import LEASE, LONGEST_NAME, run_name, wait_for
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -413,3 +413,13 @@ def test_run_of_version_0_1_resumes_and_is_evaluated(tiny_store: Path, cwd: Path
     history = json.loads((run / "result.json").read_text())["history"]
     assert [epoch["steps"] for epoch in history] == [2, 4]
     assert history[0] == before["history"][0]
+
+
+def test_folder_that_other_machines_do_not_see_is_told(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process on another machine does if the run's folder is not on a shared file system."""
+    monkeypatch.setattr("alexnet_repro.training.run_folder.PATIENCE", 0.5)
+    with pytest.raises(UserError, match=r"does not see .*lock.*\n.*not on a file system that all machines share"):
+        wait_for(cwd / "r")
+    (cwd / "r").mkdir()
+    (cwd / "r/lock").touch()
+    wait_for(cwd / "r")

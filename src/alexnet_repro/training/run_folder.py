@@ -35,6 +35,7 @@ from alexnet_repro.training.checkpoints import newest
 # change them.
 RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision|tf32).*)?|data\.store")
 STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
+PATIENCE = 30.0  # seconds that a process waits for the folder that process 0 creates
 LEASE = 30.0  # seconds after which a lock that its owner did not renew is free
 OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
 LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -184,7 +185,7 @@ def wait_for(run: Path) -> None:
 
     Raises UserError if it does not appear on this machine.
     """
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not (run / "lock").exists():
         if time.monotonic() > deadline:
             raise UserError(
