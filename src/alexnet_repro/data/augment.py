@@ -4,6 +4,7 @@ These are pure functions of a batch and of random numbers, which module.py draws
 are not divided by 255 or by a standard deviation.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 def crop_and_mirror(
-    images: list[NDArray[np.uint8]],
+    images: Iterable[NDArray[np.uint8]],
     tops: NDArray[np.int64],
     lefts: NDArray[np.int64],
     mirror: NDArray[np.bool_],
@@ -26,7 +27,7 @@ def crop_and_mirror(
 
     This runs on the CPU to reduce the transfer to the GPU from 196,608 to 150,528 bytes per image.
     """
-    out = np.empty((len(images), size, size, 3), np.uint8)
+    out = np.empty((len(tops), size, size, 3), np.uint8)
     for patch, image, top, left in zip(out, images, tops, lefts, strict=True):
         patch[...] = image[top : top + size, left : left + size]
     turned = np.flatnonzero(mirror)

@@ -219,7 +219,7 @@ class ValImages(Dataset[ValBatch]):
         return len(self.split)
 
     def __getitems__(self, indices: list[int]) -> ValBatch:
-        images = np.stack(self.split.read(indices))
+        images = np.stack(list(self.split.read(indices)))
         return ValBatch(torch.from_numpy(images), torch.from_numpy(self.split.labels[indices]))
 
 

@@ -17,10 +17,12 @@ checksum when it is first read.
 import hashlib
 import math
 import os
+import resource
 import threading
 import warnings
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -35,7 +37,8 @@ from alexnet_repro.data import jpeg
 from alexnet_repro.data.manifest import AGAIN, checked_manifest
 from alexnet_repro.errors import UserError
 
-OPEN_FILES = 64  # at the same time, per split; a process may open 256 on a Mac
+# At the same time, per split: more than a batch has images, where a process may open more than the 256 files of a Mac.
+OPEN_FILES = 192 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1024 else 48
 
 
 class Store:
@@ -228,9 +231,12 @@ class Split:
             return jpeg.decode(data)
         return np.frombuffer(data, np.uint8).reshape(self.image_size, self.image_size, 3)
 
-    def read(self, indices: list[int]) -> list[NDArray[np.uint8]]:
-        """Return these images. They are read file by file, after the system was asked to load them all."""
-        return _read_in_order(self, indices)
+    def read(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        """Yield these images one by one, after the system was asked to load them all."""
+        for index in indices:
+            self.read_ahead(index)
+        for index in indices:
+            yield self[index]
 
     def read_ahead(self, index: int) -> None:
         """Ask the system to load an image before it is read, where it can."""
@@ -305,10 +311,6 @@ class JoinedSplits(Split):
         number = bisect_right(self._ends, index)
         return self.splits[number], index - self._ends[number] + len(self.splits[number])
 
-    def read(self, indices: list[int]) -> list[NDArray[np.uint8]]:
-        """Return these images."""
-        return _read_in_order(self, indices)
-
     def read_ahead(self, index: int) -> None:
         """Ask the system to load an image."""
         split, within = self._within(index)
@@ -324,19 +326,6 @@ class JoinedSplits(Split):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
-
-
-def _read_in_order(split: Split, indices: list[int]) -> list[NDArray[np.uint8]]:
-    """Read images in the order of the files, OPEN_FILES at a time, and return them in the order of ``indices``."""
-    images: dict[int, NDArray[np.uint8]] = {}
-    ordered = sorted(set(indices))
-    for start in range(0, len(ordered), OPEN_FILES):
-        together = ordered[start : start + OPEN_FILES]
-        for index in together:
-            split.read_ahead(index)
-        for index in together:
-            images[index] = split[index]
-    return [images[index] for index in indices]
 
 
 def _load(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
