@@ -20,7 +20,7 @@ import scipy.io
 from conftest import image_folder, picture, save_picture
 from PIL import Image
 
-from alexnet_repro.data import photos
+from alexnet_repro.data import devkit, photos
 from alexnet_repro.data.images import read_image
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import Example, write_store
@@ -459,3 +459,30 @@ def test_half_of_each_synset_tar_is_held_out_as_test(cwd: Path, run_command: Run
     assert (
         store.manifest["held_out"] == "the source has no test split: one of 2 images of each class became it (9 images)"
     )
+
+
+def test_kaggles_layout_is_read(cwd: Path, run_command: Run) -> None:
+    """train/ has class folders, val/ and test/ are flat, and the labels of val are in a list three folders above."""
+    data = cwd / "kaggle/ILSVRC/Data/CLS-LOC"
+    wnids = ("n01440764", "n01443537")
+    for label, wnid in enumerate(wnids):
+        for i in range(3):
+            save_picture(data / "train" / wnid / f"{wnid}_{i}.JPEG", seed=10 * label + i)
+    lines = ["ImageId,PredictionString"]
+    for number, label in enumerate((1, 0, 0, 1), 1):
+        name = f"ILSVRC2012_val_{number:08d}"
+        save_picture(data / "val" / f"{name}.JPEG", seed=100 + number)
+        lines.append(f"{name},{wnids[label]} 10 20 30 40 {wnids[label]} 1 2 3 4 ")
+    save_picture(data / "test" / "ILSVRC2012_test_00000001.JPEG", seed=200)
+    solution = cwd / "kaggle/LOC_val_solution.csv"
+    solution.write_text("\n".join([*lines[:-1], ""]))
+    options = ("data=ilsvrc2012", f"source={data}", "data.store=s")
+    status, _, err = run_command("prepare", *options)
+    assert (status, "has no label of ILSVRC2012_val_00000004.JPEG" in err) == (2, True), err
+    devkit._kaggle.cache_clear()
+    solution.write_text("\n".join([*lines, ""]))
+    status, out, err = run_command("prepare", *options)
+    assert status == 0, err
+    assert "6 train, 4 val images of 2 classes" in out
+    assert "1 test images (there is no test_ground_truth.txt)" in out
+    assert Store("s").split("val").labels.tolist() == [1, 0, 0, 1]

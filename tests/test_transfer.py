@@ -166,3 +166,29 @@ def test_net_without_new_layers_follows_the_schedule() -> None:
     assert rates == pytest.approx({
         "copied_weights": 0.0005, "copied_biases": 0.01, "conv1_weights": 0.01, "conv1_biases": 0.02,
     })  # fmt: skip
+
+
+CHAINS = {
+    "one_cnn_pretrained": ["fall2011", "fine_tuned"],
+    "one_cnn_pretrained_as_run": ["log_1_ilsvrc2012", "log_2_fall2009", "log_3_fall2011", "log_4_ilsvrc2012"],
+}
+
+
+@pytest.mark.parametrize("experiment", CHAINS)
+def test_each_step_starts_from_the_one_before(experiment: str, cwd: Path, run_command: Run) -> None:
+    before = None
+    for step in CHAINS[experiment]:
+        options = [f"+experiment={experiment}", f"+pretraining={step}", "seed=3"]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose("train", options)
+        assert cfg.pretrained.run == before
+        before = cfg.run
+        assert cfg.recipe == ("as_run" if experiment.endswith("as_run") else "paper")
+        assert cfg.claim == (
+            "one_cnn_pretrained" if step == CHAINS[experiment][-1] else cfg.data.get("claim", "one_cnn")
+        )
+        status, _, err = run_command("train", *options)  # every option is valid; only the images are missing
+        assert (status, err.splitlines()[0]) == (2, f"error: there is no store at stores/{cfg.data.name}")
+    with initialize_config_dir(CONF, version_base="1.3", job_name="sweep"):
+        steps = compose("train", [f"+experiment={experiment}"], return_hydra_config=True).hydra.sweeper.params
+    assert steps["+pretraining"].split(",") == CHAINS[experiment]

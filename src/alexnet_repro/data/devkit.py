@@ -1,4 +1,4 @@
-"""Read the labels of ILSVRC's numbered validation and test images from the development kit."""
+"""Read the labels of ILSVRC's numbered validation and test images from the development kit, or from Kaggle's list."""
 
 import re
 import tarfile
@@ -13,6 +13,7 @@ from alexnet_repro.errors import UserError
 
 NUMBERED = re.compile(r"ILSVRC(\d{4})_(val|test)_(\d{8})\.JPEG")
 KITS = {"2010": "ILSVRC2010_devkit-1.0.tar.gz", "2012": "ILSVRC2012_devkit_t12.tar.gz"}
+KAGGLE = "LOC_val_solution.csv"
 TRUTH = {"val": "validation_ground_truth.txt", "test": "test_ground_truth.txt"}
 
 
@@ -22,10 +23,31 @@ def class_of(name: str, source: Path) -> str:
     Raises UserError if its label is unknown.
     """
     year, split, number = NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]
+    if split == "val" and (solution := _kaggle(source)):
+        if name.removesuffix(".JPEG") not in solution:
+            raise UserError(f"{KAGGLE} has no label of {name}", "download it again")
+        return solution[name.removesuffix(".JPEG")]
     labels = _labels(source, split, year)
     if int(number) > len(labels):
         raise UserError(f"the labels of {source} end before {name}", f"download {TRUTH[split]} again")
     return labels[int(number) - 1]
+
+
+@cache
+def _kaggle(source: Path) -> dict[str, str]:
+    """Return {image: its WordNet ID} of Kaggle's list, in or above ILSVRC/Data/CLS-LOC; empty if there is none.
+
+    A line is an image and, for each box, a WordNet ID and four coordinates: ILSVRC2012_val_00000001,n01751748 111 108 411 344
+    """
+    folders = (source, *source.absolute().parents[:3])
+    path = next((folder / KAGGLE for folder in folders if (folder / KAGGLE).is_file()), None)
+    if path is None:
+        return {}
+    lines = (line.split(",") for line in path.read_text().splitlines()[1:])
+    labels = {parts[0]: parts[1].split()[0] for parts in lines if len(parts) > 1 and parts[1].strip()}
+    if not labels:
+        raise UserError(f"{path} holds no labels", "download it again")
+    return labels
 
 
 @cache
