@@ -167,7 +167,11 @@ def stop_after(steps: int, short: tuple[str, ...], monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("steps", "workers"),
-    [pytest.param(2, "null", marks=pytest.mark.slow), pytest.param(3, "null", marks=pytest.mark.slow), (4, "2")],
+    [
+        pytest.param(2, "null", marks=pytest.mark.slow),
+        pytest.param(3, "null", marks=pytest.mark.slow),
+        pytest.param(4, "2", marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_run_equals_uninterrupted_run(
     steps: int,

@@ -149,6 +149,7 @@ def test_report_is_published(service: Service, tmp_path: Path) -> None:
     assert (tmp_path / "report/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_page_is_written_and_user_informed_without_an_api_key(tmp_path: Path) -> None:
     done = run_as_a_user(tmp_path, "alexnet_repro.report", "logger=wandb")
     assert done.returncode == 2

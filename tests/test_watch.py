@@ -62,6 +62,7 @@ def test_images_that_look_normalised_give_a_warning(cwd: Path, run_command: Run)
         assert run_command(*SHORT, "data.store=flat", "augment.colour_noise=0")[0] == 0
 
 
+@pytest.mark.slow
 def test_summaries_are_written_to_metrics_csv_and_can_be_turned_off(
     cwd: Path, small_store: Path, run_command: Run
 ) -> None:
