@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image
 from alexnet_repro.cli import command
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.preparation import prepare
+from alexnet_repro.data.store import Split
+from alexnet_repro.data.store_writer import Example, write_store
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.run import train
@@ -66,6 +69,17 @@ def image_folder(root: Path, train: int = 6, val: int = 3, classes: tuple[str, .
             for i in range(count):
                 save_picture(root / split / name / f"{i:03d}.jpg", seed=1000 * label + 100 * (split == "val") + i)
     return root
+
+
+def one_image_per_file(path: Path, count: int) -> Split:
+    """Write a store whose files hold one image of 8x8 pixels each, and return its split. All pixels of image i are i."""
+    examples = [
+        Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
+        for i in range(count)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
+        return write_store(examples, ["even", "odd"], path, image_size=8).split("train")
 
 
 @pytest.fixture
@@ -144,21 +158,26 @@ def tiny_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-@pytest.fixture(scope="session")
-def stopped(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that was stopped after its first of two epochs."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
+@contextmanager
+def stopping_after_an_epoch() -> Iterator[None]:
+    """Ask every run in this block to stop as soon as it has saved its first epoch."""
     after_epoch = KeepLast.on_train_epoch_end
 
     def stop_after_epoch(self: KeepLast, *arguments: Any) -> None:
         after_epoch(self, *arguments)
         self._ask_to_stop(signal.SIGTERM, None)
 
-    with initialize_config_dir(CONF, version_base="1.3"), pytest.MonkeyPatch.context() as patch:
-        cfg = compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"])
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KeepLast, "on_train_epoch_end", stop_after_epoch)
-        with pytest.raises(Interrupted):
-            train(cfg)
+        yield
+
+
+@pytest.fixture(scope="session")
+def stopped(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was stopped after its first of two epochs."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with initialize_config_dir(CONF, version_base="1.3"), stopping_after_an_epoch(), pytest.raises(Interrupted):
+        train(compose("train", [*SMALL, f"data.store={tiny_store}", f"run={run}"]))
     return run
 
 

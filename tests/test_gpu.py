@@ -5,19 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import SMALL
+from conftest import SMALL, stopping_after_an_epoch
 from torch.nn import functional as F
 
-from alexnet_repro.errors import Interrupted
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.placement import Link, keep_tower
-from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
-from alexnet_repro.training.classifier import LOG_EVERY
+from alexnet_repro.training.checkpoints import load_checkpoint
+from alexnet_repro.training.classifier import LOG_EVERY, compiled
 from alexnet_repro.training.optim import PaperSGD
 
 pytestmark = pytest.mark.gpu
@@ -47,8 +45,7 @@ def updates(device: str, count: int, mode: str = "off", **options: Any) -> Updat
     images, labels = 60 * torch.randn(8, 3, 224, 224), torch.arange(8)
     net, images, labels = net.to(device), images.to(device), labels.to(device)
     optimizer = PaperSGD(net.parameters(), lr=0.001)
-    modes = {"default": "default", "graphs": "reduce-overhead"}
-    forward = net if mode == "off" else torch.compile(net.forward, mode=modes[mode], dynamic=False)
+    forward = net if mode == "off" else compiled(net, mode)
     losses = []
     for step in range(count):
         net.dropout.draw_from(0, step)
@@ -81,18 +78,9 @@ def test_compiled_and_graphed_updates_equal_eager_ones(mode: str) -> None:
 
 
 @pytest.mark.parametrize("compile", ["off", "default", "graphs"])
-def test_resumed_run_equals_uninterrupted_run(
-    compile: str, small_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_equals_uninterrupted_run(compile: str, small_store: Path, cwd: Path, run_command: Run) -> None:
     options = (*NET, f"data.store={small_store}", "trainer.deterministic=true", f"trainer.compile={compile}")
-    after_epoch = KeepLast.on_train_epoch_end
-
-    def stop(self: KeepLast, trainer: L.Trainer, model: L.LightningModule) -> None:
-        after_epoch(self, trainer, model)
-        raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(KeepLast, "on_train_epoch_end", stop)
+    with stopping_after_an_epoch():
         assert run_command("train", *options, "run=parts")[0] == 130
     assert run_command("train", *options, "run=parts", "resume=true")[0] == 0
     assert run_command("train", *options, "run=whole")[0] == 0

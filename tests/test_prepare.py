@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from conftest import image_folder, picture, save_picture
+from conftest import image_folder, one_image_per_file, picture, save_picture
 from PIL import Image
 
 from alexnet_repro.data import devkit, photos
@@ -152,13 +152,8 @@ def test_class_may_be_named_train(cwd: Path, run_command: Run) -> None:
 
 def test_reading_leaves_few_files_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of ImageNet has 1252 files. A process may open only 1024, or 256 on a Mac."""
-    monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
     monkeypatch.setattr("alexnet_repro.data.store.OPEN_FILES", 48)
-    examples = [
-        Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
-        for i in range(100)
-    ]
-    split = write_store(examples, ["even", "odd"], Path("store"), image_size=8).split("train")
+    split = one_image_per_file(Path("store"), 100)
 
     def opened() -> int:
         links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]

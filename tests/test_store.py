@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, one_image_per_file, stopping_after_an_epoch
 
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_writer import Example, write_store
-from alexnet_repro.errors import Interrupted, UserError
-from alexnet_repro.training.checkpoints import KeepLast, load_checkpoint
+from alexnet_repro.errors import UserError
+from alexnet_repro.training.checkpoints import load_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -196,13 +195,8 @@ def test_converted_store_equals_the_prepared_one(as_jpeg: Path, small_store: Pat
 
 
 def test_threads_share_a_split_of_more_files_than_may_be_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
     monkeypatch.setattr("alexnet_repro.data.store.OPEN_FILES", 3)
-    examples = [
-        Example("train", i % 2, str(i), lambda i=i: np.full((8, 8, 3), i, np.uint8))  # type: ignore[misc]
-        for i in range(40)
-    ]
-    split = write_store(examples, ["even", "odd"], cwd / "store", image_size=8).split("train")
+    split = one_image_per_file(cwd / "store", 40)
     indices = [*range(40), *range(39, -1, -1)] * 5
     with ThreadPoolExecutor(8) as threads:
         assert [int(image[0, 0, 0]) for image in threads.map(split.__getitem__, indices)] == indices
@@ -233,14 +227,7 @@ def test_training_on_jpegs_resumes_exactly(tiny_store: Path, cwd: Path, run_comm
     options = ["data=folder", "data.image_size=32", f"source={tiny_store}", "data.store=jpeg", "encoding=jpeg"]
     assert run_command("prepare", *options)[0] == 0
     line = ("train", *SMALL, "data.store=jpeg", "epochs=2")
-    after_epoch = KeepLast.on_train_epoch_end
-
-    def stop(self: KeepLast, trainer: Any, model: Any) -> None:
-        after_epoch(self, trainer, model)
-        raise Interrupted("stopped")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KeepLast, "on_train_epoch_end", stop)
+    with stopping_after_an_epoch():
         assert run_command(*line, "run=parts")[0] == 130
     assert run_command(*line, "run=parts", "resume=true")[0] == 0
     assert run_command(*line, "run=whole")[0] == 0

@@ -11,16 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, stopping_after_an_epoch
 
 from alexnet_repro.claims.scores import read_scores, top_k_misses
-from alexnet_repro.errors import Interrupted
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.provenance import write_json
-from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.classifier import Classifier
 
 Run = Callable[..., tuple[int, str, str]]
@@ -206,17 +203,10 @@ def test_resumed_run_equals_uninterrupted_run(
 
 @pytest.mark.slow
 def test_compiled_run_equals_an_eager_one_within_rounding_and_resumes_exactly(
-    tiny_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path, cwd: Path, run_command: Run
 ) -> None:
     line = ("train", *SMALL, f"data.store={tiny_store}", "optim.lr=0.001")
-    after_epoch = KeepLast.on_train_epoch_end
-
-    def stop(self: KeepLast, trainer: L.Trainer, model: L.LightningModule) -> None:
-        after_epoch(self, trainer, model)
-        raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(KeepLast, "on_train_epoch_end", stop)
+    with stopping_after_an_epoch():
         assert run_command(*line, "run=parts", "trainer.compile=default")[0] == 130
     for options in (
         ("run=parts", "trainer.compile=default", "resume=true"), ("run=whole", "trainer.compile=default"), ("run=eager",)

@@ -87,6 +87,11 @@ def processor(field: str = "model name") -> str:
         return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _commit() -> str | None:
     """Return the commit of the checkout, with a + for uncommitted changes, or None outside a checkout."""
     here = Path(__file__).resolve().parents[2]

@@ -24,6 +24,7 @@ from alexnet_repro.data.images import read_image
 from alexnet_repro.data.module import EpochSampler, TrainImages, already_a_batch
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.provenance import cores
 
 
 def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -104,15 +105,15 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
             for indices in torch.randperm(len(files)).split(batch):
                 torch.stack([files[i][0] for i in indices.tolist()])
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = cores()
         loaders: dict[str, Callable[[], object]] = {
             "one core: ours": ours("raw"),
             "one core: ours, JPEG": ours("jpeg"),
             "one core, from the disk: ours": ours("raw", cold=True),
             "one core, from the disk: ours, JPEG": ours("jpeg", cold=True),
             "one core: ImageFolder": imagefolder,
-            f"{cores} processes: ours": ours("raw", workers=cores),
-            f"{cores} processes: ours, JPEG": ours("jpeg", workers=cores),
+            f"{processes} processes: ours": ours("raw", workers=processes),
+            f"{processes} processes: ours, JPEG": ours("jpeg", workers=processes),
         }
         if dali := dali_loader(folder / "files", batch):
             loaders["one core: DALI, CPU"] = dali
@@ -184,11 +185,11 @@ def bench_prepare(repeats: int) -> tuple[dict[str, float], dict[str, float]]:
             for path in files:
                 np.asarray(rescale(Image.open(path).convert("RGB")))
 
-        cores = os.cpu_count() or 1
-        seconds = in_turns({"one": ours(1), "all": ours(cores), "torchvision": torchvision}, repeats)
+        threads = os.cpu_count() or 1
+        seconds = in_turns({"one": ours(1), "all": ours(threads), "torchvision": torchvision}, repeats)
     ratios = {
         "prepare_all_cores": seconds["one"] / seconds["all"],
         "prepare_vs_torchvision": seconds["torchvision"] / seconds["one"],
     }
-    names = {"one": "one thread", "all": f"{cores} threads", "torchvision": "torchvision, one thread"}
+    names = {"one": "one thread", "all": f"{threads} threads", "torchvision": "torchvision, one thread"}
     return ratios, {f"prepare: {names[name]}": len(files) / s for name, s in seconds.items()}

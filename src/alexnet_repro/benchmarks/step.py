@@ -14,15 +14,15 @@ from alexnet_repro.benchmarks.loading import in_turns
 from alexnet_repro.claims.scores import VIEWS
 from alexnet_repro.data.module import TrainBatch, ValBatch
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.classifier import Classifier, compiled
 from alexnet_repro.training.optim import PaperSGD, parameter_groups
 from alexnet_repro.training.trainer import fast_bfloat16
 
 STEPS = 20  # training steps on a GPU that are timed together
 COMPILED = ("paper", "paper, no_lrn")  # also measured with each trainer.compile, on a GPU
 IMAGES = 90 * 1_281_167  # of 90 epochs of ILSVRC-2012
-# Seconds per update of 128 images that an H100 needs at least in bfloat16: 529 GFLOP at 300 TFLOP/s, and moving weights, norms and activations.
-# This is arithmetic, not a measurement.
+# Seconds per update of 128 images that an H100 needs at least in bfloat16, by arithmetic: 529 GFLOP at 300 TFLOP/s, and
+# reading and writing weights, momenta and activations.
 FLOOR = 0.0029
 AS_RUN: dict[str, Any] = {"init": "as_run", "lrn_alpha": 2e-5, "layer1_order": "norm_pool_relu", "same_map_norm": True}
 
@@ -55,11 +55,7 @@ def training_step(
     """
     optimizer = PaperSGD(parameter_groups(net, 1e-6, 0.0005, 1, True))
     device = images.device.type
-    forward: Callable[[Tensor], Tensor] = net
-    if compile != "off":
-        mode = "reduce-overhead" if compile == "graphs" else "default"
-        forward = torch.compile(net.forward, mode=mode, dynamic=False)
-
+    forward: Callable[[Tensor], Tensor] = net if compile == "off" else compiled(net, compile)
     numbers = count()
 
     def step() -> None:
@@ -121,13 +117,13 @@ def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
         steps = {}
         for name, (make, channels_last) in nets.items():
             modes = ("off", "default", "graphs") if gpu and precision == "bf16" and name in COMPILED else ("off",)
-            for compiled in modes:
+            for mode in modes:
                 net = make().to(device)
                 if channels_last:
                     net.to(memory_format=torch.channels_last)
-                label = name if compiled == "off" else f"{name}, compile={compiled}"
+                label = name if mode == "off" else f"{name}, compile={mode}"
                 inputs = random_batch(batch, device, channels_last)
-                steps[label] = training_step(net.train(), *inputs, precision, compiled)
+                steps[label] = training_step(net.train(), *inputs, precision, mode)
         seconds = {name: s / steps_per_call(device) for name, s in in_turns(steps, repeats).items()}
         speed |= {f"step {precision}: {name}": batch / s for name, s in seconds.items()}
         torchvision = min(s for name, s in seconds.items() if name.startswith("torchvision"))

@@ -1,4 +1,4 @@
-"""The two encodings of the images in a store: raw RGB values, and JPEG, which takes a seventh of the space."""
+"""Images of a store as JPEGs, which take a seventh of the space of their RGB values."""
 
 import io
 

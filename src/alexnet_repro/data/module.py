@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alexnet_repro.data.augment import crop_and_mirror
 from alexnet_repro.data.store import JoinedSplits, Split, Store
+from alexnet_repro.provenance import cores
 
 
 class TrainBatch(NamedTuple):
@@ -316,9 +317,8 @@ class StoreData(L.LightningDataModule):
         torch.get_num_threads() would be 1 under torchrun. Processes on one machine share the cores that they may use,
         unless Slurm has given each its own.
         """
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else self.trainer.num_devices if self.trainer else 1
-        return max(1, min(8, allowed // sharing))
+        return max(1, min(8, cores() // sharing))
 
     def _loader(self, images: Dataset, **order: object) -> DataLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"

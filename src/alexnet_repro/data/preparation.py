@@ -20,19 +20,21 @@ def prepare(cfg: DictConfig) -> Store:
 
     With ``cfg.verify``, only compare the files of the existing store with their checksums.
     """
-    store = Path(str(cfg.data.store))
     if cfg.get("verify"):
-        return _verify(store)
+        return _verify(Path(str(cfg.data.store)))
+    made = _prepared(cfg)
+    _describe(made)
+    return made
+
+
+def _prepared(cfg: DictConfig) -> Store:
+    store = Path(str(cfg.data.store))
     if cfg.data.source == "embedded":
-        made = prepare_photos(cfg)
-        _describe(made)
-        return made
+        return prepare_photos(cfg)
     if cfg.data.source == "cifar10" and (
         cfg.source is None or (Path(str(cfg.source)) / "cifar-10-batches-py").is_dir()
     ):
-        made = prepare_cifar10(cfg)
-        _describe(made)
-        return made
+        return prepare_cifar10(cfg)
     if cfg.source is None:
         raise UserError(
             f"data={cfg.data.name} requires your own copy of the images: say where it is with source=PATH",
@@ -46,9 +48,7 @@ def prepare(cfg: DictConfig) -> Store:
             "choose another data.store=PATH",
         )
     if (Path(str(cfg.source)) / "manifest.json").is_file():
-        made = convert(cfg, Store(Path(str(cfg.source))))
-        _describe(made)
-        return made
+        return convert(cfg, Store(Path(str(cfg.source))))
     held_out_as = cfg.data.get("hold_out_as", "val")
     found = source.scan(Path(str(cfg.source)), cfg.data.hold_out_every, store.parent, held_out_as)
     if cfg.data.source == "cifar10":
@@ -75,7 +75,6 @@ def prepare(cfg: DictConfig) -> Store:
     )
     if found.temporary:
         found.temporary.unlink(missing_ok=True)
-    _describe(made)
     return made
 
 

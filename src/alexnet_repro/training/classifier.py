@@ -48,6 +48,16 @@ def build(name: str, **options: Any) -> Net:
     return NETS[name](**options)
 
 
+def compiled(net: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
+    """Return the net's forward pass, which is compiled with its backward pass when it is first called.
+
+    mode: "default", or "graphs" to record both as CUDA graphs, too.
+    """
+    modes = {"default": "default", "graphs": "reduce-overhead"}
+    forward: Callable[[Tensor], Tensor] = torch.compile(net.forward, mode=modes[mode], dynamic=False)
+    return forward
+
+
 class TrainingMeans(Metric):
     """Mean training error and loss of the current epoch, for each stored batch file and for all images.
 
@@ -146,6 +156,10 @@ class Classifier(L.LightningModule):
 
     def training_images(self, batch: TrainBatch) -> Tensor:
         """Return the augmented training input of a batch, (N, 3, 224, 224) float32 (Sections 2 and 4.1)."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._augmented(batch)
+
+    def _augmented(self, batch: TrainBatch) -> Tensor:
         patches = batch.patches
         if self.augment["jitter"]:
             patches = jitter(patches, 1 + self.augment["jitter"] * batch.jitter)
@@ -172,13 +186,9 @@ class Classifier(L.LightningModule):
         in_effect = until is None or self.current_epoch < scaled_epoch(until, self.epochs, of_epochs)
         return bool(self.augment["colour_noise"]) and in_effect
 
-    def compile_training(self, graphs: bool) -> None:
-        """Compile the forward and backward pass of training steps when they are first needed.
-
-        graphs: also record them as CUDA graphs. Evaluation is not compiled, since its batches have other sizes.
-        """
-        mode = "reduce-overhead" if graphs else "default"
-        self._compiled = torch.compile(self.net.forward, mode=mode, dynamic=False)
+    def compile_training(self, mode: str) -> None:
+        """Compile training steps, as ``trainer.compile``. Evaluation is not compiled: its batches have other sizes."""
+        self._compiled = compiled(self.net, mode)
 
     def draw_dropout(self, batch: TrainBatch) -> None:
         """Select the dropout masks of the current update."""
@@ -191,9 +201,7 @@ class Classifier(L.LightningModule):
         For one replica's part of the batch, return its contribution to the average.
         """
         self.draw_dropout(batch)
-        with torch.autocast(self.device.type, enabled=False):
-            images = self.training_images(batch)
-        logits = at_least_float32((self._compiled or self.net)(images))
+        logits = at_least_float32((self._compiled or self.net)(self.training_images(batch)))
         losses = F.cross_entropy(logits, batch.labels, reduction="none")
         self.training_means.update(batch.file, logits.detach(), batch.labels, losses.detach())
         return losses.sum() / batch.global_batch_size

@@ -10,7 +10,7 @@ from torch import Tensor
 from alexnet_repro.claims.results import read_result
 from alexnet_repro.claims.scores import top_k_misses
 from alexnet_repro.errors import UserError
-from alexnet_repro.training.run_folder import named
+from alexnet_repro.training.run_folder import finished_result, named
 
 FINE_TUNED = ("fine_tuned", "log_4_ilsvrc2012")  # last steps of conf/pretraining
 STEP = 0.05  # of the weights, as in the 2012 script
@@ -43,11 +43,7 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
 
     Values that differ between runs are joined by "and". Raises UserError for an unfinished run.
     """
-    results = []
-    for run in runs:
-        if not (run / "result.json").is_file():
-            raise UserError(f"{run} holds no finished run", "finish it first: train with resume=true")
-        results.append(read_result(run / "result.json"))
+    results = [read_result(finished_result(run)) for run in runs]
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
     if pretrained := sum(result.get("pretraining") in FINE_TUNED for result in results):
         facts["pretrained_members"] = pretrained

@@ -144,7 +144,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         f"{world(cfg)} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
     if cfg.trainer.compile != "off":
-        model.compile_training(graphs=cfg.trainer.compile == "graphs")
+        model.compile_training(cfg.trainer.compile)
     if trainer.precision == "64-true":
         model.double()  # otherwise Lightning would load the checkpoint as float32, and round it
     try:

@@ -180,6 +180,13 @@ def _lost_lock(loss: LeaseCompromise) -> None:
     os._exit(1)  # without saving, since the folder may belong to another process now
 
 
+def finished_result(run: Path, called: str = "") -> Path:
+    """Return the path of a finished run's result.json. Raise UserError, with what the run is called, for another run."""
+    if not (run / "result.json").is_file():
+        raise UserError(f"{called or run} holds no finished run", "finish it first: train with resume=true")
+    return run / "result.json"
+
+
 def wait_for(run: Path) -> None:
     """Wait until the run's folder has a lock, so that all processes see the same checkpoints.
 

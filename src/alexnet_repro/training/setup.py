@@ -27,7 +27,8 @@ def check(cfg: DictConfig) -> None:
                 "remove one of the two",
             )
     overridden = {override.partition("=")[0] for override in task_overrides()}
-    for key, value in (override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override):
+    given = dict(override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override)
+    for key, value in given.items():
         if key == "ablation" and len(set(names := value.strip("[]").split(","))) < len(names):
             raise UserError(f"+ablation={value} names an ablation twice", "name each of them once")
         if key == "schedule" and value != "log":
@@ -37,7 +38,6 @@ def check(cfg: DictConfig) -> None:
                         f"schedule={value} is not in effect: data={cfg.data.name} has a schedule of its own",
                         f"choose other data, or set single options such as {option}={usual}",
                     )
-    given = dict(override.lstrip("+").split("=", 1) for override in task_overrides() if "=" in override)
     if str(given.get("experiment")).startswith("one_cnn_pretrained") and "pretraining" not in given:
         raise UserError(
             f"+experiment={given['experiment']} has several steps",

@@ -10,6 +10,7 @@ from alexnet_repro.errors import UserError
 from alexnet_repro.training.checkpoints import load_checkpoint, newest
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.measurement import load_run
+from alexnet_repro.training.run_folder import finished_result
 
 # Options of a net that do not change what the layers of both nets compute.
 FREE = {"classes", "conv6", "bottleneck", "init", "bias_init", "dropout"}
@@ -31,11 +32,7 @@ def start_from_pretrained(cfg: DictConfig, model: Classifier, run: Path) -> None
         copied = load_checkpoint(last)["hyper_parameters"].get("copied") or {"layers": []}
         model.copied = {**rates, "layers": copied["layers"]}
         return
-    if not (Path(str(options.run)) / "result.json").is_file():
-        raise UserError(
-            f"pretrained.run={options.run} holds no finished run",
-            "finish it first: train with its options and resume=true",
-        )
+    finished_result(Path(str(options.run)), f"pretrained.run={options.run}")
     source, _ = load_run(Path(str(options.run)), options.checkpoint)
     for key, value in source.hparams["net"].items():
         own = model.hparams["net"].get(key, value)
