@@ -18,7 +18,7 @@ from PIL import Image
 from alexnet_repro.cli import command
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.preparation import prepare
-from alexnet_repro.data.store import Split
+from alexnet_repro.data.split import Split
 from alexnet_repro.data.store_writer import Example, write_store
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.training.checkpoints import KeepLast

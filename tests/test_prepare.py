@@ -152,7 +152,7 @@ def test_class_may_be_named_train(cwd: Path, run_command: Run) -> None:
 
 def test_reading_leaves_few_files_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of ImageNet has 1252 files. A process may open only 1024, or 256 on a Mac."""
-    monkeypatch.setattr("alexnet_repro.data.store.OPEN_FILES", 48)
+    monkeypatch.setattr("alexnet_repro.data.split.OPEN_FILES", 48)
     split = one_image_per_file(Path("store"), 100)
 
     def opened() -> int:

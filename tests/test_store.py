@@ -195,7 +195,7 @@ def test_converted_store_equals_the_prepared_one(as_jpeg: Path, small_store: Pat
 
 
 def test_threads_share_a_split_of_more_files_than_may_be_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_repro.data.store.OPEN_FILES", 3)
+    monkeypatch.setattr("alexnet_repro.data.split.OPEN_FILES", 3)
     split = one_image_per_file(cwd / "store", 40)
     indices = [*range(40), *range(39, -1, -1)] * 5
     with ThreadPoolExecutor(8) as threads:

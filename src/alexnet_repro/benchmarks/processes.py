@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from alexnet_repro.benchmarks.step import random_batch, training_step
 from alexnet_repro.data.module import EpochSampler, TrainImages
-from alexnet_repro.data.store import Split, shard_name
+from alexnet_repro.data.split import Split, shard_name
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.placement import Link, crossing_bytes, keep_tower
 from alexnet_repro.training.trainer import fast_bfloat16, keep_freed_memory

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alexnet_repro.data.augment import crop_and_mirror
-from alexnet_repro.data.store import JoinedSplits, Split, Store
+from alexnet_repro.data.split import JoinedSplits, Split
+from alexnet_repro.data.store import Store
 from alexnet_repro.provenance import cores
 
 

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from alexnet_repro.data import jpeg
 from alexnet_repro.data.jpeg import RGB
 from alexnet_repro.data.manifest import FORMATS, SHARD, manifest_checksum
-from alexnet_repro.data.store import Store, sha256, shard_name
+from alexnet_repro.data.split import shard_name
+from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import written_whole
 

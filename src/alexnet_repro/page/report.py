@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from alexnet_repro.claims.results import Result, read_results
 from alexnet_repro.configs import CONF
-from alexnet_repro.data.store import Split
+from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
