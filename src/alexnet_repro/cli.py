@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.errors import Interrupted, ProcessDied, UserError
+from alexnet_repro.errors import Interrupted, InUse, ProcessDied, UserError
 from alexnet_repro.provenance import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
 
@@ -58,8 +58,13 @@ def command(name: str) -> None:
             told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
             if not sweeping():
                 _fail(told)
-            print(f"error: {told}", file=sys.stderr)  # and continue with the next job
-            leave_outcome({"error": told.splitlines()[0]})
+            told_first = told.splitlines()[0]
+            if isinstance(error, InUse):  # another sweep does this job
+                print(f"skipped: {told_first}")
+                leave_outcome({"in_use": told_first})
+            else:
+                print(f"error: {told}", file=sys.stderr)  # and continue with the next job
+                leave_outcome({"error": told_first})
         except ProcessDied as death:
             _fail(str(death), 1)
         except BrokenPipeError:  # train | head

@@ -12,6 +12,10 @@ class UserError(Exception):
         return self.problem + (f"\n  {self.remedy}" if self.remedy else "")
 
 
+class InUse(UserError):
+    """Another process works in the folder of a run."""
+
+
 class Interrupted(Exception):
     """Ctrl-C or a termination signal ended the command, with everything saved; says how to resume."""
 

@@ -45,6 +45,8 @@ class AlexNetOptions(Group):
     """conf/net/alexnet.yaml and the net of the recipes."""
 
     name: Literal["alexnet"]
+    image_size: Count
+    width: Positive
     towers: OneOrTwo
     communication: bool
     conv3: bool
@@ -233,6 +235,7 @@ class Train(Group):
     net: Annotated[AlexNetOptions | FourLayerOptions | LocallyConnectedOptions, Field(discriminator="name")]
     schedule: Schedule
     recipe: Literal["paper", "as_run", "cuda_convnet"]
+    scale: Literal["full", "proxy"]
     data: Data
     trainer: Trainer
     placement: Placement

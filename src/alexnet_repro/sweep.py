@@ -16,7 +16,7 @@ def sweeping() -> bool:
 
 
 def leave_outcome(outcome: dict[str, Any]) -> None:
-    """Write the outcome of this job into the folder of the sweep: {"result": ...} or {"error": ...}."""
+    """Write the outcome of this job into the folder of the sweep: {"result": ...}, {"error": ...} or {"in_use": ...}."""
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,8 @@ def sweep_table(outcomes: list[dict[str, Any]]) -> str:
     width = max(map(len, ("errors, %", *jobs)))
     lines = [f"  {'errors, %':<{width}}  one view: top-1   top-5   ten crops: top-1   top-5"]
     for job, outcome in zip(jobs, outcomes, strict=True):
-        if "error" in outcome:
-            lines.append(f"  {job:<{width}}  {outcome['error']}")
+        if told := outcome.get("error") or outcome.get("in_use"):
+            lines.append(f"  {job:<{width}}  {told}")
         else:
             views = (outcome["result"]["centre"], outcome["result"]["ten_crop"])
             one, five, ten_one, ten_five = (f"{view[f'top{k}_error']:.1f}" for view in views for k in (1, 5))
@@ -52,5 +52,7 @@ class TableAtTheEnd(Callback):
         outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("job-*.json"))]
         if outcomes:
             print(f"\n{sweep_table(outcomes)}\n{len(outcomes)} runs; this table's numbers are in {folder}")
+        if any("in_use" in outcome for outcome in outcomes):
+            print("Runs in use were skipped: another process does them. The same command shows their results later.")
         if any("error" in outcome for outcome in outcomes):
             raise SystemExit(2)

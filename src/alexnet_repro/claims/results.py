@@ -23,6 +23,7 @@ class Result(TypedDict, total=False):
     ablation: str
     experiment: str | None
     pretraining: str | None  # step of a chain in conf/pretraining
+    scale: str  # of the experiment, as in conf/scale
     options: list[str]
     data: str
     source: str | None
@@ -79,6 +80,7 @@ SHARED_KEYS = (
     "store_sha256",
     "net",
     "experiment",
+    "scale",
     "recipe",
     "epochs",
     "batch_size",
@@ -105,6 +107,8 @@ def read_results(*folders: Path) -> list[Result]:
                 continue
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
                 content["experiment"] = named[1]  # for results written before this field existed
+            if "centre" in content:
+                content.setdefault("scale", "full")  # for results written before this field existed
             if (retrieval := path.parent / "retrieval.json").is_file():
                 content["retrieval"] = read_result(retrieval)
             identity = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")

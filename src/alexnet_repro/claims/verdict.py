@@ -201,6 +201,8 @@ def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
         return f"measured on {images} images"
     if _number(shared.get("epochs", math.inf)) < 0.9 * claim.epochs:
         return f"{shared['epochs']} epochs"
+    if shared.get("scale") == "proxy":
+        return "smaller images and net"
     for key, value in claim.settings.items():
         if key in shared and shared[key] != value:
             return f"{key}={shared[key]}"

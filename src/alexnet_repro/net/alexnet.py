@@ -46,6 +46,12 @@ class AlexNet(nn.Module):
     window extends three pixels beyond the image. These pixels are zero, which corresponds to the mean image.
 
     classes: number of classes, which are the outputs of fc8.
+    image_size: side length of the images, in pixels; 224 in Section 4.1. Other sizes give smaller or larger maps, and
+        fc6 then has fewer or more inputs.
+    width: number of maps of each convolutional layer, and of neurons of fc6 and fc7, as a multiple of the paper's; a
+        whole number of sixteenths. With another width or size, the standard deviation of the initial weights is
+        multiplied by the square root of (inputs of a neuron in the full-size network / inputs here), so that the
+        responses have the spread of the full-size network.
     towers: 2, or 1 for the one-GPU network with half as many kernels (Section 3.2). The one-GPU network keeps the width
         of the last convolutional layer and of the fully connected layers: 59,798,312 parameters.
     communication: whether conv3, fc6 and fc7 read both towers. False gives the network of run 150 in the 2012 log: 160
@@ -80,6 +86,8 @@ class AlexNet(nn.Module):
         self,
         classes: int = 1000,
         *,
+        image_size: int = 224,
+        width: float = 1.0,
         towers: int = 2,
         communication: bool = True,
         conv3: bool = True,
@@ -110,29 +118,45 @@ class AlexNet(nn.Module):
             raise ValueError(
                 "net.communication=false needs two towers: with one tower there is no communication to disable"
             )
-        self.towers, self.layer1_order, self.pooling = towers, layer1_order, pooling
+        if width <= 0 or not float(16 * width).is_integer():
+            raise ValueError(f"net.width={width:g}: this must be a multiple of 1/16 = 0.0625")
+        self.image_size, self.towers, self.layer1_order, self.pooling = image_size, towers, layer1_order, pooling
         self.activation = ACTIVATIONS[activation]
 
         cross_groups = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
-        conv2_maps = 128 * towers if communication else 160 * towers
         pad2, pad5 = (2, 1) if pooling == "overlapping" else (1, 0)
-        self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
-        self.conv2 = nn.Conv2d(48 * towers, maps := conv2_maps, 5, padding=pad2, groups=towers)
+
+        def scaled(number: int) -> int:
+            return round(number * width)  # whole, since all numbers are multiples of 16
+
+        def sides(image: int) -> tuple[int, int]:
+            """Return the side lengths of pool2 and pool5 for images of this size."""
+            pool2 = self.pooled(self.pooled(-(-(image - 11) // 4) + 1) + 2 * pad2 - 4)
+            return pool2, self.pooled(pool2 + 2 * pad5 - 2 if conv5 else pool2)
+
+        self.pool2_side, side = sides(image_size)
+        if side < 1:
+            raise ValueError(
+                f"net.image_size={image_size}: nothing is left of such images after the last pooling layer"
+            )
+        self.conv1 = nn.Conv2d(3, maps := scaled(48 * towers), 11, stride=4)
+        self.conv2 = nn.Conv2d(
+            maps, maps := scaled((128 if communication else 160) * towers), 5, padding=pad2, groups=towers
+        )
         if conv3:
-            self.conv3 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=cross_groups)
+            self.conv3 = nn.Conv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=cross_groups)
         if conv4:
-            self.conv4 = nn.Conv2d(maps, maps := 192 * towers, 3, padding=1, groups=towers)
+            self.conv4 = nn.Conv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=towers)
         if conv5:
-            self.conv5 = nn.Conv2d(maps, maps := 256, 3, padding=pad5, groups=towers)
+            self.conv5 = nn.Conv2d(maps, maps := scaled(256), 3, padding=pad5, groups=towers)
         if conv6:
-            self.conv6 = nn.Conv2d(maps, maps := 256, 3, padding=1, groups=cross_groups)
-        fc6_neurons = 4096 if communication else 4096 * towers
-        side = 7 if pooling == "non_overlapping" and not conv5 else 6
+            self.conv6 = nn.Conv2d(maps, maps := scaled(256), 3, padding=1, groups=cross_groups)
+        fc6_neurons = scaled(4096 if communication else 4096 * towers)
         self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, cross_groups)
-        self.fc7 = GroupedLinear(fc6_neurons, 4096, cross_groups)
+        self.fc7 = GroupedLinear(fc6_neurons, neurons := scaled(4096), cross_groups)
         if bottleneck:
-            self.bottleneck = GroupedLinear(4096, bottleneck, cross_groups)
-        self.fc8 = GroupedLinear(bottleneck or 4096, classes, 1)
+            self.bottleneck = GroupedLinear(neurons, neurons := bottleneck, cross_groups)
+        self.fc8 = GroupedLinear(neurons, classes, 1)
         self.deep = [name for name, present in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if present]
         self.norm: nn.Module = (
             LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
@@ -142,7 +166,11 @@ class AlexNet(nn.Module):
             SameMapNorm(5, 0.001 / 25, 0.75, 1.0) if lrn and same_map_norm else nn.Identity()
         )
         self.dropout = Dropout(dropout, masks=towers)
-        self.initialise(WEIGHT_STD[init], bias_init)
+        wider = dict.fromkeys(WEIGHT_STD[init], width**-0.5)
+        wider |= {"conv1": 1.0, "fc6": wider["fc6"] * sides(224)[1] / side}
+        if bottleneck:
+            wider["fc8"] = 1.0  # its inputs do not depend on the width
+        self.initialise({name: std * wider[name] for name, std in WEIGHT_STD[init].items()}, bias_init)
 
     @torch.no_grad()
     def initialise(self, std: dict[str, float], bias: float = 1.0) -> None:
@@ -158,7 +186,7 @@ class AlexNet(nn.Module):
                 layer.bias.fill_(bias if name in BIAS_ONE else 0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, classes) for images (N, 3, 224, 224)."""
+        """Return logits (N, classes) for images (N, 3, image_size, image_size)."""
         return self._run(images, None)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
@@ -181,7 +209,8 @@ class AlexNet(nn.Module):
         def neurons(name: str, x: Tensor) -> Tensor:
             return record(name, self.activation(self.get_submodule(name)(x)))
 
-        x = F.pad(images, (0, 3, 0, 3))  # pad right and bottom
+        pad = (11 - self.image_size) % 4  # 3 for 224 pixels
+        x = F.pad(images, (0, pad, 0, pad))  # pad right and bottom
         if self.layer1_order == "relu_norm_pool":
             x = self.pool(self.norm(neurons("conv1", x)))
         else:
@@ -207,6 +236,10 @@ class AlexNet(nn.Module):
         Output sizes are rounded up as in the 2012 code. Overlapping pooling gives 55 -> 27 -> 13 -> 6.
         """
         return F.max_pool2d(x, 3 if self.pooling == "overlapping" else 2, stride=2, ceil_mode=True)
+
+    def pooled(self, side: int) -> int:
+        """Return the side length of a map of ``side`` after ``pool``; not positive if nothing is left."""
+        return -(-(side - (3 if self.pooling == "overlapping" else 2)) // 2) + 1
 
 
 class GroupedLinear(nn.Module):

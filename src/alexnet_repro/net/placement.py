@@ -153,7 +153,7 @@ def crossing_bytes(net: AlexNet, images: int, element: int = 4) -> dict[str, int
     sent = {}
     for name, layer in net.named_children():
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and name != "conv1":
-            side = math.isqrt(net.fc6.in_features // layer.out_channels) if name == "conv6" else 13  # of pool5 or pool2
+            side = math.isqrt(net.fc6.in_features // layer.out_channels) if name == "conv6" else net.pool2_side
             sent[name] = 2 * images * (layer.in_channels // TOWERS) * side**2 * element
         elif isinstance(layer, GroupedLinear) and layer.groups == 1:
             sent[name] = 2 * images * (layer.in_features // TOWERS) * element

@@ -47,7 +47,7 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
     if pretrained := sum(result.get("pretraining") in FINE_TUNED for result in results):
         facts["pretrained_members"] = pretrained
-    for key in ("ablation", "recipe", "experiment", "source", "net", "batch_size", "lr"):
+    for key in ("ablation", "recipe", "experiment", "scale", "source", "net", "batch_size", "lr"):
         different = sorted({str(result.get(key)) for result in results})
         facts[key] = results[0].get(key) if len(different) == 1 else " and ".join(different)
     facts["options"] = sorted({option for result in results for option in result.get("options", ())})

@@ -172,6 +172,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "ablation": ablation_of(cfg),
         "recipe": cfg.recipe,
         **choices(task_overrides()),
+        "scale": cfg.scale,
         "data": cfg.data.name,
         # the name only: the path differs between machines
         "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,
@@ -212,7 +213,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
 
 def default_run(cfg: DictConfig) -> Path:
     """Return runs/<name>/seed-<n>, where the name lists what the command line chose."""
-    name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet"])
+    name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet", "scale=full"])
     return Path("runs") / name / f"seed-{cfg.seed}"
 
 

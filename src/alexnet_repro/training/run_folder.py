@@ -27,7 +27,7 @@ from yaml import YAMLError
 
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import InUse, UserError
 from alexnet_repro.provenance import rank, written_whole
 from alexnet_repro.training.checkpoints import newest
 
@@ -77,6 +77,7 @@ def choices(overrides: Sequence[str]) -> dict[str, Any]:
         "ablation",
         "experiment",
         "pretraining",
+        "scale",
         "epochs",
         "batch_size",
         "optim.lr",
@@ -136,7 +137,7 @@ def locked(run: Path) -> SoftFileLease:
     """Take the lock of a run's folder, which holds between machines, too.
 
     The owner renews the lock every few seconds. A process that died loses it: at once on the same machine, and after
-    LEASE seconds on another one. Raises UserError if another process holds it.
+    LEASE seconds on another one. Raises InUse if another process holds it.
     """
     lock = SoftFileLease(run / "lock", lease_duration=LEASE, on_compromise=_lost_lock, thread_local=False)
     try:
@@ -158,7 +159,7 @@ def locked(run: Path) -> SoftFileLease:
             return lock
         except Timeout:
             pass
-    raise UserError(
+    raise InUse(
         f"{run} is in use by process {pid} on {host}", "wait until it ends, or choose another folder with run=PATH"
     )
 
