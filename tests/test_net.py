@@ -122,6 +122,45 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize("options", [{}, {"towers": 1}, {"communication": False}, {"conv6": True}])
+def test_quarter_width_has_a_sixteenth_of_the_weights_between_layers(options: dict) -> None:
+    with torch.device("meta"):
+        whole, quarter = AlexNet(**options), AlexNet(width=0.25, **options)
+    counts = [{name: p.numel() for name, p in net.named_parameters()} for net in (whole, quarter)]
+    for name, count in counts[0].items():
+        fixed = "bias" in name or name in ("conv1.weight", "fc8.weight")  # one end does not get narrower
+        expected = count if name == "fc8.bias" else count / (4 if fixed else 16)
+        assert counts[1][name] == expected, name
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 227])
+@pytest.mark.parametrize("pooling", ["overlapping", "non_overlapping"])
+@pytest.mark.parametrize("conv5", [True, False])
+def test_other_image_sizes_have_the_maps_that_torch_computes(size: int, pooling: str, conv5: bool) -> None:
+    with torch.device("meta"):
+        net = AlexNet(image_size=size, width=0.25, pooling=pooling, conv5=conv5, lrn=False)
+        seen = net.activations(torch.empty(1, 3, size, size))
+    assert seen["pool5"][0].numel() == net.fc6.in_features
+    assert seen["conv3"].shape[2] == net.pool2_side
+    assert seen["conv1"].shape[2] == math.ceil((size - 11) / 4) + 1  # no pixel is left out
+
+
+@pytest.mark.parametrize("init", ["paper", "as_run"])
+def test_narrow_net_starts_with_the_spread_of_the_whole_net(init: str) -> None:
+    deviations = []
+    for options in ({}, {"image_size": 96, "width": 0.25}):
+        drawn = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            net = AlexNet(10, init=init, bias_init=0, **options).eval()
+            with torch.inference_mode():
+                seen = net.activations(60 * torch.randn(4, 3, net.image_size, net.image_size))
+            drawn.append({name: float(maps.std()) for name, maps in seen.items()})
+        deviations.append({name: sum(d[name] for d in drawn) / 3 for name in drawn[0]})
+    for name, whole in deviations[0].items():
+        assert 0.6 < deviations[1][name] / whole < 1.6, (name, whole, deviations[1][name])
+
+
 @pytest.mark.parametrize(("options", "parameters", "maps"), VARIANTS)
 def test_ablated_nets_have_the_expected_sizes(options: dict, parameters: int, maps: list[tuple[int, int]]) -> None:
     net = AlexNet(**options)

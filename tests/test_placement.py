@@ -31,6 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"classes": 7},  # an odd number: one tower has one logit more
     {"classes": 10, "communication": False, "lrn": False},
     {"classes": 10, "conv6": True, "bottleneck": 6},
+    {"classes": 10, "image_size": 96, "width": 0.25},
     {"classes": 10, "conv3": False, "same_map_norm": True, "layer1_order": "norm_pool_relu"},
 ]
 IMAGES, FIRST = 3, 1  # rows 1 to 3 of a batch of 5, so that the dropout masks depend on the rows
@@ -42,7 +43,8 @@ def loss_and_net(variant: dict[str, Any], link: Link | None) -> tuple[torch.Tens
     if link is not None:
         keep_tower(net, link)
     generator = torch.Generator().manual_seed(2)
-    images = 60 * torch.randn(IMAGES, 3, 224, 224, generator=generator, dtype=torch.float64)
+    size = variant.get("image_size", 224)
+    images = 60 * torch.randn(IMAGES, 3, size, size, generator=generator, dtype=torch.float64)
     net.dropout.draw_from(3, 4, first=FIRST)
     logits = net(images.to(memory_format=torch.channels_last))
     loss = F.cross_entropy(logits, torch.arange(IMAGES))

@@ -7,8 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from alexnet_repro.configs import CONF
+from alexnet_repro.data.store import Store
 from alexnet_repro.sweep import sweep_table
+from alexnet_repro.training.run_folder import open_run
+from tests.conftest import SMALL
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ("data=folder", "trainer=cpu", "epochs=1", "batch_size=6", "optim.lr=0.0001")
@@ -32,6 +37,23 @@ def test_sweep_writes_one_folder_per_job_and_ends_with_a_table(cwd: Path, small_
     status, out, _ = run_command(*line)
     assert "is finished already" in out
     assert result.stat().st_mtime_ns == made
+
+
+def test_sweep_skips_a_job_that_another_process_does(cwd: Path, tiny_store: Path, run_command: Run) -> None:
+    options = (*SMALL, "epochs=1", f"data.store={tiny_store}")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        lock = open_run(cwd / "busy", compose("train", [*options]), Store(tiny_store).checksum)
+    status, out, err = run_command("train", "-m", *options, "resume=true", "run=busy,free")
+    assert status == 0, err
+    assert "skipped: busy is in use by process" in out
+    assert "another process does them" in out
+    assert (cwd / "free" / "result.json").exists()
+    assert not (cwd / "busy" / "result.json").exists()
+    lock.release()
+    status, out, err = run_command("train", "-m", *options, "resume=true", "run=busy,free")
+    assert status == 0, err
+    assert "free is finished already" in out
+    assert (cwd / "busy" / "result.json").exists()
 
 
 def test_table_shows_the_overrides_that_differ() -> None:

@@ -71,7 +71,12 @@ train augment.share=4 augment.random_crops=false augment.mirror=false > no effec
 train augment.crop=0 > at least 1
 train augment.crop=-224 > at least 1
 train augment.crop=300 > the images are 256x256
-train augment.crop=100 > takes patches of another size
+train augment.crop=10 > nothing is left
+train net.image_size=200 > takes patches of another size
+train net.width=0.3 > a multiple of 1/16
+train net.width=0 > above 0
+train scale=half > there are: full, proxy
+train scale=proxy data=imagenette > source=PATH data.image_size=110 data.store=stores/imagenette-110
 train augment.mean=none > one of patch, centre
 train augment.mirror=left > true or false
 train augment.random_crops=9 > true or false

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.cli import task_overrides
@@ -70,8 +69,10 @@ def open_store(cfg: DictConfig) -> Store:
     except UserError as error:
         if path.exists():
             raise
+        usual = OmegaConf.load(Path(CONF) / "data" / f"{cfg.data.name}.yaml").data
+        own = "".join(f" data.{k}={cfg.data[k]}" for k in ("image_size", "store") if cfg.data[k] != usual.get(k))
         raise UserError(
-            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH"
+            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH{own}"
         ) from None
     if store.image_size != cfg.data.image_size:
         raise UserError(
@@ -123,6 +124,11 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
     Raises UserError for values that the net, the optimizer or the schedule cannot use.
     """
     options = plain(cfg)
+    if cfg.net.image_size != cfg.augment.crop:
+        raise UserError(
+            f"augment.crop={cfg.augment.crop}: net.image_size={cfg.net.image_size} takes patches of another size",
+            "set only augment.crop, and net.image_size follows",
+        )
     try:
         model = Classifier(
             net={**options["net"], "classes": len(store.classes)},
@@ -137,15 +143,6 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
             covariance=store.covariance,
         )
         model.configure_optimizers()  # raises ValueError for invalid options
-        net = model.net.eval()
-        on_meta = {name: value.to("meta") for name, value in net.state_dict().items()}  # shapes only
-        torch.func.functional_call(net, on_meta, torch.empty(1, 3, model.crop, model.crop, device="meta"))
-        model.train()
     except ValueError as error:
         raise UserError(str(error)) from None
-    except RuntimeError:
-        raise UserError(
-            f"augment.crop={cfg.augment.crop}: net={cfg.net.name} takes patches of another size",
-            "use augment.crop=224" if cfg.net.name == "alexnet" else "set net.image_size to the same number",
-        ) from None
     return model
