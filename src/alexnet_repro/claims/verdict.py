@@ -292,7 +292,9 @@ def _finding(
     caveat: str | None = None,
 ) -> Finding:
     measured = list(by_seed.values())
-    estimates = {key: estimate(claim, [values[key] for values in measured], images.get(key)) for key in measured[0]}
+    estimates = {
+        key: estimate(claim.kind, [values[key] for values in measured], images.get(key)) for key in measured[0]
+    }
     return Finding(
         claim=claim,
         estimates=estimates,

@@ -1,0 +1,168 @@
+"""The ablation study (+experiment=ablations): what changes if one ingredient of the recipe is removed or replaced.
+
+Each ablation is compared with the baseline seed by seed. Intervals are 95% confidence intervals; where the scores of the
+test images are saved, they include the sampling error of these images. The p values of the ten-crop error are corrected
+for the number of ablations (Holm). These rules were fixed before the first run of the study.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from alexnet_repro.claims.estimates import LEVEL, Estimate, estimate, holm
+from alexnet_repro.claims.measures import MEASURES, crossing
+from alexnet_repro.claims.paper import Claim, read_claims
+from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of
+from alexnet_repro.configs import CONF
+
+EXPERIMENT = "ablations"
+TRAINING_LEVEL = 50.0  # running training error, in percent, up to which updates are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A measure of the study: the column of its error in the scores of each image, if it is a mean over images."""
+
+    name: str
+    title: str
+    kind: str  # difference or ratio
+    of: Callable[[Result], float | None]
+    view: str | None = None
+    score: int = 0
+
+
+def _error(view: str, key: str) -> Callable[[Result], float | None]:
+    return lambda result: cast(dict[str, Any], result).get(view, {}).get(key)
+
+
+def _measure(name: str) -> Callable[[Result], float | None]:
+    return lambda result: next(iter((MEASURES[name](result) or {}).values()), None)
+
+
+def _updates_to_level(result: Result) -> float | None:
+    history = result.get("history") or []
+    return crossing(history, "steps", "train_error", TRAINING_LEVEL) if history else None
+
+
+COLUMNS = (
+    Column(name="ten_crop", title="top-1 error, ten crops", kind="difference", of=_error("ten_crop", "top1_error"), view="ten_crop"),
+    Column(name="centre", title="top-1 error, one view", kind="difference", of=_error("centre", "top1_error"), view="centre"),
+    Column(name="log_loss", title="log-loss, ten crops, nats", kind="difference", of=_error("ten_crop", "log_loss"), view="ten_crop", score=2),
+    Column(name="training", title="training error", kind="difference", of=_measure("training_error")),
+    Column(name="overfitting", title="overfitting", kind="difference", of=_measure("overfitting")),
+    Column(name="updates", title=f"updates to {TRAINING_LEVEL:.0f}% training error", kind="ratio", of=_updates_to_level),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """The effect of an ablation: its estimates by column, ablation minus baseline, or their ratio."""
+
+    ablation: str
+    seeds: list[int]
+    estimates: dict[str, Estimate]
+    claim: Claim | None  # what the paper says of this ablation
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the ten-crop error differs from the baseline's after Holm's correction."""
+        p = self.estimates["ten_crop"].p
+        return p is not None and p < LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The changes of all ablations in one group of comparable results."""
+
+    shared: dict[str, Any]  # recipe, data, scale, epochs, precision ...
+    baseline: dict[str, Estimate]  # the baseline's own errors, by column
+    seeds: list[int]  # of the baseline
+    changes: list[Change]
+    seconds: dict[str, float]  # mean duration of a run, by ablation
+
+
+def studies(results: Iterable[Result]) -> list[Study]:
+    """Return the studies with a baseline, those with the most runs first."""
+    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        if result.get("experiment") == EXPERIMENT and "members" not in result:
+            facts = {**result, "options": " ".join(result.get("options", ()))}
+            groups[tuple(facts.get(key) for key in SHARED_KEYS)].append(result)
+    found = [_study(dict(zip(SHARED_KEYS, key, strict=True)), runs) for key, runs in groups.items()]
+    return sorted((study for study in found if study), key=lambda study: -len(study.changes))
+
+
+def _study(shared: dict[str, Any], runs: list[Result]) -> Study | None:
+    by_ablation: dict[str, dict[int, Result]] = defaultdict(dict)
+    for run in runs:
+        by_ablation[run["ablation"]][run["seed"]] = run
+    baseline = by_ablation.pop("none", {})
+    changes = [_change(name, side, baseline) for name, side in by_ablation.items() if set(side) & set(baseline)]
+    if not changes:
+        return None
+    tested = [change.estimates for change in changes if change.estimates["ten_crop"].p is not None]
+    for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):
+        estimates["ten_crop"] = replace(estimates["ten_crop"], p=p)
+    return Study(
+        shared=shared,
+        baseline=_own_numbers(list(baseline.values())),
+        seeds=sorted(baseline),
+        changes=sorted(changes, key=lambda change: -_finite(change.estimates["ten_crop"].value)),
+        seconds={
+            name: float(np.mean([run["seconds"] for run in side.values()]))
+            for name, side in {"none": baseline, **by_ablation}.items()
+        },
+    )
+
+
+def _own_numbers(runs: list[Result]) -> dict[str, Estimate]:
+    measured = {column.name: [n for n in map(column.of, runs) if n is not None] for column in COLUMNS}
+    return {name: estimate("number", numbers, None) for name, numbers in measured.items() if len(numbers) == len(runs)}
+
+
+def _change(ablation: str, side: dict[int, Result], baseline: dict[int, Result]) -> Change:
+    seeds = sorted(set(side) & set(baseline))
+    estimates = {}
+    for column in COLUMNS:
+        pairs = [(column.of(side[seed]), column.of(baseline[seed])) for seed in seeds]
+        if all(one is not None and other is not None for one, other in pairs):
+            numbers = [_compared(column, one, other) for one, other in pairs]  # type: ignore[arg-type]
+            estimates[column.name] = estimate(column.kind, numbers, _images(column, seeds, side, baseline))
+    return Change(ablation=ablation, seeds=seeds, estimates=estimates, claim=_claim_of(ablation))
+
+
+def _compared(column: Column, one: float, other: float) -> float:
+    if column.kind == "difference":
+        return one - other
+    return math.nan if math.isinf(one) and math.isinf(other) else one / other if other else math.inf
+
+
+def _images(
+    column: Column, seeds: list[int], side: dict[int, Result], baseline: dict[int, Result]
+) -> NDArray[np.float64] | None:
+    """Return the difference of each test image, (seeds, images), or None if the scores are not saved."""
+    if column.view is None or len(seeds) < 2:
+        return None
+    scores = [tuple(scores_of(runs[seed], column.view) for runs in (side, baseline)) for seed in seeds]
+    if any(one is None or other is None or one.shape != other.shape for one, other in scores):
+        return None
+    unit = 1 if column.score == 2 else 100
+    return unit * np.stack([one[:, column.score] - other[:, column.score] for one, other in scores])  # type: ignore[index]
+
+
+def _claim_of(ablation: str) -> Claim | None:
+    """Return the claim that conf/ablation names for this ablation."""
+    file = Path(CONF) / "ablation" / f"{ablation}.yaml"
+    name = OmegaConf.load(file).ablation.get(ablation) if file.is_file() else None
+    return read_claims().get(name) if name else None
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.copysign(1e9, value)

@@ -1,0 +1,185 @@
+"""Present the ablation study: a table, a forest plot's rows, and its reading in sentences."""
+
+import csv
+import io
+import math
+from typing import Any
+
+from alexnet_repro.claims.estimates import Estimate
+from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
+from alexnet_repro.page.intervals import bar, domain
+
+NAMES = {  # what was done, in words
+    "tanh": "tanh instead of ReLU, at the same learning rate",
+    "no_lrn": "no response normalisation",
+    "non_overlapping_pooling": "pooling windows that do not overlap",
+    "one_gpu": "one tower with half the kernels",
+    "no_communication": "two towers that meet only in the last layer",
+    "no_dropout": "no dropout",
+    "no_colour_noise": "no colour noise",
+    "no_crops": "no crops and reflections",
+    "no_conv3": "without conv3",
+    "no_conv4": "without conv4",
+    "no_conv5": "without conv5",
+    "no_weight_decay": "no weight decay",
+    "zero_biases": "all biases start at 0",
+}
+SCALES = {"proxy": "a small net on small images", "full": "the full-size net"}
+
+
+def presented(study: Study) -> dict[str, Any]:
+    """Return what the templates show of a study."""
+    bounds = domain([e for change in study.changes if (e := change.estimates.get("ten_crop"))], 0.0)
+    return {
+        "title": title(study),
+        "baseline": baseline(study),
+        "columns": [column.title for column in COLUMNS],
+        "lines": [_line(change, bounds) for change in study.changes],
+        "sentences": sentences(study),
+        "seconds": f"{min(study.seconds.values()) / 60:.0f} to {max(study.seconds.values()) / 60:.0f} minutes",
+        "proxy": study.shared["scale"] == "proxy" or not str(study.shared["data"]).startswith("ilsvrc"),
+        "csv": as_csv(study),
+    }
+
+
+def title(study: Study) -> str:
+    """Return where the study was done."""
+    facts = study.shared
+    parts = [
+        facts["data"],
+        SCALES[facts["scale"]],
+        f"recipe={facts['recipe']}",
+        f"{facts['epochs']} epochs",
+        facts["precision"],
+    ]
+    return ", ".join(str(part) for part in (*parts, facts["options"]) if part)  # fmt: skip
+
+
+def baseline(study: Study) -> str:
+    """Return the baseline's own errors."""
+    own = study.baseline
+    return (
+        f"top-1 error {own['ten_crop'].value:.1f}% with ten crops and {own['centre'].value:.1f}% with one view, "
+        f"log-loss {own['log_loss'].value:.3f} nats, training error {own['training'].value:.1f}%, "
+        f"{_seeds(study.seeds)}"
+    )
+
+
+def sentences(study: Study) -> list[str]:
+    """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
+    changes = [change for change in study.changes if len(change.seeds) >= 2]
+    worse = [c for c in changes if c.distinct and c.estimates["ten_crop"].value > 0]
+    better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
+    rest = [c for c in changes if not c.distinct]
+    told = []
+    if worse:
+        told.append(f"The ten-crop error is higher with {_listed(worse)}.")
+    if better:
+        told.append(f"It is lower with {_listed(better)}.")
+    if rest:
+        told.append(f"No difference can be told from chance with {_listed(rest)}.")
+    return told
+
+
+def markdown(study: Study) -> str:
+    """Return the study as a Markdown table."""
+    shown = presented(study)
+    head = ["ablation", "the paper, on ImageNet", *shown["columns"], "p (Holm)", "seeds"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for line in shown["lines"]:
+        cells = [
+            f"{cell['value']} ({cell['interval']})" if cell["interval"] else cell["value"] for cell in line["cells"]
+        ]
+        lines.append("| " + " | ".join([line["label"], line["paper"] or "-", *cells, line["p"] or "-", line["seeds"]]) + " |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def forest_rows(study: Study) -> list[dict[str, Any]]:
+    """Return the rows of the study's forest plot, without the paper's values if it is a proxy."""
+    own = presented(study)
+    return [
+        {
+            "label": f"{change.ablation} (n={len(change.seeds)})",
+            "value": change.estimates["ten_crop"].value,
+            "interval": _ends(change.estimates["ten_crop"]),
+            "paper": None if own["proxy"] or not change.claim else change.claim.value.get("top1_error"),
+        }
+        for change in study.changes
+    ]
+
+
+def as_csv(study: Study) -> str:
+    """Return the study's estimates as CSV: one row for each ablation and column."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["ablation", "measure", "kind", "estimate", "low", "high", "p_holm", "seeds"])
+    for change in study.changes:
+        for column in COLUMNS:
+            if e := change.estimates.get(column.name):
+                p = e.p if column.name == "ten_crop" else None
+                row = [change.ablation, column.title, column.kind, e.value, e.low, e.high, p, " ".join(map(str, change.seeds))]  # fmt: skip
+                writer.writerow(row)
+    return out.getvalue()
+
+
+def _line(change: Change, bounds: tuple[float, float]) -> dict[str, Any]:
+    ten = change.estimates["ten_crop"]
+    cells = []
+    for column in COLUMNS:
+        found = change.estimates.get(column.name)
+        if found is None:
+            cells.append({"value": "-", "interval": ""})
+            continue
+        ends = _ends(found)
+        interval = f"{_number(column.kind, ends[0], column.score)} to {_number(column.kind, ends[1], column.score)}" if ends else ""  # fmt: skip
+        cells.append({"value": _number(column.kind, found.value, column.score), "interval": interval})
+    return {
+        "name": change.ablation,
+        "label": f"{change.ablation}: {NAMES[change.ablation]}" if change.ablation in NAMES else change.ablation,
+        "paper": _said(change),
+        "cells": cells,
+        "p": "" if ten.p is None else f"{ten.p:.3f}" if ten.p >= 0.001 else "< 0.001",
+        "class": "bad" if change.distinct and ten.value > 0 else "good" if change.distinct else "none",
+        "seeds": ", ".join(map(str, change.seeds)),
+        "bar": bar(ten, bounds, 0.0),
+    }
+
+
+def _said(change: Change) -> str:
+    claim = change.claim
+    if claim is None:
+        return ""
+    if claim.kind == "difference" and claim.measure == "ten_crop":
+        return f"{claim.value['top1_error']:+.1f}" if claim.value else f"over {claim.at_least:+.1f}"
+    return claim.says.rstrip(".")
+
+
+def _number(kind: str, value: float, score: int) -> str:
+    if not math.isfinite(value):
+        return "never" if math.isinf(value) else "neither reaches it"
+    return f"{value:.2f} times" if kind == "ratio" else f"{value:+.3f}" if score == 2 else f"{value:+.1f}"
+
+
+def _ends(found: Estimate) -> tuple[float, float] | None:
+    return None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def _listed(changes: list[Change]) -> str:
+    parts = []
+    for change in changes:
+        found = change.estimates["ten_crop"]
+        ends = _ends(found)
+        between = f", {ends[0]:+.1f} to {ends[1]:+.1f}" if ends else ""
+        parts.append(f"{change.ablation} ({found.value:+.1f} points{between})")
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+READING = (
+    f"Differences are ablation minus baseline, in points, with 95% intervals over seeds and test images. Overfitting is the "
+    f"error of one view minus the training error, both measured without dropout and random crops. Updates are those until "
+    f"the running training error falls to {TRAINING_LEVEL:.0f}%, as a multiple of the baseline's."
+)
