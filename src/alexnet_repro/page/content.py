@@ -12,10 +12,14 @@ from matplotlib.figure import Figure
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result
+from alexnet_repro.claims.study import studies
 from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
+from alexnet_repro.page.cost import cost
+from alexnet_repro.page.intervals import bar, domain
+from alexnet_repro.page.study import forest_rows, markdown, presented, title
 from alexnet_repro.provenance import machine
 
 CLASS_OF = {  # CSS class that sets the colour of a verdict
@@ -45,6 +49,8 @@ def content(results: list[Result]) -> dict[str, Any]:
         "rows": rows,
         "others": others,
         "verdicts": verdicts(rows),
+        "headline": headline(rows, others),
+        "studies": [presented(study) | {"markdown": markdown(study), "study": study} for study in studies(results)],
         "sources": [source(result) for result in results],
         "results": results,
         "found": found,
@@ -62,12 +68,41 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {word: answers[word] for word in order if answers[word]} | dict(rest.most_common())
 
 
+def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
+    """Return what was found in a few sentences: by experiment, by proxies, and by counting, each on its own."""
+
+    def counted(words: Counter[str]) -> str:
+        return ", ".join(f"{n} {word}" for word, n in words.most_common())
+
+    answers = Counter(answer["verdict"] for row in rows for answer in row["answers"] if row["kind"] != "count")
+    proxies = Counter(line["verdict"].removeprefix("proxy: ") for line in others if line["verdict"].startswith("proxy"))
+    properties = Counter(
+        a["verdict"].removeprefix("counted: ") for row in rows if row["kind"] == "count" for a in row["answers"]
+    )
+    waiting = sum(row["status"] == "not run" for row in rows)
+    return [
+        f"Experiments on the paper's own data and with its protocol: {counted(answers) or 'none yet'}.",
+        *(
+            [f"Proxies, the same experiments on other data, a smaller net or fewer epochs: {counted(proxies)}."]
+            if proxies
+            else []
+        ),
+        f"Properties counted on the net: {counted(properties)}.",
+        f"Not run on the paper's own data: {waiting} of {len(rows)} claims; each has its command below.",
+    ]
+
+
 def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Finding]]) -> dict[str, tuple[Figure, str]]:
     """Return the figures made from results alone, with captions.
 
     The curves show ``runs``, or all results if ``runs`` is empty.
     """
     drawn: dict[str, tuple[Figure, str]] = {}
+    for number, study in enumerate(studies(results)):
+        drawn[f"study-{number}" if number else "study"] = (
+            figures.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
+            f"What each ingredient of the recipe is worth: error without it minus error with it ({title(study)}; n: seeds).",
+        )
     if changes := deltas(found):
         drawn["ablations"] = (
             figures.forest(changes, "change in top-1 error, points"),
@@ -125,6 +160,7 @@ def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
         "derivation": claim.derivation,
         "note": claim.note,
         "command": claim.command,
+        "cost": cost(claim),
     }
     return {
         "name": claim.name,
@@ -167,7 +203,22 @@ def answer(finding: Finding) -> dict[str, Any]:
         "why": finding.caveat or (finding.proxy and f"proxy: {finding.proxy}") or "",
         "verdict": finding.verdict,
         "class": CLASS_OF.get(finding.verdict, "none"),
+        "in_study": facts.get("experiment") == "ablations",
+        "bar": drawn_interval(finding, keys[0]) if keys else None,
     }
+
+
+def drawn_interval(finding: Finding, key: str) -> dict[str, Any] | None:
+    """Return the bar of a finding's first measure, with the claim's tolerance unless the finding is a proxy."""
+    claim, found = finding.claim, finding.estimates[key]
+    if claim.kind not in ("number", "difference", "ratio"):
+        return None
+    ratio = claim.kind == "ratio"
+    band = None
+    if claim.tolerance and not finding.proxy:
+        band = (claim.value[key] - claim.tolerance[key], claim.value[key] + claim.tolerance[key])
+    neutral = found.value if claim.kind == "number" else claim.neutral
+    return bar(found, domain([found], neutral, *(band or ()), ratio=ratio), neutral, band, ratio=ratio)
 
 
 def interval(claim: Claim, key: str, estimate: Estimate) -> str:
@@ -248,6 +299,8 @@ def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
         for finding in findings:
             claim = finding.claim
             if claim.kind != "difference" or claim.measure != "ten_crop":
+                continue
+            if finding.shared.get("experiment") == "ablations":  # in the study's own figure
                 continue
             top1, shared = finding.estimates["top1_error"], finding.shared
             parts = (shared.get("ablation") or name, shared["data"], shared["recipe"])
@@ -353,8 +406,15 @@ def readme_block(page: dict[str, Any]) -> str:
     """Return the README's block about the claims: experiments, counted properties, and claims not run."""
     columns = ("name", "paper", "here", "interval", "where", "verdict")
     answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
-    lines = [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
-    if several := [line for line in page["others"] if line["interval"]]:
+    lines = []
+    for study in page["studies"]:
+        lines += [
+            f"**What each ingredient is worth** ({study['title']}; a proxy). The baseline has a {study['baseline']}.",
+            "",
+        ]
+        lines += [*study["sentences"], "", study["markdown"], ""]
+    lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
+    if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
         lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
         lines += [_table(several, "name", "here", "interval", "where", "why", "verdict")]
     counted: dict[str, list[str]] = {}
@@ -365,7 +425,8 @@ def readme_block(page: dict[str, Any]) -> str:
     missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
     lines += ["", f"Counted on the net: {properties}. Not run: {missing}.", ""]
     for data in ("photos", "imagenette"):
-        of_data = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
+        own = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
+        of_data = [r for r in own if r.get("experiment") != "ablations"]
         errors = (
             f"{', '.join(part for part in ('recipe=' + r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
             f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"

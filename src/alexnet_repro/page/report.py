@@ -1,5 +1,6 @@
 """Write the report: a page that compares the paper's claims with the measurements, and the figures."""
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures
 from alexnet_repro.page.content import claims_table, content, drawings, others_table, readme_block, summary
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
+from alexnet_repro.page.study import READING
 from alexnet_repro.provenance import write_json
 from alexnet_repro.training.launcher import world
 from alexnet_repro.training.measurement import fitting_store, load_run
@@ -153,13 +155,28 @@ def write(page: dict[str, Any], out: Path) -> None:
         autoescape=lambda name: "html" in (name or ""),
         trim_blocks=True,
     )
-    svgs = {}
+    svgs, downloads = {}, {}
     for name, (figure, _) in page["figures"].items():
         figure.savefig(out / "figures" / f"{name}.png", dpi=150, facecolor="white")
         svgs[name] = svg(name, figure)
+        downloads[name] = data_link(
+            "image/svg+xml", svgs[name].replace("var(--ink)", figures.INK).replace("var(--muted)", figures.MUTED)
+        )
+    waiting: dict[str, list[Any]] = {}
+    for row in page["rows"]:
+        if not row["answers"]:
+            section = re.split(r"[,.] ?", row["section"].replace("Section ", ""))[0]
+            word = f"Section {section}" if section.isdigit() else section
+            waiting.setdefault(f"{row['status'].capitalize()}: {word}", []).append(row)
     context = {
         **page,
         "svgs": svgs,
+        "downloads": downloads,
+        "reading": READING,
+        "evidence": [row for row in page["rows"] if row["answers"] and row["kind"] != "count"],
+        "counted": [row for row in page["rows"] if row["answers"] and row["kind"] == "count"],
+        "waiting": dict(sorted(waiting.items(), key=lambda item: item[0].startswith("Quoted"))),
+        "studies": [study | {"csv_link": data_link("text/csv", study["csv"])} for study in page["studies"]],
         "captions": {name: caption for name, (_, caption) in page["figures"].items()},
         "summary": summary(page),
         "claims_table": claims_table(page),
@@ -167,6 +184,11 @@ def write(page: dict[str, Any], out: Path) -> None:
     }
     for template, file in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
         (out / file).write_text(environment.get_template(template).render(context))
+
+
+def data_link(kind: str, text: str) -> str:
+    """Return a link that holds a file, so that the page needs no other file."""
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def svg(name: str, figure: Figure) -> str:

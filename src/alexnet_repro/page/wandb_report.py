@@ -84,6 +84,12 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
     ]
     return [
         wr.TableOfContents(),
+        wr.H1("What was found"),
+        wr.MarkdownBlock("\n".join(f"- {sentence}" for sentence in page["headline"])),
+        *(
+            wr.MarkdownBlock(f"{study['title']}. {' '.join(study['sentences'])}\n\n{study['markdown']}")
+            for study in page["studies"]
+        ),
         wr.H1("Claims"),
         wr.MarkdownBlock(claims_table(page)),
         *([wr.H1("Other measurements"), wr.MarkdownBlock(others_table(page))] if page["others"] else []),
