@@ -110,7 +110,7 @@ MISTAKES = [
     ("train", ["net.lrn_n=4"], None, "must be odd"),
     ("train", ["net.dropout=2"], None, "dropout"),
     ("train", ["augment.crop=300"], None, "augment.crop=300: the images are 256x256"),
-    ("train", ["augment.crop=100"], None, "takes patches of another size"),
+    ("train", ["net.image_size=200"], None, "takes patches of another size"),
     ("train", ["optim.weight_decay=-1"], None, "weight_decay"),
     ("train", ["schedule.rule=when_error_stalls", "schedule.when_error_stalls.factor=1"], None, "must be above 1"),
     ("train", ["schedule.when_error_stalls.factor=5"], None, "has no effect with schedule.rule=by_hand"),
