@@ -22,6 +22,7 @@ from alexnet_repro.page.intervals import bar, domain
 from alexnet_repro.page.study import forest_rows, markdown, presented, title
 from alexnet_repro.provenance import machine
 
+README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
 CLASS_OF = {  # CSS class that sets the colour of a verdict
     "reproduced": "good",
     "direction confirmed": "half",
@@ -72,7 +73,13 @@ def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[s
     """Return what was found in a few sentences: by experiment, by proxies, and by counting, each on its own."""
 
     def counted(words: Counter[str]) -> str:
-        return ", ".join(f"{n} {word}" for word, n in words.most_common())
+        plain = {
+            "agrees": "in agreement with the paper",
+            "disagrees": "in disagreement",
+            "one seed": "with a single seed",
+            "differs": "different",
+        }
+        return ", ".join(f"{n} {plain.get(word, word)}" for word, n in words.most_common())
 
     answers = Counter(answer["verdict"] for row in rows for answer in row["answers"] if row["kind"] != "count")
     proxies = Counter(line["verdict"].removeprefix("proxy: ") for line in others if line["verdict"].startswith("proxy"))
@@ -412,7 +419,7 @@ def readme_block(page: dict[str, Any]) -> str:
             f"**What each ingredient is worth** ({study['title']}; a proxy). The baseline has a {study['baseline']}.",
             "",
         ]
-        lines += [*study["sentences"], "", study["markdown"], ""]
+        lines += ["\n\n".join(study["sentences"]), "", markdown(study["study"], README_COLUMNS), ""]
     lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
     if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
         lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
@@ -423,7 +430,11 @@ def readme_block(page: dict[str, Any]) -> str:
             counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
     properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
-    lines += ["", f"Counted on the net: {properties}. Not run: {missing}.", ""]
+    lines += [
+        "",
+        f"<details><summary>Counted on the net, and not run</summary>\n\nCounted: {properties}.\n\nNot run: {missing}.",
+        "",
+    ]
     for data in ("photos", "imagenette"):
         own = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
         of_data = [r for r in own if r.get("experiment") != "ablations"]
@@ -436,4 +447,4 @@ def readme_block(page: dict[str, Any]) -> str:
             lines.append(
                 f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {'; '.join(errors)}."
             )
-    return "\n".join([f"{summary(page)}.", "", *lines])
+    return "\n".join([*lines, "</details>", "", f"{summary(page)}."])

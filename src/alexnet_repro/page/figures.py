@@ -1,5 +1,6 @@
 """Draw the figures of the paper and the report with matplotlib, in colours for light and dark pages."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
 from alexnet_repro.net.placement import crossing_bytes
+from alexnet_repro.page.intervals import reach
 
 INK, MUTED = "#111213", "#77787a"  # a page can replace these with its own colours
 COLOURS = ("#3b78c9", "#d9772b", "#2f9e67", "#b8479f", "#8a6d3b", "#c64545", "#4aa3b5", "#7a68c9")
@@ -68,22 +70,40 @@ def forest(rows: Sequence[dict[str, Any]], unit: str) -> Figure:
     """Draw a forest plot of measured changes with their 95% intervals, and the paper's changes.
 
     rows: dicts with label, value, interval (low, high) or None, and paper (the paper's value) or None. unit: the label
-    of the axis.
+    of the axis. One effect that is much larger than the others is an arrow at the edge, with its number.
     """
+    far = 1.05 * reach((row["value"], *(row["interval"] or ()), row["paper"] or 0.0) for row in rows)
     with _figure(7, 1.1 + 0.32 * len(rows)) as figure:
-        axes = figure.add_subplot(xlabel=unit)
+        axes = figure.add_subplot(xlabel=unit, xlim=(-far, far))
         axes.axvline(0, color=MUTED, lw=0.8)
         for y, row in enumerate(reversed(rows)):
             if row["interval"] is not None:
                 axes.plot(row["interval"], (y, y), color=COLOURS[0], lw=1.6)
-            axes.plot(row["value"], y, "o", color=COLOURS[0], ms=5, mfc=COLOURS[0] if row["interval"] else "none")
+            face = COLOURS[0] if row["interval"] else "none"
+            if abs(row["value"]) <= far:
+                axes.plot(row["value"], y, "o", color=COLOURS[0], ms=5, mfc=face)
+            else:
+                right = row["value"] > 0
+                edge = math.copysign(0.98 * far, row["value"])
+                axes.plot(edge, y, ">" if right else "<", color=COLOURS[0], ms=6, mfc=face)
+                axes.text(
+                    0.95 * edge,
+                    y,
+                    f"{row['value']:+.1f}",
+                    va="center",
+                    ha="right" if right else "left",
+                    color=INK,
+                    fontsize=8,
+                )
             if row["paper"] is not None:
                 axes.plot(row["paper"], y, "D", color=COLOURS[1], ms=5)
         axes.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)], color=INK)
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.plot([], [], "o-", color=COLOURS[0], label="measured, with 95% interval")
-        axes.plot([], [], "o", color=COLOURS[0], mfc="none", label="measured, one seed (no interval)")
-        axes.plot([], [], "D", color=COLOURS[1], label="the paper, on its own data")
+        if any(row["interval"] is None for row in rows):
+            axes.plot([], [], "o", color=COLOURS[0], mfc="none", label="measured, one seed (no interval)")
+        if any(row["paper"] is not None for row in rows):
+            axes.plot([], [], "D", color=COLOURS[1], label="the paper, on its own data")
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
     return figure
 

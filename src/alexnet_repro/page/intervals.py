@@ -1,10 +1,20 @@
 """Intervals as small bars for a table: positions in percent of the bar's width."""
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
 from alexnet_repro.claims.estimates import Estimate
+
+
+def reach(numbers: Iterable[tuple[float, ...]]) -> float:
+    """Return how far from 0 a scale must reach to show most of these estimates with their intervals.
+
+    It is the largest magnitude, but at most three times the median one, so that one large effect doesn't hide the others.
+    """
+    far = [max(map(abs, finite)) for own in numbers if (finite := [n for n in own if math.isfinite(n)])]
+    return min(max(far), 3 * statistics.median(far)) if far else 1.0
 
 
 def domain(estimates: Iterable[Estimate], *shown: float, ratio: bool = False) -> tuple[float, float]:
@@ -25,7 +35,10 @@ def bar(
     *,
     ratio: bool = False,
 ) -> dict[str, Any] | None:
-    """Return the places of an estimate, its interval, "no effect" and the claim's tolerance; None without an interval."""
+    """Return the places of an estimate, its interval, "no effect" and the claim's tolerance; None without an interval.
+
+    ``beyond`` says on which side the estimate lies outside the bounds, if it does.
+    """
     if estimate.low is None or estimate.high is None or not math.isfinite(estimate.value):
         return None
 
@@ -39,5 +52,6 @@ def bar(
         "width": max(round(high - low, 1), 0.8),
         "value": place(estimate.value),
         "neutral": place(neutral),
+        "beyond": "right" if low == 100 else "left" if high == 0 else "",
     }
     return drawn | ({"band": place(band[0]), "band_width": round(place(band[1]) - place(band[0]), 1)} if band else {})

@@ -7,7 +7,7 @@ from typing import Any
 
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
-from alexnet_repro.page.intervals import bar, domain
+from alexnet_repro.page.intervals import bar, reach
 
 NAMES = {  # what was done, in words
     "tanh": "tanh instead of ReLU, at the same learning rate",
@@ -29,7 +29,8 @@ SCALES = {"proxy": "a small net on small images", "full": "the full-size net"}
 
 def presented(study: Study) -> dict[str, Any]:
     """Return what the templates show of a study."""
-    bounds = domain([e for change in study.changes if (e := change.estimates.get("ten_crop"))], 0.0)
+    far = reach(numbers_shown(study))
+    bounds = (-far, far)
     return {
         "title": title(study),
         "baseline": baseline(study),
@@ -70,28 +71,43 @@ def sentences(study: Study) -> list[str]:
     changes = [change for change in study.changes if len(change.seeds) >= 2]
     worse = [c for c in changes if c.distinct and c.estimates["ten_crop"].value > 0]
     better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
-    rest = [c for c in changes if not c.distinct]
+    alone = [c for c in changes if not c.distinct and _excludes_zero(c)]
+    rest = [c for c in changes if not c.distinct and not _excludes_zero(c)]
     told = []
     if worse:
-        told.append(f"The ten-crop error is higher with {_listed(worse)}.")
+        told.append(f"Corrected for {len(changes)} comparisons, the ten-crop error is higher with {_listed(worse)}.")
     if better:
-        told.append(f"It is lower with {_listed(better)}.")
+        told.append(f"Corrected for {len(changes)} comparisons, the ten-crop error is lower with {_listed(better)}.")
+    if alone:
+        told.append(
+            f"The interval of a single comparison excludes 0 with {_listed(alone)}; this does not survive the correction."
+        )
     if rest:
-        told.append(f"No difference can be told from chance with {_listed(rest)}.")
+        widest = max(high - low for c in rest if (ends := _ends(c.estimates["ten_crop"])) for low, high in [ends])
+        told.append(
+            f"No effect is shown, nor excluded, with {_joined([c.ablation for c in rest])}: their intervals contain 0 and "
+            f"are up to {widest:.1f} points wide."
+        )
     return told
 
 
-def markdown(study: Study) -> str:
-    """Return the study as a Markdown table."""
+def markdown(study: Study, columns: tuple[str, ...] = ()) -> str:
+    """Return the study as a Markdown table with these of its columns, or with all."""
     shown = presented(study)
-    head = ["ablation", "the paper, on ImageNet", *shown["columns"], "p (Holm)", "seeds"]
+    places = [place for place, column in enumerate(COLUMNS) if column.name in columns or not columns]
+    head = ["ablation", "the paper, on ImageNet", *(shown["columns"][p] for p in places), "p (Holm)", "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in shown["lines"]:
-        cells = [
-            f"{cell['value']} ({cell['interval']})" if cell["interval"] else cell["value"] for cell in line["cells"]
-        ]
+        own = [line["cells"][place] for place in places]
+        cells = [f"{cell['value']} ({cell['interval']})" if cell["interval"] else cell["value"] for cell in own]
         lines.append("| " + " | ".join([line["label"], line["paper"] or "-", *cells, line["p"] or "-", line["seeds"]]) + " |")  # fmt: skip
     return "\n".join(lines)
+
+
+def numbers_shown(study: Study) -> list[tuple[float, ...]]:
+    """Return the change of the ten-crop error and the ends of its interval, for each ablation."""
+    changes = [change.estimates["ten_crop"] for change in study.changes]
+    return [(found.value, *(_ends(found) or ())) for found in changes]
 
 
 def forest_rows(study: Study) -> list[dict[str, Any]]:
@@ -160,6 +176,11 @@ def _number(kind: str, value: float, score: int) -> str:
     return f"{value:.2f} times" if kind == "ratio" else f"{value:+.3f}" if score == 2 else f"{value:+.1f}"
 
 
+def _excludes_zero(change: Change) -> bool:
+    ends = _ends(change.estimates["ten_crop"])
+    return ends is not None and not ends[0] <= 0 <= ends[1]
+
+
 def _ends(found: Estimate) -> tuple[float, float] | None:
     return None if found.low is None or found.high is None else (found.low, found.high)
 
@@ -171,6 +192,10 @@ def _listed(changes: list[Change]) -> str:
         ends = _ends(found)
         between = f", {ends[0]:+.1f} to {ends[1]:+.1f}" if ends else ""
         parts.append(f"{change.ablation} ({found.value:+.1f} points{between})")
+    return _joined(parts)
+
+
+def _joined(parts: list[str]) -> str:
     return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else parts[0]
 
 

@@ -1,0 +1,164 @@
+"""Test the ablation study on made-up results: its changes, intervals and corrected p values, and how they are told."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_rel
+
+from alexnet_repro.claims.paper import read_claims
+from alexnet_repro.claims.results import Result
+from alexnet_repro.claims.scores import save_scores
+from alexnet_repro.claims.study import Study, studies
+from alexnet_repro.page.cost import cost
+from alexnet_repro.page.intervals import bar, reach
+from alexnet_repro.page.study import as_csv, forest_rows, markdown, sentences
+
+BASELINE = [35.0, 36.0, 34.5]
+CHANGED = {"no_lrn": [45.1, 46.0, 44.4], "no_dropout": [38.0, 36.5, 37.5], "one_gpu": [36.2, 37.3, 35.6]}
+
+
+def run(error: float, seed: int, ablation: str = "none", **more: Any) -> Result:
+    """Return the result of a run whose other measures follow from its ten-crop error."""
+    history = [{"epoch": 1, "steps": 100, "train_error": 80.0}, {"epoch": 2, "steps": 200, "train_error": error}]
+    return {  # type: ignore[return-value]
+        "experiment": "ablations",
+        "scale": "proxy",
+        "data": "imagenette",
+        "recipe": "as_run",
+        "epochs": 20,
+        "precision": "32-true",
+        "ablation": ablation,
+        "seed": seed,
+        "net": "alexnet",
+        "centre": {"top1_error": error + 2, "top5_error": 5.0, "log_loss": 1.2},
+        "ten_crop": {"top1_error": error, "top5_error": 4.0, "log_loss": error / 30},
+        "train_sample": {"top1_error": error - 1, "top5_error": 3.0, "log_loss": 1.0, "images": 1000},
+        "history": history,
+        "seconds": 300.0,
+        "file": "",
+        **more,
+    }
+
+
+def study_of(changed: dict[str, list[float]], **more: Any) -> Study:
+    runs = [run(error, seed, **more) for seed, error in enumerate(BASELINE)]
+    runs += [run(e, s, name, **more) for name, errors in changed.items() for s, e in enumerate(errors)]
+    (found,) = studies(runs)
+    return found
+
+
+def test_changes_and_p_values_equal_paired_t_tests_corrected_by_holm() -> None:
+    found = study_of(CHANGED)
+    tests = {name: ttest_rel(errors, BASELINE) for name, errors in CHANGED.items()}
+    ordered = sorted(tests, key=lambda name: float(tests[name].pvalue))
+    expected, highest = {}, 0.0
+    for factor, name in zip((3, 2, 1), ordered, strict=True):
+        highest = max(highest, min(1.0, factor * float(tests[name].pvalue)))
+        expected[name] = highest
+    for change in found.changes:
+        estimate, interval = change.estimates["ten_crop"], tests[change.ablation].confidence_interval(0.95)
+        assert estimate.value == pytest.approx(np.mean(CHANGED[change.ablation]) - np.mean(BASELINE))
+        assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
+        assert estimate.p == pytest.approx(expected[change.ablation])
+    assert [change.ablation for change in found.changes] == ["no_lrn", "no_dropout", "one_gpu"]  # the largest first
+
+
+def test_updates_to_half_the_training_images_are_a_ratio_of_interpolated_crossings() -> None:
+    found = study_of({"no_lrn": [48.0, 46.0, 44.0]})
+    crossings = [[100 + 100 * (80 - 50) / (80 - e) for e in errors] for errors in ([48.0, 46.0, 44.0], BASELINE)]
+    logs = np.log(np.divide(*crossings))
+    ratio = found.changes[0].estimates["updates"]
+    assert ratio.value == pytest.approx(math.exp(logs.mean()))
+    never = study_of({"tanh": [89.0, 88.0, 89.5]})
+    assert never.changes[0].estimates["updates"].value == math.inf
+    assert "| never |" in markdown(never)
+
+
+def test_only_equal_seeds_and_comparable_runs_are_compared() -> None:
+    runs = [run(error, seed) for seed, error in enumerate(BASELINE)]
+    runs += [run(40.0, 0, "no_lrn"), run(41.0, 1, "no_lrn"), run(99.0, 7, "no_lrn")]  # no baseline has seed 7
+    runs += [run(10.0, 2, "no_lrn", epochs=10), run(20.0, 0, "no_lrn", recipe="paper")]
+    (found,) = studies(runs)
+    assert found.changes[0].seeds == [0, 1]
+    assert found.changes[0].estimates["ten_crop"].value == pytest.approx((40 + 41) / 2 - (35 + 36) / 2)
+    assert studies([run(35.0, 0), run(35.0, 0) | {"experiment": None}]) == []  # type: ignore[operator]
+
+
+def test_interval_covers_seeds_and_images_where_scores_are_saved(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    runs = []
+    for ablation in ("none", "no_lrn"):
+        for seed in range(3):
+            wrong = rng.random(400) < (0.35 if ablation == "none" else 0.45)
+            scores = torch.tensor(np.stack([wrong, wrong * 0.1, np.full(400, 1.0)], 1))
+            folder = tmp_path / f"{ablation}-{seed}"
+            folder.mkdir()
+            save_scores(folder / "predictions.npz", {"ten_crop": scores, "centre": scores})
+            runs.append(run(100 * wrong.mean(), seed, ablation, file=str(folder / "result.json")))
+    (found,) = studies(runs)
+    change = found.changes[0].estimates["ten_crop"]
+    assert change.images
+    assert change.low is not None
+    assert change.high is not None
+    binomial = 100 * math.sqrt(2 * 0.4 * 0.6 / (3 * 400))  # the least that independent images and seeds can give
+    assert change.high - change.low > 2 * 1.96 * 0.6 * binomial
+
+
+def test_sentences_tell_apart_what_survives_the_correction() -> None:
+    told = " ".join(sentences(study_of(CHANGED)))
+    assert "Corrected for 3 comparisons, the ten-crop error is higher with no_lrn (+10.0 points" in told
+    found = study_of({"no_lrn": [45.1, 46.0, 44.4], "no_conv3": [36.0, 36.9, 36.3], "no_crops": [35.0, 35.0, 36.0]})
+    alone = float(ttest_rel([36.0, 36.9, 36.3], BASELINE).pvalue)
+    assert alone < 0.05 < 2 * alone  # two of three comparisons are left when it is its turn
+    assert "excludes 0 with no_conv3" in " ".join(sentences(found))
+    assert "contain 0" in sentences(found)[-1]
+    assert "no_crops" in sentences(found)[-1]
+    better = study_of({"no_lrn": [25.1, 26.0, 24.4]})
+    assert "lower with no_lrn (-10.0 points" in sentences(better)[0]
+
+
+def test_csv_has_every_estimate_and_a_proxy_shows_no_value_of_the_paper() -> None:
+    found = study_of(CHANGED)
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    own = next(r for r in rows if r["ablation"] == "no_lrn" and r["measure"] == "top-1 error, ten crops")
+    assert float(own["estimate"]) == pytest.approx(10.0)
+    assert own["seeds"] == "0 1 2"
+    assert len(rows) == 3 * 6
+    assert all(line["paper"] is None for line in forest_rows(found))
+    full = study_of(CHANGED, scale="full", data="ilsvrc2010")
+    by_name = {line["label"].split(" ")[0]: line["paper"] for line in forest_rows(full)}
+    assert by_name["no_lrn"] == 1.4  # Section 3.3
+    assert by_name["one_gpu"] == 1.7  # Section 3.2
+
+
+def test_bars_lie_at_the_shares_of_their_scale_and_large_effects_leave_it() -> None:
+    found = study_of(CHANGED).changes[0].estimates["ten_crop"]
+    assert found.low is not None
+    drawn = bar(found, (-20.0, 20.0), 0.0)
+    assert drawn is not None
+    assert drawn["neutral"] == 50
+    assert drawn["value"] == pytest.approx(100 * (found.value + 20) / 40, abs=0.1)
+    assert drawn["low"] == pytest.approx(100 * (found.low + 20) / 40, abs=0.1)
+    assert drawn["beyond"] == ""
+    beyond = bar(found, (-5.0, 5.0), 0.0)
+    assert beyond is not None
+    assert beyond["beyond"] == "right"
+    assert reach([(1.0, -2.0), (3.0,), (-4.0,), (60.0,)]) == 3 * 3.5
+    assert reach([(1.0, -2.0), (3.0,), (4.0,)]) == 4
+
+
+def test_costs_are_runs_times_epochs_times_images() -> None:
+    claims = read_claims()
+    runs, epochs, images = 6, 90, 1_281_167  # two sides, three seeds; Section 2: "roughly 1.2 million training images"
+    claim = claims["no_weight_decay"]
+    assert claim.command is not None
+    assert "ilsvrc2012" in claim.command
+    hours = runs * epochs * images / 10_000 / 3600
+    assert cost(claim) == f"6 runs, {runs * epochs * images / 1e6:,.0f} million images: {hours:,.1f} hours at 10,000 images per second (arithmetic)"  # fmt: skip
+    assert cost(claims["parameters"]) == ""
