@@ -1,7 +1,9 @@
 """Compare the net with the paper's numbers and with an implementation of two separate towers."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -325,3 +327,55 @@ class TestDropout:
 
     def test_zero_rate_returns_the_input(self) -> None:
         assert Dropout(0.0)(self.x, 6) is self.x
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layer1_order": "norm_pool_relu", "same_map_norm": True, "conv4": False},
+        {"pool_first": True, "lrn_across_towers": True},
+        {"lrn": False, "activation": "tanh", "bottleneck": 8},
+    ],
+)
+def test_every_stage_of_a_layer_has_a_name_and_follows_from_the_one_before(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = AlexNet(classes=5, width=1 / 16, image_size=99, conv6=True, **options).eval()
+    images = 50 * torch.randn(2, 3, 99, 99)
+    with torch.no_grad():
+        out = net.activations(images, net.layer_names)
+        assert list(out) == net.layer_names
+        norm = functools.partial(plain_local_response_norm, size=5, alpha=1e-4, beta=0.75, k=2.0)
+        norm.keywords["groups"] = 1 if options.get("lrn_across_towers") else 2
+        act = torch.tanh if options.get("activation") else torch.relu
+        for name in ("conv1", "conv2", "conv3", "conv5", "conv6", "fc6", "fc7"):
+            assert torch.equal(out[name], act(out[f"{name}.linear"])), name
+        if options.get("layer1_order"):
+            torch.testing.assert_close(out["norm1"], norm(out["conv1.linear"]))
+            torch.testing.assert_close(out["pool1"], torch.relu(net.pool(out["norm1"])))
+        elif options.get("pool_first"):
+            torch.testing.assert_close(out["pool1"], net.pool(out["conv1"]))
+            torch.testing.assert_close(out["norm1"], norm(out["pool1"]))
+            torch.testing.assert_close(out["norm2"], norm(net.pool(out["conv2"])))
+            torch.testing.assert_close(out["conv3.linear"], net.conv3(out["norm2"]))
+        elif options:
+            torch.testing.assert_close(out["pool2"], net.pool(out["conv2"]))
+            torch.testing.assert_close(out["fc8"], net.fc8(out["bottleneck"]))
+        else:
+            torch.testing.assert_close(out["norm1"], norm(out["conv1"]))
+            torch.testing.assert_close(out["pool2"], net.pool(norm(out["conv2"])))
+        torch.testing.assert_close(out["fc8"], net(images))
+        for name in net.layer_names:  # each alone, computed only as far as it takes
+            assert torch.equal(net.activations(images, [name])[name], out[name]), name
+    with pytest.raises(ValueError, match="no layer 'conv7'"):
+        net.activations(images, ["conv7"])
+
+
+def test_layers_above_the_last_wanted_one_are_not_computed() -> None:
+    net = AlexNet(classes=5, width=1 / 16, image_size=99).eval()
+    seen: list[str] = []
+    for name, layer in net.named_children():
+        layer.register_forward_hook(lambda *_, name=name: seen.append(name))
+    net.activations(torch.zeros(1, 3, 99, 99), ["conv3"])
+    assert "conv3" in seen
+    assert not {"conv4", "conv5", "fc6"} & set(seen)

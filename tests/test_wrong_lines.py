@@ -126,6 +126,13 @@ train net.bias_init=one > a number
 train net.bias_init=inf > finite
 train net.conv3=no_thanks > true or false
 train net.conv9=true > there is no option 'net.conv9'
+train net.lrn_across_towers=3 > true or false
+train net.pool_first=maybe > true or false
+train net.lrn=false net.pool_first=true > no effect with net.lrn=false
+train recipe=as_run net.pool_first=true > needs net.layer1_order=relu_norm_pool
+train net.lrn_across_towers=true placement=two_devices > needs the maps of both towers
+train net.floor_pools=[pool3] > one of pool1, pool2, pool5
+train net.floor_pools=pool1 > a list
 train net.layer1_order=pool_first > one of relu_norm_pool, norm_pool_relu
 train trainer=tpu > there are: auto, cpu, gpu
 train trainer=gpu > error: trainer

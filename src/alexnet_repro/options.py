@@ -62,8 +62,11 @@ class AlexNetOptions(Group):
     lrn_alpha: Annotated[NotNegative, with_lrn]
     lrn_beta: Annotated[NotNegative, with_lrn]
     layer1_order: Annotated[Literal["relu_norm_pool", "norm_pool_relu"], with_lrn]
+    lrn_across_towers: Annotated[bool, with_lrn]
+    pool_first: Annotated[bool, with_lrn]
     same_map_norm: bool
     pooling: Literal["overlapping", "non_overlapping"]
+    floor_pools: list[Literal["pool1", "pool2", "pool5"]]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     init: Literal["paper", "as_run"]
 

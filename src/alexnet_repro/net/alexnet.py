@@ -6,6 +6,7 @@ Normalisation does not cross towers.
 """
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
+POOLS = ("pool1", "pool2", "pool5")
 POOLINGS = ("overlapping", "non_overlapping")
 # "We initialized the neuron biases in the second, fourth, and fifth convolutional layers, as well as in the
 # fully-connected hidden layers, with the constant 1 [...] the remaining layers with the constant 0" (Section 5).
@@ -68,12 +70,18 @@ class AlexNet(nn.Module):
         ``same_map_norm``.
     lrn_n, lrn_k, lrn_alpha, lrn_beta: constants of the normalisation. alpha multiplies the plain sum, as printed.
     layer1_order: "relu_norm_pool" as printed, or "norm_pool_relu" as in the 2012 code.
+    lrn_across_towers: whether the windows of the normalisation cross from one tower into the other, as in the nets that
+        Caffe distributed.
+    pool_first: whether layers 1 and 2 apply the activation function, pooling and normalisation in this order, as in
+        CaffeNet.
     same_map_norm: whether layer 2 has a second normalisation, over 5x5 positions of a map (2012 code, not in the
         paper).
     pooling: "overlapping", 3x3 windows with stride 2 (Section 3.4), or "non_overlapping", 2x2 windows with stride 2.
         With non-overlapping pooling, conv2 has padding 1 and conv5 has padding 0, as in run 147 of the 2012 log. The
         maps then have side lengths 55 (conv1), 28 (pool1), 26 (conv2), 13 (pool2), 13 (conv3), 13 (conv4), 11 (conv5)
         and 6 (pool5).
+    floor_pools: pooling layers (pool1, pool2, pool5) that leave out a last window which would extend beyond the map.
+        The 2012 code has none. A net that was converted for ONNX has them.
     bottleneck: number of neurons of a linear layer between fc7 and fc8, without activation function and dropout; 0 for
         no such layer. The 2012 net for ImageNet Fall 2011 had one of 2048, 1024 per tower, before its 21,843 outputs.
     dropout: probability of setting a neuron of fc6 or fc7 to zero in training (Section 4.2).
@@ -102,9 +110,12 @@ class AlexNet(nn.Module):
         lrn_k: float = 2.0,
         lrn_alpha: float = 1e-4,
         lrn_beta: float = 0.75,
+        lrn_across_towers: bool = False,
         layer1_order: str = "relu_norm_pool",
+        pool_first: bool = False,
         same_map_norm: bool = False,
         pooling: str = "overlapping",
+        floor_pools: Collection[str] = (),
         dropout: float = 0.5,
         bottleneck: int = 0,
     ) -> None:
@@ -118,10 +129,15 @@ class AlexNet(nn.Module):
             raise ValueError(
                 "net.communication=false needs two towers: with one tower there is no communication to disable"
             )
+        for name in floor_pools:
+            one_of("floor_pools", name, POOLS)
+        if pool_first and (layer1_order != "relu_norm_pool" or same_map_norm):
+            raise ValueError("net.pool_first=true needs net.layer1_order=relu_norm_pool and net.same_map_norm=false")
         if width <= 0 or not float(16 * width).is_integer():
             raise ValueError(f"net.width={width:g}: this must be a multiple of 1/16 = 0.0625")
         self.image_size, self.towers, self.layer1_order, self.pooling = image_size, towers, layer1_order, pooling
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.pool_first = ACTIVATIONS[activation], pool_first
+        self.floor_pools = tuple(floor_pools)
 
         cross_groups = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
         pad2, pad5 = (2, 1) if pooling == "overlapping" else (1, 0)
@@ -131,8 +147,8 @@ class AlexNet(nn.Module):
 
         def sides(image: int) -> tuple[int, int]:
             """Return the side lengths of pool2 and pool5 for images of this size."""
-            pool2 = self.pooled(self.pooled(-(-(image - 11) // 4) + 1) + 2 * pad2 - 4)
-            return pool2, self.pooled(pool2 + 2 * pad5 - 2 if conv5 else pool2)
+            pool2 = self.pooled(self.pooled(-(-(image - 11) // 4) + 1, "pool1") + 2 * pad2 - 4, "pool2")
+            return pool2, self.pooled(pool2 + 2 * pad5 - 2 if conv5 else pool2, "pool5")
 
         self.pool2_side, side = sides(image_size)
         if side < 1:
@@ -159,7 +175,9 @@ class AlexNet(nn.Module):
         self.fc8 = GroupedLinear(neurons, classes, 1)
         self.deep = [name for name, present in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if present]
         self.norm: nn.Module = (
-            LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=towers) if lrn else nn.Identity()
+            LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=1 if lrn_across_towers else towers)
+            if lrn
+            else nn.Identity()
         )
         # 2012 code: s = 0.001 divided by the 25 positions, constant 1
         self.same_map_norm: nn.Module = (
@@ -189,57 +207,110 @@ class AlexNet(nn.Module):
         """Return logits (N, classes) for images (N, 3, image_size, image_size)."""
         return self._run(images, None)
 
-    def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer by name: conv1 ... conv5, pool5, conv6 if there is one, fc6, fc7 and fc8.
+    def activations(self, images: Tensor, layers: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the outputs of layers by name, in the order of computation.
 
-        All outputs except fc8 are taken after the activation function. The outputs of conv1 and conv2 are taken before
-        normalisation and pooling, those of fc6 and fc7 before dropout. With layer1_order="norm_pool_relu", the conv1
-        output is the activation function applied to the responses before normalisation.
+        layers: names out of ``layer_names``. None: conv1 ... conv5, pool5, conv6 if there is one, fc6, fc7 and fc8.
+
+        The name of a layer with an activation function, such as conv1 or fc7, is its output after this function; with
+        ".linear", as in conv1.linear, it is the output before. Those of conv1 and conv2 are taken before normalisation
+        and pooling, those of fc6 and fc7 before dropout. norm1 and norm2 are the normalised maps, pool1 and pool2 what
+        the next layer reads. With layer1_order="norm_pool_relu", conv1 is the activation function applied to the
+        responses before normalisation.
+
+        The layers above the last of these names are not computed. Raises ValueError for an unknown name.
         """
-        outputs: dict[str, Tensor] = {}
+        known = self.layer_names
+        if layers is None:
+            layers = [name for name in known if "." not in name and name not in ("norm1", "pool1", "norm2", "pool2")]
+        for name in layers:
+            if name not in known:
+                raise ValueError(f"there is no layer '{name}': there are {', '.join(known)}")
+        outputs: dict[str, Any] = dict.fromkeys(layers)
         self._run(images, outputs)
         return outputs
 
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of all layer outputs, in the order of computation."""
+        middle = ("norm1", "pool1", "norm2", "pool2")
+        if isinstance(self.norm, nn.Identity):
+            middle = ("", "pool1", "", "pool2")
+        elif self.pool_first:
+            middle = ("pool1", "norm1", "pool2", "norm2")
+        first = ["conv1.linear", "conv1", *middle[:2]]
+        if self.layer1_order == "norm_pool_relu":
+            first = ["conv1.linear", "conv1", "norm1", "pool1"] if middle[0] else first
+        names = [*first, "conv2.linear", "conv2", *middle[2:]]
+        for name in self.deep:
+            names += [f"{name}.linear", name]
+        names.append("pool5")
+        for name in ("conv6", "fc6", "fc7"):
+            if hasattr(self, name):
+                names += [f"{name}.linear", name]
+        names += ["bottleneck"] * hasattr(self, "bottleneck") + ["fc8"]
+        return [name for name in names if name]
+
     def _run(self, images: Tensor, outputs: dict[str, Tensor] | None) -> Tensor:
-        def record(name: str, x: Tensor) -> Tensor:
-            if outputs is not None:
-                outputs[name] = x
+        """Return the logits. Fill in the values of ``outputs``; without logits, if all are known before."""
+        waiting = set(outputs or ())
+
+        def record(name: str, x: Tensor, *, copy: bool = False) -> Tensor:
+            if outputs is not None and name in waiting:
+                outputs[name] = x.clone() if copy else x  # a copy of what the next step overwrites
+                waiting.remove(name)
             return x
 
         def neurons(name: str, x: Tensor) -> Tensor:
-            return record(name, self.activation(self.get_submodule(name)(x)))
+            linear = record(f"{name}.linear", self.get_submodule(name)(x), copy=True)
+            return record(name, self.activation(linear))
+
+        def norm_and_pool(number: int, x: Tensor, *norms: nn.Module) -> Tensor:
+            if self.pool_first:
+                x = record(f"pool{number}", self.pool(x, f"pool{number}"))
+            for norm in norms:
+                x = norm(x)
+            x = record(f"norm{number}", x)
+            return x if self.pool_first else record(f"pool{number}", self.pool(x, f"pool{number}"))
 
         pad = (11 - self.image_size) % 4  # 3 for 224 pixels
         x = F.pad(images, (0, pad, 0, pad))  # pad right and bottom
         if self.layer1_order == "relu_norm_pool":
-            x = self.pool(self.norm(neurons("conv1", x)))
+            x = norm_and_pool(1, neurons("conv1", x), self.norm)
         else:
-            x = self.conv1(x)
-            if outputs is not None:
+            x = record("conv1.linear", self.conv1(x))
+            if "conv1" in waiting:
                 record("conv1", self.activation(x.clone()))
-            x = self.activation(self.pool(self.norm(x)))
-        x = self.pool(self.same_map_norm(self.norm(neurons("conv2", x))))
+            x = record("pool1", self.activation(self.pool(record("norm1", self.norm(x)), "pool1")))
+        x = norm_and_pool(2, neurons("conv2", x), self.norm, self.same_map_norm)
         for name in self.deep:
+            if outputs is not None and not waiting:
+                return x
             x = neurons(name, x)
-        x = record("pool5", self.pool(x))
+        x = record("pool5", self.pool(x, "pool5"))
         if hasattr(self, "conv6"):
             x = neurons("conv6", x)
+        if outputs is not None and not waiting:
+            return x
         x = self.dropout(neurons("fc6", x.flatten(1)), 6)
         x = self.dropout(neurons("fc7", x), 7)
         if hasattr(self, "bottleneck"):
             x = record("bottleneck", self.bottleneck(x))
         return record("fc8", self.fc8(x))
 
-    def pool(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor, name: str = "") -> Tensor:
         """Apply max-pooling (Section 3.4).
 
-        Output sizes are rounded up as in the 2012 code. Overlapping pooling gives 55 -> 27 -> 13 -> 6.
+        Output sizes are rounded up as in the 2012 code, except in the layers of ``floor_pools``. Overlapping pooling
+        gives 55 -> 27 -> 13 -> 6.
         """
-        return F.max_pool2d(x, 3 if self.pooling == "overlapping" else 2, stride=2, ceil_mode=True)
+        size = 3 if self.pooling == "overlapping" else 2
+        return F.max_pool2d(x, size, stride=2, ceil_mode=name not in self.floor_pools)
 
-    def pooled(self, side: int) -> int:
+    def pooled(self, side: int, name: str = "") -> int:
         """Return the side length of a map of ``side`` after ``pool``; not positive if nothing is left."""
-        return -(-(side - (3 if self.pooling == "overlapping" else 2)) // 2) + 1
+        beyond = side - (3 if self.pooling == "overlapping" else 2)
+        return (beyond // 2 if name in self.floor_pools else -(-beyond // 2)) + 1
 
 
 class GroupedLinear(nn.Module):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
+from alexnet_repro.net.lrn import LocalResponseNorm
 
 TOWERS = 2
 
@@ -101,10 +102,14 @@ def keep_tower(net: Any, link: Link) -> None:
     """Reduce the network to this device's tower, in place.
 
     Sets ``net.whole_rows`` to the number of rows of each parameter of the whole network, by parameter name. Raises
-    ValueError for a network with one tower.
+    ValueError for a network with one tower, or with normalisation across towers.
     """
     if net.towers != TOWERS:
         raise ValueError(f"a network with {net.towers} tower has no second tower to place on another device")
+    if isinstance(net.norm, LocalResponseNorm) and net.norm.groups == 1:
+        raise ValueError(
+            "net.lrn_across_towers=true can't be placed on two devices: its windows need both towers' maps"
+        )
     net.whole_rows = {name: len(parameter) for name, parameter in net.named_parameters()}
     for name, layer in net.named_children():
         if not isinstance(layer, nn.Conv2d | GroupedLinear):

@@ -101,6 +101,11 @@ def refuse_placement(cfg: DictConfig, net: DictConfig) -> None:
         raise UserError(
             f"placement=two_devices: {choice} has no second tower for the second device", "use placement=one_device"
         )
+    if net.get("lrn_across_towers"):
+        raise UserError(
+            "placement=two_devices: with net.lrn_across_towers=true, normalisation needs the maps of both towers",
+            "use placement=one_device",
+        )
 
 
 def launched() -> bool:
