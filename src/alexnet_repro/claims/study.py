@@ -96,7 +96,7 @@ def studies(results: Iterable[Result]) -> list[Study]:
             facts = {**result, "options": " ".join(result.get("options", ()))}
             groups[tuple(facts.get(key) for key in SHARED_KEYS)].append(result)
     found = [_study(dict(zip(SHARED_KEYS, key, strict=True)), runs) for key, runs in groups.items()]
-    return sorted((study for study in found if study), key=lambda study: -len(study.changes))
+    return sorted((study for study in found if study), key=lambda study: -sum(len(c.seeds) for c in study.changes))
 
 
 def _study(shared: dict[str, Any], runs: list[Result]) -> Study | None:
