@@ -158,6 +158,26 @@ def tiny_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.fixture(scope="session")
+def small_alexnet(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run of a narrow AlexNet, with recipe=as_run, on images of 110x110 pixels."""
+    folder = tmp_path_factory.mktemp("small_alexnet")
+    images = ["data=folder", "data.image_size=110", f"data.store={folder / 'store'}"]
+    options = [
+        "recipe=as_run",
+        "augment.crop=96",
+        "net.width=0.125",
+        "epochs=1",
+        "batch_size=6",
+        "trainer=cpu",
+        "watch.every=0",
+    ]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        prepare(compose("prepare", [*images, f"source={source_folder}"]))
+        train(compose("train", [*images, *options, "trainer.precision=32-true", f"run={folder / 'run'}"]))
+    return folder / "run"
+
+
 @contextmanager
 def stopping_after_an_epoch() -> Iterator[None]:
     """Ask every run in this block to stop as soon as it has saved its first epoch."""

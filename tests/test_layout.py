@@ -11,8 +11,9 @@ ROOT = Path(alexnet_repro.__file__).parent
 # Layers from the top down. A component may import from itself and from lower layers, but not from other components of
 # its own layer.
 LAYERS = [
-    {"train", "evaluate", "prepare", "report", "bench"},
+    {"train", "evaluate", "prepare", "report", "bench", "features", "export", "convert"},
     {"page", "benchmarks"},
+    {"sharing"},
     {"training"},
     {"claims"},
     {"data"},

@@ -247,6 +247,31 @@ bench repeats=often > whole number
 bench trainer.precision=32-true > has no effect on bench
 bench trainer.workers=3 > has no effect on bench
 bench out=/proc/nope/x.json only=loader repeats=1 > /proc/nope
+features > run, source and out are needed
+features run=a source=b > run, source and out are needed
+features run=nowhere source=b out=x.npz > is not the folder of a run
+features run=nowhere.ckpt source=b out=x.npz > there is no checkpoint nowhere.ckpt
+features run=nowhere.safetensors source=b out=x.npz > there is no file nowhere.safetensors
+features run=a source=b out=x.csv > must end with .npz, .h5, .parquet
+features run=a source=b out=x.npz layers=[] > at least 1
+features run=a source=b out=x.npz layers=fc7 > a list
+features run=a source=b out=x.npz checkpoint=first > checkpoint=first
+features run=a source=b out=x.npz batch_size=0 > at least 1
+features run=a source=b out=x.npz split=holdout > one of train, val, test
+features run=a source=b out=x.npz per_tower=2 > true or false
+features run=a source=b out=x.npz at_chance=maybe > true or false
+features run=a source=b out=x.npz device=3 > a word
+features layer=[fc7] > there is no option 'layer'
+export > say which net to export
+export run=nowhere > is not the folder of a run
+export run=a format=keras > one of safetensors, onnx, torchscript, hub
+export run=a checkpoint=x > checkpoint=x
+export run=a at_chance=1 > true or false
+convert > source and run are needed
+convert source=nowhere.onnx run=x > there is no file nowhere.onnx
+convert source=a run=b mean=[1,2] > three numbers
+convert source=a run=b mean=[1,2,-3] > from 0 to 255
+convert source=a run=b store=null > a word
 """
 
 CASES = [(*line.split(" > ")[0].split(" "), line.split(" > ")[1]) for line in LINES.strip().splitlines()]

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from alexnet_repro.data.store import Store
     from alexnet_repro.net.alexnet import AlexNet
     from alexnet_repro.net.lrn import LocalResponseNorm
+    from alexnet_repro.sharing.features import features, preprocess
+    from alexnet_repro.sharing.nets import load_net
     from alexnet_repro.training.classifier import Classifier
     from alexnet_repro.training.optim import PaperSGD
 
 __version__ = "0.1.0"
-__all__ = ["AlexNet", "Classifier", "LocalResponseNorm", "PaperSGD", "Store", "ten_crop"]
+__all__ = [
+    "AlexNet", "Classifier", "LocalResponseNorm", "PaperSGD", "Store", "features", "load_net", "preprocess", "ten_crop",
+]  # fmt: skip
 
 _MODULES = {
     "AlexNet": "net.alexnet",
@@ -23,6 +27,9 @@ _MODULES = {
     "LocalResponseNorm": "net.lrn",
     "PaperSGD": "training.optim",
     "Store": "data.store",
+    "features": "sharing.features",
+    "load_net": "sharing.nets",
+    "preprocess": "sharing.features",
     "ten_crop": "data.augment",
 }
 

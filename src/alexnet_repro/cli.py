@@ -32,6 +32,9 @@ MODULES = {  # the module that defines each command's function
     "prepare": "data.preparation",
     "report": "page.report",
     "bench": "benchmarks.bench",
+    "features": "sharing.feature_file",
+    "export": "sharing.exporting",
+    "convert": "sharing.conversion",
 }
 
 
@@ -115,7 +118,7 @@ def command(name: str) -> None:
         _fail(str(error).splitlines()[0])  # Hydra raises these for overrides that it cannot use, such as ablation=3
 
 
-PATHS = ("run", "source", "data.store", "store", "results", "out")  # options whose values are paths
+PATHS = ("run", "source", "data.store", "store", "results", "out", "classes")  # options whose values are paths
 FLAGS = re.compile(
     r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
     r"config-dir|shell-completion|experimental-rerun)(=.*)?"

@@ -32,6 +32,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 # A name may look like a number on the command line.
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 Activation = Literal["relu", "tanh", "abs_tanh", "sigmoid"]
+Checkpoint = Annotated[str, Field(pattern=r"^(last|previous|best|epoch-\d+)$")]
 
 with_lrn = OnlyIf(lambda cfg: cfg.net.get("lrn", True), "net.lrn=false")
 with_colour_noise = OnlyIf(lambda cfg: cfg.augment.colour_noise > 0, "augment.colour_noise=0")
@@ -322,12 +323,50 @@ class Bench(Group):
     batch_size: Count
 
 
+class Features(Group):
+    """python -m alexnet_repro.features."""
+
+    run: Name | None
+    checkpoint: Checkpoint
+    source: Name | None
+    split: Literal["train", "val", "test"] | None
+    layers: Annotated[list[str], Field(min_length=1)]
+    per_tower: bool
+    out: Name | None
+    batch_size: Count
+    device: str | None
+    at_chance: bool
+
+
+class Export(Group):
+    """python -m alexnet_repro.export."""
+
+    run: Name | None
+    checkpoint: Checkpoint
+    format: Literal["safetensors", "onnx", "torchscript", "hub"]
+    out: Name | None
+    at_chance: bool
+
+
+class Convert(Group):
+    """python -m alexnet_repro.convert."""
+
+    source: Name | None
+    mean: Any
+    classes: Name | None
+    store: Name
+    run: Name | None
+
+
 COMMANDS: dict[str, type[Group]] = {
     "train": Train,
     "evaluate": Evaluate,
     "prepare": Prepare,
     "report": Report,
     "bench": Bench,
+    "features": Features,
+    "export": Export,
+    "convert": Convert,
 }
 # Options that a command shares with others through a config group, but does not use.
 UNUSED = {
@@ -336,4 +375,7 @@ UNUSED = {
     "prepare": r"batch_size|epochs|optim\..*|schedule\..*|data\.images_per_file",
     "report": r"trainer\.(checkpoint_minutes|compile)",
     "bench": r"trainer\.(?!accelerator).*",
+    "features": "",
+    "export": "",
+    "convert": "",
 }

@@ -44,6 +44,11 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
             rgb = image.convert("RGB")
     except (Image.DecompressionBombError, SyntaxError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error
+    return central_square(rgb, size)
+
+
+def central_square(rgb: Image.Image, size: int) -> RGB:
+    """Return the central square of an RGB image, scaled to (size, size, 3) uint8 (Section 2)."""
     side = min(rgb.size)
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
     return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))

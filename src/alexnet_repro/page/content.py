@@ -415,12 +415,12 @@ def readme_block(page: dict[str, Any]) -> str:
     answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
     lines = []
     for number, study in enumerate(page["studies"]):
-        own = f"({study['title']}; a proxy). The baseline has a {study['baseline']}."
+        where = f"({study['title']}; a proxy). The baseline has a {study['baseline']}."
         table = ["\n\n".join(study["sentences"]), "", markdown(study["study"], README_COLUMNS)]
         if number == 0:
-            lines += [f"**What each ingredient is worth** {own}", "", *table, ""]
+            lines += [f"**What each ingredient is worth** {where}", "", *table, ""]
         else:
-            lines += [f"<details><summary>The study again {own}</summary>", "", *table, "", "</details>", ""]
+            lines += [f"<details><summary>The study again {where}</summary>", "", *table, "", "</details>", ""]
     lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
     if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
         lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]

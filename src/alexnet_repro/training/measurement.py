@@ -57,15 +57,19 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
             f"{run} has no checkpoint '{checkpoint}'",
             f"choose checkpoint={' or '.join(there)}" if there else "train for at least one epoch first",
         )
+    return model_of(path), trained
+
+
+def model_of(path: Path) -> Classifier:
+    """Return the trained net of a checkpoint. Raise UserError if it is damaged."""
     load_checkpoint(path)  # raises UserError if the file is damaged
     try:
-        model = Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} does not fit the net that it describes: {' '.join(str(error).split())[:120]}",
             "choose another checkpoint, or train again",
         ) from None
-    return model, trained
 
 
 def fitting_store(path: str, model: Classifier, run: Path) -> Store:

@@ -1,0 +1,1 @@
+"""Nets that others can use: features, weights out and weights in."""

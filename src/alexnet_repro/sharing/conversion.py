@@ -1,0 +1,232 @@
+"""Make a run of weights that Caffe or ONNX distributes, so that ``evaluate``, ``features`` and ``export`` take them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_repro.data.store import sha256
+from alexnet_repro.errors import UserError
+from alexnet_repro.provenance import written_whole
+from alexnet_repro.sharing import caffe
+from alexnet_repro.sharing.nets import layers_with_weights, needed, refusal
+from alexnet_repro.training.checkpoints import FORMAT
+from alexnet_repro.training.classifier import Classifier
+
+MEAN_PIXEL = (122.67891434, 116.66876762, 104.00698793)  # RGB, the mean of Caffe's mean image of ILSVRC-2012
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+STORED = 256  # side length of ImageNet's images in a store, in pixels
+EMPTY: dict[str, Any] = {  # options of training, which a converted net does not use
+    "optim": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 2.0, "bias_decay": False},
+    "schedule": {"rule": "constant", "by_hand": {"of_epochs": 1, "changes": {}, "val_joins_after": None}},
+    "epochs": 1,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds: {layer.weight, layer.bias: array}, with RGB inputs, and the options of the net."""
+
+    arrays: dict[str, NDArray[np.float32]]
+    net: dict[str, Any]
+
+
+def convert(cfg: DictConfig) -> dict[str, Any]:
+    """Write the weights of ``cfg.source`` as the run ``cfg.run``: config.yaml and checkpoints/last.ckpt.
+
+    source: a .caffemodel of BVLC's AlexNet or CaffeNet, or ONNX's bvlcalexnet. mean: Caffe's mean image (.binaryproto),
+    a .npy of shape (256, 256, 3) or (3, 256, 256), RGB, or the mean of each colour. classes: a text file with the name
+    of a class in each line, in the order of the outputs.
+
+    Each respect in which these nets differ from the paper's becomes a switch of the net: normalisation with k=1 across
+    both towers, and pooling first in CaffeNet. Caffe scales the neurons that dropout keeps; here they are scaled at test
+    time instead, so that the weights that read them are doubled. The channels of conv1 are reversed where the file has
+    them in the order BGR.
+
+    Returns the folder. Raises UserError for other nets and unusable options.
+    """
+    if cfg.source is None or cfg.run is None:
+        raise UserError(
+            "source and run are needed",
+            "for example source=bvlc_alexnet.caffemodel mean=imagenet_mean.binaryproto run=runs/bvlc_alexnet",
+        )
+    source, run = Path(str(cfg.source)), Path(str(cfg.run))
+    mean = read_mean(cfg.mean)
+    if not source.is_file():
+        raise UserError(f"there is no file {source}")
+    if run.exists():
+        raise UserError(f"{run} exists", "choose another folder with run=PATH")
+    readers = {".caffemodel": from_caffe, ".onnx": from_onnx}
+    if source.suffix not in readers:
+        raise UserError(f"source={source}: the name must end with {' or '.join(readers)}", _about_torch(source) or "")
+    weights = readers[source.suffix](source)
+    classes = len(weights.arrays["fc8.bias"])
+    names = _class_names(cfg.classes, classes)
+    crop = weights.net["image_size"]
+    hyper = {
+        "net": {"name": "alexnet", "classes": classes, **weights.net},
+        **EMPTY,
+        "augment": {
+            "crop": crop, "random_crops": False, "mirror": False, "share": 1, "mean": "patch", "colour_noise": 0.0,
+            "colour_unit": "eigenvalue", "colour_divisor": 1.0, "colour_noise_epochs": None, "jitter": 0.0,
+        },
+        "image_size": STORED,
+        "class_names": names,
+        "seed": 0,
+    }  # fmt: skip
+    model = Classifier(**hyper, mean=mean)
+    _load(model, weights.arrays, source)
+    config = {
+        "recipe": "converted",
+        "converted": f"{source.name}, sha256 {sha256(source)}",
+        "seed": 0,
+        "claim": None,
+        "ablation": {},
+        "net": hyper["net"],
+        "data": {"name": "ilsvrc2012", "store": str(cfg.store)},
+        "batch_size": 128,
+    }
+    (run / "checkpoints").mkdir(parents=True)
+    with written_whole(run / "checkpoints" / "last.ckpt") as file:
+        content = {"state_dict": model.state_dict(), "hyper_parameters": hyper, "global_step": 0, "epoch": 0}
+        content |= {"alexnet_repro": {"format": FORMAT}, "history": [], "pytorch-lightning_version": "2.6.0"}
+        content |= {"training_means": torch.zeros(1, 3)}
+        torch.save(content, file)
+    with written_whole(run / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    switches = ", ".join(f"net.{key}={value}" for key, value in weights.net.items())
+    print(f"written to {run}: {classes} classes, {switches}")
+    return {"run": str(run), "net": hyper["net"]}
+
+
+def from_caffe(path: Path) -> Weights:
+    """Read BVLC's AlexNet or CaffeNet. The order of pooling and normalisation is that of the layers in the file."""
+    layers = caffe.read_layers(path)
+    arrays = {}
+    for name in LAYERS:
+        own = next((layer for layer in layers if layer.name == name and len(layer.blobs) == 2), None)
+        if own is None:
+            have = ", ".join(layer.name for layer in layers if layer.blobs)
+            raise UserError(f"{path} has no layer {name}: this is for BVLC's AlexNet and CaffeNet", f"it has: {have}")
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = own.blobs[0], own.blobs[1].ravel()
+        if name.startswith("fc"):
+            arrays[f"{name}.weight"] = arrays[f"{name}.weight"].reshape(arrays[f"{name}.bias"].size, -1)
+    norms = [layer for layer in layers if layer.kind == "LRN"]
+    kinds = [layer.kind for layer in layers if layer.kind in ("LRN", "Pooling")]
+    if len(norms) != 2 or norms[0].lrn != norms[1].lrn or norms[0].lrn["within"] or len(kinds) != 5:
+        raise UserError(f"{path} does not have two equal normalisations across maps and three pooling layers")
+    arrays["conv1.weight"] = arrays["conv1.weight"][:, ::-1]  # Caffe's images are BGR
+    return _as_ours(arrays, norms[0].lrn, {"pool_first": kinds[0] == "Pooling", "image_size": 227})
+
+
+def from_onnx(path: Path) -> Weights:
+    """Read ONNX's bvlcalexnet: 54 positions in conv1, and pool1 and pool2 without an incomplete last window."""
+    needed("onnx", "an .onnx file")
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import helper, numpy_helper
+
+    try:
+        graph = onnx.load(path).graph
+    except (DecodeError, ValueError) as error:
+        raise UserError(f"{path} is not an ONNX file, or it is damaged: {error}") from None
+    kinds = [node.op_type for node in graph.node if node.op_type in ("Conv", "LRN", "MaxPool", "Gemm")]
+    normal = ["Conv", "LRN", "MaxPool", "Conv", "LRN", "MaxPool", "Conv", "Conv", "Conv", "MaxPool", *["Gemm"] * 3]
+    pooled_first = ["Conv", "MaxPool", "LRN", "Conv", "MaxPool", "LRN", *normal[6:]]
+    if kinds not in (normal, pooled_first):
+        raise UserError(f"{path} is not BVLC's AlexNet or CaffeNet", f"its layers are {', '.join(kinds) or 'none'}")
+    own = {tensor.name: tensor for tensor in graph.initializer}
+    arrays = {}
+    for name, node in zip(LAYERS, (n for n in graph.node if n.op_type in ("Conv", "Gemm")), strict=True):
+        if missing := [end for end in node.input[1:3] if end not in own]:
+            raise UserError(f"{path} has no weights for {name}: {missing[0]} is computed or missing")
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = (numpy_helper.to_array(own[end]) for end in node.input[1:3])
+    attributes = {a.name: helper.get_attribute_value(a) for n in graph.node if n.op_type == "LRN" for a in n.attribute}
+    lrn = {"n": attributes["size"], "alpha": attributes["alpha"], "beta": attributes["beta"], "k": attributes["bias"]}
+    arrays["conv1.weight"] = arrays["conv1.weight"][:, ::-1]  # made from Caffe's file, for BGR images
+    options = {"pool_first": kinds == pooled_first, "floor_pools": ["pool1", "pool2"], "image_size": 223}
+    return _as_ours(arrays, lrn, options)
+
+
+def _as_ours(arrays: dict[str, NDArray[np.float32]], lrn: dict[str, float], options: dict[str, Any]) -> Weights:
+    for name in ("fc7.weight", "fc8.weight"):  # they read neurons that are halved here at test time (Section 4.2)
+        arrays[name] = 2 * arrays[name]
+    n = int(lrn["n"])
+    net = {
+        "lrn_n": n,
+        "lrn_k": round(float(lrn["k"]), 7),
+        "lrn_alpha": float(f"{lrn['alpha'] / n:.6g}"),  # Caffe and ONNX divide it by n
+        "lrn_beta": round(float(lrn["beta"]), 7),
+        "lrn_across_towers": True,
+        **options,
+    }
+    if (width := len(arrays["conv1.bias"]) / 96) != 1:
+        net["width"] = width
+    return Weights(arrays, net)
+
+
+def _load(model: Classifier, arrays: dict[str, NDArray[np.float32]], source: Path) -> None:
+    own = model.net.state_dict()
+    for name in (f"{layer}.{kind}" for layer in layers_with_weights(model.net) for kind in ("weight", "bias")):
+        if arrays[name].shape != tuple(own[name].shape):
+            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, not {tuple(own[name].shape)}")
+        own[name] = torch.tensor(np.ascontiguousarray(arrays[name], np.float32))
+        if not own[name].isfinite().all():
+            raise UserError(f"{source}: {name} holds numbers that are not finite")
+    model.net.load_state_dict(own)
+
+
+def read_mean(option: Any) -> NDArray[np.float32]:
+    """Return the mean image (256, 256, 3), RGB: from a file, or one with the same colour everywhere.
+
+    Raises UserError if the file is not such an image.
+    """
+    shape = (STORED, STORED, 3)
+    if option is None or OmegaConf.is_list(option):
+        pixel = MEAN_PIXEL if option is None else tuple(option)
+        if len(pixel) != 3 or not all(isinstance(value, int | float) and 0 <= value <= 255 for value in pixel):
+            raise UserError(f"mean={option}: this must be three numbers from 0 to 255, [R,G,B]")
+        return np.full(shape, pixel, np.float32)
+    path = Path(str(option))
+    if not path.is_file():
+        raise UserError(f"there is no file mean={path}", "name Caffe's .binaryproto, a .npy, or [R,G,B]")
+    if path.suffix == ".npy":
+        try:
+            mean = np.load(path)
+        except ValueError as error:
+            raise UserError(f"mean={path} is not a .npy of numbers: {error}") from None
+    else:
+        mean = caffe.read_mean(path)
+        mean = mean.reshape(mean.shape[-3:])[::-1] if mean.ndim >= 3 else mean  # BGR
+    if mean.shape == (3, STORED, STORED):
+        mean = mean.transpose(1, 2, 0)
+    if mean.shape != shape or not ((mean >= 0) & (mean <= 255)).all():
+        raise UserError(f"mean={path} is not a mean image: it has shape {mean.shape}, or values outside 0 to 255")
+    return np.ascontiguousarray(mean, np.float32)
+
+
+def _class_names(option: Any, count: int) -> list[str]:
+    if option is None:
+        return [str(i) for i in range(count)]
+    path = Path(str(option))
+    if not path.is_file():
+        raise UserError(f"there is no file classes={path}")
+    names = path.read_text().splitlines()
+    if len(names) != count or len(set(names)) != count:
+        raise UserError(f"classes={path} has {len(set(names))} different names, and the net has {count} outputs")
+    return names
+
+
+def _about_torch(source: Path) -> str:
+    """Say why a file of PyTorch is refused."""
+    if source.suffix not in (".pt", ".pth", ".bin"):
+        return ""
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever it is, it is refused
+        return ""
+    return refusal(set(content)) if isinstance(content, dict) else ""

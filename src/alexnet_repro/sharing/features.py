@@ -1,0 +1,245 @@
+"""Outputs of a trained net's layers for any images."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from alexnet_repro.data.augment import centre_crop
+from alexnet_repro.data.images import central_square, read_image
+from alexnet_repro.data.jpeg import RGB
+from alexnet_repro.data.module import ValBatch
+from alexnet_repro.data.split import Split
+from alexnet_repro.data.store import Store
+from alexnet_repro.errors import UserError
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.provenance import cores
+from alexnet_repro.sharing.nets import load_net
+from alexnet_repro.training.classifier import Classifier
+
+IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+UNREADABLE = (OSError, ValueError)  # what read_image raises for a file that is not an image
+
+
+def features(
+    net: Classifier | str | Path,
+    images: Any,
+    layers: Sequence[str] = ("fc7",),
+    *,
+    per_tower: bool = False,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    at_chance: bool = False,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the outputs of layers for images, {layer: (N, ...)} float32, in the order of the images.
+
+    net: the folder of a run, a .ckpt or .safetensors file, or what ``load_net`` returned.
+    images: a folder, a path, a list of paths, of PIL images or of (height, width, 3) uint8 arrays; an array or tensor of
+        N uint8 images, (N, height, width, 3) or (N, 3, height, width), RGB; a Store (its measured split) or a Split; or
+        a float tensor (N, 3, crop, crop) that ``preprocess`` made.
+    layers: names out of ``net.net.layer_names``, such as conv5.linear (before the activation function), conv5, pool5,
+        fc6, fc7 (before dropout) and fc8 (the logits).
+    per_tower: whether to return (N, towers, maps or neurons of a tower, ...) instead.
+    device: where to compute; None: on a GPU if there is one.
+    at_chance: as for ``load_net``.
+
+    The result is held in memory; the command ``python -m alexnet_repro.features`` writes to a file as it goes. Raises
+    UserError for a layer that the net doesn't have, for an image that cannot be read, and as ``load_net`` does.
+    """
+    model = net if isinstance(net, Classifier) else load_net(net, at_chance=at_chance)
+    found: dict[str, NDArray[np.float32]] = {}
+    inputs = Inputs(images, model)
+    for first, part, unreadable in outputs(model, inputs, layers, per_tower, batch_size, device):
+        if unreadable:
+            index, reason = unreadable[0]
+            raise UserError(f"{inputs.names[index]} is not a readable image: {reason}")
+        for name, values in part.items():
+            whole = found.setdefault(name, np.empty((len(inputs.names), *values.shape[1:]), np.float32))
+            whole[first : first + len(values)] = values
+    return found
+
+
+def preprocess(image: Any, net: Classifier) -> Tensor:
+    """Return what the net expects of an image: (3, crop, crop) float32 with the mean image subtracted.
+
+    The shorter side is scaled to the size of the training images (256 in the paper), and the central square is cut out.
+    The mean image, on the 0-255 scale, is subtracted, and the central patch (224x224) is cut. There is no division.
+
+    image: a path, a PIL image, or a (height, width, 3) uint8 array. Raises UserError if it cannot be read.
+    """
+    inputs = Inputs([image], net)
+    try:
+        square = torch.from_numpy(np.array(inputs.square(0)))
+    except UNREADABLE as error:
+        raise UserError(f"{inputs.names[0]} is not a readable image: {error}") from None
+    return _patches(square[None], net)[0].contiguous()
+
+
+class Inputs:
+    """Images in any form, by index.
+
+    names: of the N images. ``square(i)`` is image i as (size, size, 3) uint8, where size is that of the images on which
+    the net was trained. tensor: the inputs themselves instead, where they are preprocessed already.
+
+    Raises UserError if the images have another form than ``features`` names, or if there are none.
+    """
+
+    def __init__(self, images: Any, model: Classifier) -> None:
+        self.size = model.image_size
+        self.tensor: Tensor | None = None
+        self.square: Callable[[int], RGB]
+        if isinstance(images, str | os.PathLike) and (Path(images) / "manifest.json").is_file():
+            images = Store(Path(images))
+        if isinstance(images, Store):
+            images = images.split(images.measured_split)
+        if isinstance(images, Split):
+            if images.image_size != self.size:
+                raise UserError(
+                    f"the images of {images.path} have {images.image_size} pixels, the net's have {self.size}",
+                    "name a folder of images, which are scaled as needed",
+                )
+            self.square = images.__getitem__
+            self.names = [f"{images.path.name}/{i}" for i in range(len(images))]
+        elif isinstance(images, np.ndarray | Tensor):
+            self._take_array(torch.as_tensor(images), model.crop)
+        else:
+            self._take_list(images)
+        if not self.names:
+            raise UserError("there are no images", "name at least one")
+
+    def _take_array(self, images: Tensor, crop: int) -> None:
+        self.names = [str(i) for i in range(len(images))]
+        if images.is_floating_point() and images.ndim == 4 and images.shape[1:] == (3, crop, crop):
+            self.tensor = images
+        elif images.dtype == torch.uint8 and images.ndim == 4 and 3 in (images.shape[1], images.shape[3]):
+            rgb = (images if images.shape[3] == 3 else images.permute(0, 2, 3, 1)).cpu().numpy()
+            self.square = lambda i: central_square(Image.fromarray(rgb[i]), self.size)
+        else:
+            raise UserError(
+                f"images of shape {tuple(images.shape)} and type {str(images.dtype).removeprefix('torch.')} are not usable",
+                f"give uint8 RGB, (N, height, width, 3) or (N, 3, height, width), or float (N, 3, {crop}, {crop}) from preprocess",
+            )
+
+    def _take_list(self, images: Any) -> None:
+        if isinstance(images, str | os.PathLike):
+            root = Path(images)
+            paths = [root] if root.is_file() else image_files(root)
+            self.names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
+            images = paths
+        elif isinstance(images, Sequence):
+            self.names = [os.fspath(im) if isinstance(im, str | os.PathLike) else str(i) for i, im in enumerate(images)]
+        else:
+            raise UserError(f"images of type {type(images).__name__} are not usable", "give a list, an array or a path")
+
+        def square(index: int) -> RGB:
+            image = images[index]
+            if isinstance(image, str | os.PathLike):
+                return read_image(Path(image).read_bytes, self.size)
+            if not isinstance(image, Image.Image):
+                image = Image.fromarray(np.asarray(image))
+            return central_square(image.convert("RGB"), self.size)
+
+        self.square = square
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files in a folder and its subfolders, by their names, in the order of their paths.
+
+    Raises UserError if there are none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_NAMES and path.is_file())
+    if not files:
+        what = f"there are no images in {folder}" if folder.is_dir() else f"there is nothing at {folder}"
+        raise UserError(what, f"name a folder with files named {', '.join(IMAGE_NAMES[:3])} ..., or a store")
+    return files
+
+
+def outputs(
+    model: Classifier,
+    inputs: Inputs,
+    layers: Sequence[str],
+    per_tower: bool,
+    batch_size: int,
+    device: str | torch.device | None = None,
+    start: int = 0,
+) -> Iterator[tuple[int, dict[str, NDArray[np.float32]], list[tuple[int, str]]]]:
+    """Yield, for one batch after the other: the index of its first image, {layer: outputs}, and the unreadable images.
+
+    An unreadable image is an (index, reason), and its outputs are NaN. Images are decoded in threads, one batch ahead.
+    start: the first image. The other arguments and the errors are those of ``features``.
+    """
+    net = model.net
+    if not isinstance(net, AlexNet):
+        raise UserError("features are those of net=alexnet", f"this net is {model.hparams['net']['name']}")
+    for name in layers:
+        if name not in net.layer_names:
+            raise UserError(f"the net has no layer {name}", f"it has: {', '.join(net.layer_names)}")
+        if per_tower and (net.towers == 1 or name == "fc8"):
+            raise UserError(f"{name} has no towers", "leave out per_tower")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else model.device
+    model.to(device).eval()
+    with (
+        ThreadPoolExecutor(min(cores(), 16)) as threads,
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        for first, batch, unreadable in _batches(inputs, batch_size, threads, start):
+            images = batch.to(device, non_blocking=True)
+            if images.dtype == torch.uint8:
+                images = _patches(images, model)
+            seen = net.activations(images.contiguous(memory_format=torch.channels_last), layers)
+            part = {}
+            for name in layers:
+                values = seen[name].float().cpu().contiguous().numpy()
+                if per_tower:
+                    values = values.reshape(len(values), net.towers, -1, *values.shape[2:])
+                for index, _ in unreadable:
+                    values[index - first] = np.nan
+                part[name] = values
+            yield first, part, unreadable
+
+
+def _patches(squares: Tensor, model: Classifier) -> Tensor:
+    """Return the preprocessed patches (N, 3, crop, crop) of uint8 squares (N, size, size, 3)."""
+    return model.views(ValBatch(squares, torch.empty(0)), centre_crop)
+
+
+def _batches(
+    inputs: Inputs, batch_size: int, threads: ThreadPoolExecutor, start: int
+) -> Iterator[tuple[int, Tensor, list[tuple[int, str]]]]:
+    count = len(inputs.names)
+    firsts = range(start, count, batch_size)
+    if inputs.tensor is not None:
+        for first in firsts:
+            yield first, inputs.tensor[first : first + batch_size].float(), []
+        return
+
+    def decoded(index: int) -> RGB | str:
+        try:
+            return inputs.square(index)
+        except UNREADABLE as error:
+            told = " ".join(str(error).split()) or type(error).__name__
+            return "no image format is recognised" if told.startswith("cannot identify image file") else told
+
+    def begun(first: int) -> list[Any]:
+        return [threads.submit(decoded, i) for i in range(first, min(first + batch_size, count))]
+
+    ahead = begun(start)
+    for first in firsts:
+        squares, unreadable = [], []
+        waiting, ahead = ahead, begun(first + batch_size)
+        for index, future in enumerate(waiting, first):
+            square = future.result()
+            if isinstance(square, str):
+                unreadable.append((index, square))
+                square = np.zeros((inputs.size, inputs.size, 3), np.uint8)
+            squares.append(torch.from_numpy(np.array(square)))
+        yield first, torch.stack(squares), unreadable

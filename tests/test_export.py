@@ -1,0 +1,135 @@
+"""Compare exported nets with ours, in onnxruntime, in TorchScript and after safetensors."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alexnet_repro import AlexNet, features, load_net
+from alexnet_repro.errors import UserError
+from alexnet_repro.net.alexnet import GroupedLinear
+from alexnet_repro.sharing.onnx_file import write_onnx
+from alexnet_repro.sharing.steps import PlainNet
+from tests.conftest import picture
+
+Run = Callable[..., tuple[int, str, str]]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "as_run": {"layer1_order": "norm_pool_relu", "same_map_norm": True, "lrn_alpha": 2e-5, "init": "as_run"},
+    "one_gpu": {"towers": 1},
+    "no_communication": {"communication": False},
+    "six_layers_and_bottleneck": {"conv6": True, "bottleneck": 32},
+    "non_overlapping": {"pooling": "non_overlapping", "conv4": False},
+    "no_lrn_tanh": {"lrn": False, "activation": "tanh"},
+    "sigmoid": {"activation": "sigmoid", "conv3": False, "conv5": False},
+    "abs_tanh": {"activation": "abs_tanh", "dropout": 0.0},
+    "caffenet": {"pool_first": True, "lrn_across_towers": True, "lrn_k": 1.0},
+    "floor": {"floor_pools": ["pool1", "pool2"], "image_size": 95},
+}
+
+
+def responsive_net(**options: Any) -> AlexNet:
+    """Return a narrow net whose responses keep their size from layer to layer, so that every layer counts."""
+    torch.manual_seed(0)
+    net = AlexNet(7, **{"image_size": 96, "width": 0.125, **options}).eval()
+    with torch.no_grad():
+        for name, layer in net.named_children():
+            if isinstance(layer, nn.Conv2d | GroupedLinear):
+                inputs = layer.weight[0].numel()
+                layer.weight.normal_(0, (2 / inputs) ** 0.5 * (0.05 if name == "conv1" else 1))
+                layer.bias.normal_(0, 0.3)
+    return net
+
+
+def photographs(count: int, side: int) -> np.ndarray:
+    """Return pictures, (count, 3, side, side) float32 from 0 to 255."""
+    return np.stack([picture(i, side, side).astype(np.float32).transpose(2, 0, 1) for i in range(count)])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_onnxruntime_and_torchscript_give_the_same_logits(variant: str, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    net = responsive_net(**VARIANTS[variant])
+    side = net.image_size
+    mean = torch.linspace(90, 130, 3 * side**2).reshape(3, side, side)
+    images = photographs(3, side)
+    with torch.inference_mode():
+        expected = net(torch.from_numpy(images) - mean).numpy()
+    plain = PlainNet(net, VARIANTS[variant].get("activation", "relu"), mean).eval()
+    write_onnx(plain, side, 7, "{}", tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    for count in (1, 3):
+        (found,) = session.run(None, {"images": images[:count]})
+        assert np.abs(found - expected[:count]).max() < 1e-4 * np.abs(expected).max()
+    with torch.inference_mode():
+        assert np.abs(plain(torch.from_numpy(images)).numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.ptp(expected, 0).max() > 1e-3 * np.abs(expected).max(), "the logits must depend on the images"
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    norms = 0 if variant == "no_lrn_tanh" else 2
+    assert kinds.count("LRN") == norms * (1 if variant in ("one_gpu", "caffenet") else 2)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[np.ndarray]:
+    return [picture(i, 140, 130) for i in range(3)]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
+def test_exported_files_describe_themselves_and_give_the_runs_logits(
+    small_alexnet: Path, pictures: list[np.ndarray], tmp_path: Path, run_command: Run
+) -> None:
+    import onnx
+    import onnxruntime
+
+    model = load_net(small_alexnet, at_chance=True)
+    logits = features(model, pictures, ["fc8"])["fc8"]
+    patches = torch.stack([alexnet_input(model, image) for image in pictures])
+    paths = {name: tmp_path / f"net.{name}" for name in ("onnx", "torchscript", "safetensors", "hub")}
+    for name, path in paths.items():
+        status, out, err = run_command("export", f"run={small_alexnet}", f"format={name}", f"out={path}", "at_chance=true")  # fmt: skip
+        assert (status, out) == (0, f"written to {path}\n"), err
+    (found,) = onnxruntime.InferenceSession(paths["onnx"]).run(None, {"images": patches.numpy()})
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+    extra = {"alexnet_repro": ""}
+    scripted = torch.jit.load(paths["torchscript"], _extra_files=extra)
+    np.testing.assert_allclose(scripted(patches).detach(), logits, rtol=1e-4, atol=1e-5)
+    properties = {entry.key: entry.value for entry in onnx.load(paths["onnx"]).metadata_props}
+    for written in (properties["alexnet_repro"], extra["alexnet_repro"], (paths["hub"] / "config.json").read_text()):
+        content = json.loads(written)
+        assert (content["classes"], content["facts"]["recipe"]) == (["cat", "dog"], "as_run")
+        assert content["facts"]["centre"]["top1_error"] == json.loads((small_alexnet / "result.json").read_text())["centre"]["top1_error"]  # fmt: skip
+        assert "110" in content["preprocessing"]
+    for path in (paths["hub"] / "model.safetensors", (tmp_path / "net.safetensors")):
+        again = features(load_net(path, at_chance=True), pictures, ["fc8"])["fc8"]
+        np.testing.assert_array_equal(again, logits)
+    assert "| recipe | as_run |" in (paths["hub"] / "README.md").read_text()
+
+
+def alexnet_input(model: Any, image: np.ndarray) -> torch.Tensor:
+    """Return the central patch on the 0-255 scale, without subtracting the mean, which the exported graph does."""
+    from alexnet_repro import preprocess
+
+    return preprocess(image, model) + model.mean_centre().permute(2, 0, 1)
+
+
+def test_foreign_and_damaged_weights_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torchvision.models import alexnet
+
+    with torch.device("meta"):
+        names = alexnet().state_dict()
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "torchvision.safetensors")
+    with pytest.raises(UserError, match="torchvision's alexnet, another net: one tower"):
+        load_net(tmp_path / "torchvision.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "torchvision.safetensors").read_bytes()[:200])
+    with pytest.raises(UserError, match="damaged"):
+        load_net(tmp_path / "cut.safetensors")
+    with pytest.raises(UserError, match="no file"):
+        load_net(tmp_path / "missing.safetensors")
