@@ -29,6 +29,10 @@ train stop_at=abc > a number
 train stop_at=-1 > at least 0
 train stop_at=100 > below 100
 train stop_at=nan > finite
+train keep_epochs=3 > a list
+train keep_epochs=[0] > at least 1
+train keep_epochs=[a] > whole number
+train keep_epochs=[500] > this run has
 train resume=yes_please > true or false
 train resume=2 > true or false
 train order=random > one of reshuffled, fixed, stored
@@ -220,9 +224,9 @@ evaluate run=nowhere > is not the folder of a run
 evaluate runs=[a,a] > names a run twice
 evaluate run=a runs=[b] > say which run
 evaluate run=a views=twelve > one of centre, ten_crop
-evaluate run=a checkpoint=../../x > one of last, previous, best
+evaluate run=a checkpoint=../../x > last, previous, best or epoch-N
 evaluate runs=true > runs=true
-evaluate run=a checkpoint=first > one of last, previous, best
+evaluate run=a checkpoint=first > last, previous, best or epoch-N
 evaluate run=a split=holdout > one of train, val, test
 evaluate run=a batch_size=-1 > at least 1
 evaluate run=a batch_size=big > whole number
@@ -255,7 +259,7 @@ features run=nowhere.safetensors source=b out=x.npz > there is no file nowhere.s
 features run=a source=b out=x.csv > must end with .npz, .h5, .parquet
 features run=a source=b out=x.npz layers=[] > at least 1
 features run=a source=b out=x.npz layers=fc7 > a list
-features run=a source=b out=x.npz checkpoint=first > checkpoint=first
+features run=a source=b out=x.npz checkpoint=first > last, previous, best or epoch-N
 features run=a source=b out=x.npz batch_size=0 > at least 1
 features run=a source=b out=x.npz split=holdout > one of train, val, test
 features run=a source=b out=x.npz per_tower=2 > true or false

@@ -67,6 +67,7 @@ WANTED = {  # pydantic's types of errors, and what a value must be
     "less_than": "below {lt:g}",
     "less_than_equal": "at most {le:g}",
     "literal_error": "one of {choices}",
+    "string_pattern_mismatch": "last, previous, best or epoch-N",
     "union_tag_invalid": f"one of {', '.join(NETS)}",
 }
 

@@ -227,7 +227,7 @@ class Pretrained(Group):
     """Layers that come from another run."""
 
     run: Name | None
-    checkpoint: Annotated[Literal["last", "previous", "best"], with_pretrained]
+    checkpoint: Annotated[Checkpoint, with_pretrained]
     layers: Annotated[list[str] | None, with_pretrained]
     rate: Annotated[NotNegative, with_pretrained]
     conv1_rate: Annotated[NotNegative, with_pretrained]
@@ -253,6 +253,7 @@ class Train(Group):
     run: Name | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     stop_at: Annotated[float, Field(ge=0, lt=100)] | None
+    keep_epochs: list[Count]
     resume: bool
     pretrained: Pretrained
     watch: Watch
@@ -277,7 +278,7 @@ class Evaluate(Group):
     run: Name | None
     runs: Name | list[Name] | None
     views: Literal["centre", "ten_crop", "nine_crop"]
-    checkpoint: Literal["last", "previous", "best"]
+    checkpoint: Checkpoint
     store: Name | None
     split: Literal["train", "val", "test"] | None
     batch_size: Count
@@ -310,6 +311,7 @@ class Report(Group):
     out: Name
     readme: bool
     images: Count | None
+    similarity: Natural
     batch_size: Count
 
 

@@ -231,6 +231,34 @@ def _mosaic(kernels: Tensor, columns: int = 16, zoom: int = 4) -> NDArray[np.flo
     return mosaic
 
 
+def similarity(names: Sequence[str], alike: NDArray[np.float64]) -> Figure:
+    """Draw how alike the layers of nets with different seeds are.
+
+    names: of L layers. alike: (pairs, L, L), linear CKA. Left: the same layer of both nets, each pair, and the mean.
+    Right: each layer with each other layer, mean over the pairs.
+    """
+    layers = range(len(names))
+    mean = alike.mean(0)
+    mean = (mean + mean.T) / 2  # the order of two seeds means nothing
+    with _figure(7, 3.3) as figure:
+        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.25, 1]})
+        for pair in alike:
+            left.plot(layers, np.diag(pair), "o", color=COLOURS[0], ms=3, mfc="none", alpha=0.5)
+        left.plot(layers, np.diag(mean), color=COLOURS[0], lw=1.4)
+        left.set_ylim(min(0.0, float(np.nanmin(alike))), 1.02)
+        left.set_title("the same layer of two nets", fontsize=9)
+        left.set_ylabel("linear CKA")
+        left.set_xticks(layers, names, rotation=45, ha="right", color=INK)
+        right.imshow(mean, vmin=0, vmax=1, cmap="Blues", origin="lower")
+        for i, line in enumerate(mean):
+            for j, value in enumerate(line):
+                right.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.6 else "#111111")  # fmt: skip
+        right.set_title("every layer with every layer, x 100", fontsize=9)
+        right.set_xticks(layers, names, rotation=45, ha="right", color=INK)
+        right.set_yticks(layers, names, color=INK)
+    return figure
+
+
 def figure_4_left(
     images: Sequence[NDArray[np.uint8]], softmax: Tensor, labels: Sequence[int], names: Sequence[str]
 ) -> Figure:

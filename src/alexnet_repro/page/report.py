@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from alexnet_repro.claims.results import Result, read_results
+from alexnet_repro.claims.results import SHARED_KEYS, Result, read_results
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
@@ -22,6 +22,8 @@ from alexnet_repro.page.content import claims_table, content, drawings, others_t
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.page.study import READING
 from alexnet_repro.provenance import write_json
+from alexnet_repro.sharing.index import index
+from alexnet_repro.sharing.similarity import FEWEST, similarity
 from alexnet_repro.training.launcher import world
 from alexnet_repro.training.measurement import fitting_store, load_run
 from alexnet_repro.training.run_folder import named
@@ -57,10 +59,12 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
     own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), Result())
     pictures = pictures_of(cfg, shown, own) if shown else {}
+    pictures |= compared_seeds(cfg, runs, results)
     page = content(results)
     page["figures"] = drawings(results, runs, page["found"]) | pictures
     page["shown"] = str(shown) if shown else None
     page["retrieval"] = own.get("retrieval")
+    page["index"] = index(run for run in runs if (run / "checkpoints").is_dir())
     write(page, out)
     print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
     if cfg.readme:
@@ -143,6 +147,42 @@ def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[F
     return drawn
 
 
+def compared_seeds(cfg: DictConfig, runs: list[Path], results: list[Result]) -> dict[str, tuple[Figure, str]]:
+    """Draw how alike the nets of one experiment with several seeds are: the experiment with the most seeds.
+
+    Nothing if there are no two such runs with a checkpoint of AlexNet, or if their store is not there.
+    """
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    with_checkpoint = {run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()}
+    for result in results:
+        if Path(result["file"]).parent in with_checkpoint and result.get("net") == "alexnet" and cfg.similarity:
+            groups.setdefault((result["ablation"], *(str(result.get(key)) for key in SHARED_KEYS)), []).append(result)
+    largest: list[Result] = max(groups.values(), key=lambda group: len(group), default=[])
+    members = sorted(largest, key=lambda result: result["seed"])
+    if len({result["seed"] for result in members}) < 2:
+        return {}
+    folders = [Path(result["file"]).parent for result in members]
+    nets = [load_run(folder)[0] for folder in folders]
+    try:
+        store = fitting_store(str(load_run(folders[0])[1].data.store), nets[0], folders[0])
+    except UserError as error:
+        print(f"no comparison of seeds: {error.problem}")
+        return {}
+    split = store.split(store.measured_split)
+    count = min(cfg.similarity, len(split))
+    if count < FEWEST:
+        return {}
+    images = np.stack(_pictures(split, np.linspace(0, len(split) - 1, count).astype(int)))
+    names, alike = similarity(nets, images, cfg.batch_size)
+    seeds = ", ".join(str(result["seed"]) for result in members)
+    where = f"{members[0]['recipe']}, {members[0]['ablation']}".removesuffix(", none")
+    caption = (
+        f"How alike the representations of nets with different seeds are ({where}, seeds {seeds}): linear CKA, unbiased, on {count} "
+        f"{store.measured_split} images of {members[0]['data']}. 1: equal up to rotation and scale."
+    )
+    return {"similarity": (figures.similarity(names, alike), caption)}
+
+
 def _pictures(split: Split, indices: Any) -> list[Any]:
     return [np.asarray(split[int(i)]) for i in indices]
 
@@ -150,6 +190,7 @@ def _pictures(split: Split, indices: Any) -> list[Any]:
 def write(page: dict[str, Any], out: Path) -> None:
     """Write a self-contained index.html, report.md and the PNG figures of report.md to ``out``."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    (out / "runs.csv").write_text(page["index"])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_repro", "page"),
         autoescape=lambda name: "html" in (name or ""),
@@ -179,6 +220,7 @@ def write(page: dict[str, Any], out: Path) -> None:
         "studies": [study | {"csv_link": data_link("text/csv", study["csv"])} for study in page["studies"]],
         "captions": {name: caption for name, (_, caption) in page["figures"].items()},
         "summary": summary(page),
+        "index_link": data_link("text/csv", page["index"]),
         "claims_table": claims_table(page),
         "others_table": others_table(page),
     }

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import rank, written_whole
@@ -123,6 +124,28 @@ class KeepBest(ModelCheckpoint):
                 "dirpath": self.dirpath,
             }
         )
+
+
+class KeepEpochs(Callback):
+    """Keep epoch-N.ckpt after each of the chosen epochs, without the optimiser's state: for measuring, not to resume.
+
+    folder: of the run's checkpoints. epochs: numbers from 1.
+    """
+
+    def __init__(self, folder: Path, epochs: Sequence[int]) -> None:
+        self.folder, self.epochs = folder, set(epochs)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the weights after the epoch and its validation."""
+        if (number := trainer.current_epoch + 1) in self.epochs:
+            trainer.save_checkpoint(self.folder / f"epoch-{number}.ckpt", weights_only=True)
+
+
+def kept(run: Path) -> list[str]:
+    """Return the names of a run's checkpoints: last, previous, best, and epoch-N in the order of N."""
+    names = [name for name in CHECKPOINTS if (run / "checkpoints" / f"{name}.ckpt").is_file()]
+    numbers = [path.stem.removeprefix("epoch-") for path in (run / "checkpoints").glob("epoch-*.ckpt")]
+    return names + [f"epoch-{number}" for number in sorted(map(int, filter(str.isdigit, numbers)))]
 
 
 class OneFile(TorchCheckpointIO):

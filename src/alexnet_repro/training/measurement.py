@@ -13,7 +13,7 @@ from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import machine
-from alexnet_repro.training.checkpoints import CHECKPOINTS, load_checkpoint
+from alexnet_repro.training.checkpoints import kept, load_checkpoint
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.run_folder import saved_config
 
@@ -52,7 +52,7 @@ def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfi
     trained = saved_config(run)
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
     if not path.is_file():
-        there = [name for name in CHECKPOINTS if (run / "checkpoints" / f"{name}.ckpt").is_file()]
+        there = kept(run)
         raise UserError(
             f"{run} has no checkpoint '{checkpoint}'",
             f"choose checkpoint={' or '.join(there)}" if there else "train for at least one epoch first",

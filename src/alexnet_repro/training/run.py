@@ -19,7 +19,14 @@ from alexnet_repro.errors import Interrupted
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.provenance import rank, write_json
 from alexnet_repro.sweep import sweeping
-from alexnet_repro.training.checkpoints import KeepBest, KeepLast, load_checkpoint, newest, refuse_other_weights
+from alexnet_repro.training.checkpoints import (
+    KeepBest,
+    KeepEpochs,
+    KeepLast,
+    load_checkpoint,
+    newest,
+    refuse_other_weights,
+)
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.estimate import EstimateTime
 from alexnet_repro.training.launcher import meet, ran_in_processes, world
@@ -96,7 +103,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         loggers.append(wandb_logger(cfg, run, ablation_of(cfg)))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
-    callbacks: list[Callback] = [keep_last, watchman, EstimateTime()]
+    callbacks: list[Callback] = [keep_last, watchman, EstimateTime(), KeepEpochs(checkpoints, cfg.keep_epochs)]
     if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never select a checkpoint
         callbacks.append(
             KeepBest(

@@ -33,7 +33,9 @@ from alexnet_repro.training.checkpoints import newest
 
 # Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
 # change them.
-RUNTIME_OPTIONS = re.compile(r"(run|resume|logger|watch|placement)(\..*)?|trainer(\.(?!precision|tf32).*)?|data\.store")
+RUNTIME_OPTIONS = re.compile(
+    r"(run|resume|keep_epochs|logger|watch|placement)(\..*)?|trainer(\.(?!precision|tf32).*)?|data\.store"
+)
 STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 PATIENCE = 30.0  # seconds that a process waits for the folder that process 0 creates
 LEASE = 30.0  # seconds after which a lock that its owner did not renew is free

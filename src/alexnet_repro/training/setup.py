@@ -46,6 +46,10 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"recipe={cfg.recipe} has no schedule.when_error_stalls", "choose schedule.rule=by_hand, or another recipe"
         )
+    if late := [number for number in cfg.keep_epochs if number > cfg.epochs]:
+        raise UserError(
+            f"keep_epochs={list(cfg.keep_epochs)}: this run has {cfg.epochs} epochs", f"leave out {late[0]}"
+        )
     refuse_placement(cfg, cfg.net)
 
 
