@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import alexnet_repro
-from alexnet_repro import Classifier, Store, features, load_net, preprocess
+from alexnet_repro import Classifier, LocalResponseNorm, Store, features, load_net, preprocess
+from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
+from alexnet_repro.net.alexnet import GroupedLinear
+from alexnet_repro.net.dropout import Dropout
+from alexnet_repro.net.lrn import SameMapNorm
 from alexnet_repro.sharing.feature_file import Partial
 from alexnet_repro.training.checkpoints import load_checkpoint
 from tests.conftest import picture, save_picture
@@ -218,6 +224,29 @@ def test_a_killed_command_continues_and_gives_the_same_bytes(small_alexnet: Path
     whole, resumed = (np.load(tmp_path / name) for name in ("whole.npz", "killed.npz"))
     np.testing.assert_array_equal(whole["fc6"], resumed["fc6"])
     np.testing.assert_array_equal(whole["names"], resumed["names"])
+
+
+def test_documented_code_runs(small_alexnet: Path, pictures: Path, model: Classifier) -> None:
+    page = (Path(CONF).parent / "docs" / "features.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        code = block.replace('"runs/paper/seed-0"', f'"{small_alexnet}", at_chance=True').replace(
+            "FOLDER", str(pictures)
+        )
+        exec(code, names)
+    assert names["towers"].shape[:3] == (6, 2, 16)
+    seen = {}
+    for name, stage in names["stages"].stages.items():
+        stage.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+    inputs = torch.stack([preprocess(pictures / "0.jpg", model)])
+    with torch.inference_mode():
+        names["stages"](inputs)
+    np.testing.assert_array_equal(seen["conv5"], features(model, inputs, ["conv5"])["conv5"])
+    leaves = {"leaf_modules": [LocalResponseNorm, SameMapNorm, Dropout, GroupedLinear]}
+    extractor = create_feature_extractor(model.net, {"conv5": "conv5", "fc8": "fc8"}, tracer_kwargs=leaves)
+    with torch.inference_mode():
+        traced = extractor(inputs)
+    np.testing.assert_array_equal(traced["conv5"], seen["conv5"])
 
 
 def test_the_function_is_not_hidden_by_the_command_of_the_same_name() -> None:
