@@ -159,6 +159,12 @@ def test_ensemble_predicts_with_the_mean_softmax(pair: Pair, cwd: Path, run_comm
     result = json.loads(path.read_text())
     assert result["centre"]["top1_error"] == top1_error(softmaxes.mean(0), labels)
     assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
+    wrong = (torch.stack([*softmaxes, softmaxes.mean(0)]).argmax(2) != labels).double()
+    lower = 100 * (wrong[:2].mean(0) - wrong[2])  # of each image
+    found = result["gain"]["top1_error"]
+    assert found["value"] == pytest.approx(lower.mean().item(), abs=1e-3)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * lower.std().item() / len(lower) ** 0.5, abs=1e-3)
+    assert f"averaging lowers the top-1 error by {found['value']:.1f} points" in out
 
 
 def test_weights_are_fitted_on_one_half_and_measured_on_the_other(pair: Pair, cwd: Path, run_command: Run) -> None:

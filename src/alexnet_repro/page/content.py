@@ -52,6 +52,7 @@ def content(results: list[Result]) -> dict[str, Any]:
         "verdicts": verdicts(rows),
         "headline": headline(rows, others),
         "studies": [presented(study) | {"markdown": markdown(study), "study": study} for study in studies(results)],
+        "ensembles": [ensemble(result) for result in results if "gain" in result],
         "sources": [source(result) for result in results],
         "results": results,
         "found": found,
@@ -361,6 +362,19 @@ def source(result: Result) -> dict[str, str]:
     }
 
 
+def ensemble(result: Result) -> dict[str, str]:
+    """Return a row of the table of ensembles: the members' mean error, the ensemble's, and the gain."""
+    facts = cast(dict[str, Any], result)
+    lower, error = facts["gain"]["top1_error"], facts[facts["gain"]["view"]]["top1_error"]
+    views = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
+    return {
+        "what": f"{label(result)}, {views[facts['gain']['view']]}",
+        "alone": f"{error + lower['value']:.1f}",
+        "together": f"{error:.1f}",
+        "gain": f"{lower['value']:.1f} ({lower['low']:.1f} to {lower['high']:.1f})",
+    }
+
+
 def summary(page: dict[str, Any]) -> str:
     """Return the number of claims with each verdict as text.
 
@@ -421,6 +435,11 @@ def readme_block(page: dict[str, Any]) -> str:
             lines += [f"**What each ingredient is worth** {where}", "", *table, ""]
         else:
             lines += [f"<details><summary>The study again {where}</summary>", "", *table, "", "</details>", ""]
+    lines += [
+        f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
+        f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: from 40.7% to 38.1% with five networks.\n"
+        for line in page["ensembles"]
+    ]
     lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
     if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
         lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]

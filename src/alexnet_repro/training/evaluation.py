@@ -14,7 +14,7 @@ from alexnet_repro.cli import task_overrides
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import write_json
-from alexnet_repro.training.ensemble import chosen_runs, common_facts, ensemble_claim, fitted, weighted_mean
+from alexnet_repro.training.ensemble import chosen_runs, common_facts, ensemble_claim, fitted, gain, weighted_mean
 from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement
 from alexnet_repro.training.measurement import (
     MEASURED_WITH,
@@ -49,14 +49,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     trainer = make_trainer(cfg, runs[0])
     store_path = str(cfg.store or saved_config(runs[0]).data.store)
     members: dict[str, list[Tensor]] = {}  # softmax of every member, by view
+    alone: list[Tensor] = []  # scores of every member
     for run in runs:
         model, trained = load_run(run, cfg.checkpoint)
         store = fitting_store(store_path, model, run)
         data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
         labels, softmax = predict(trainer, model, data, MEASURED_WITH[cfg.views])
         if len(runs) > 1:
-            alone = errors(gathered(score(softmax[cfg.views], labels), trainer))
-            print(f"{run}: {alone['top1_error']:.1f} / {alone['top5_error']:.1f}")
+            alone.append(gathered(score(softmax[cfg.views], labels), trainer))
+            own = errors(alone[-1])
+            print(f"{run}: {own['top1_error']:.1f} / {own['top5_error']:.1f}")
         if cfg.ensemble.weights == "search":
             softmax = {view: gathered(scores, trainer) for view, scores in softmax.items()}
         for view, scores in softmax.items():
@@ -77,6 +79,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         scores_by_view = {
             view: gathered(score(total / len(runs), labels), trainer) for view, (total,) in members.items()
         }
+    if len(runs) > 1 and cfg.ensemble.weights == "equal":
+        facts["gain"] = {"view": cfg.views, **gain(alone, scores_by_view[cfg.views])}
+        lower = facts["gain"]["top1_error"]
+        print(
+            f"averaging lowers the top-1 error by {lower['value']:.1f} points ({lower['low']:.1f} to {lower['high']:.1f})"
+        )
     result = {
         **({"run": str(runs[0])} if len(runs) == 1 else {"runs": [str(run) for run in runs]}),
         "checkpoint": cfg.checkpoint,
