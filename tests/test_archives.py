@@ -2,12 +2,15 @@
 
 import gzip
 import io
+import json
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import image_folder, picture, save_picture
 from PIL import Image
@@ -211,3 +214,82 @@ def test_messages_of_decoders_stay_off_the_screen_and_out_of_addresses(cwd: Path
     assert "text.jpg" in out
     assert "0x" not in out
     assert all("preparing" in line for line in err.replace("\r", "\n").splitlines() if line.strip()), err
+
+
+WNIDS = ("n01440764", "n02102040", "n03028079")
+
+
+def shards_of(folder: Path, *, order: tuple[str, ...] = WNIDS, shuffled: bool = True) -> Path:
+    """Write Parquet shards as Hugging Face's imagenet-1k has them: two of train, one of validation, one of test.
+
+    order: the WordNet IDs of labels 0, 1 and 2.
+    """
+    names = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["tench, fish", "dog", "church"]}}}})}
+    (folder / "data").mkdir(parents=True)
+
+    def write(name: str, rows: list[tuple[str, bytes, int]]) -> None:
+        images = [{"bytes": data, "path": path} for path, data, _ in rows]
+        table = pa.table({"image": images, "label": pa.array([label for *_, label in rows], pa.int64())})
+        pq.write_table(table.replace_schema_metadata(names), folder / "data" / name, row_group_size=2)
+
+    train = [
+        (f"{wnid}_{i}_{wnid}.JPEG", jpeg(10 * label + i), label) for label, wnid in enumerate(order) for i in range(3)
+    ]
+    val = [
+        (f"ILSVRC2012_val_0000000{label + 1}_{wnid}.JPEG", jpeg(50 + label), label) for label, wnid in enumerate(order)
+    ]
+    mixed = train[::2] + train[1::2] if shuffled else train
+    write("train-00000-of-00002.parquet", mixed[:5])
+    write("train-00001-of-00002.parquet", mixed[5:])
+    write("validation-00000-of-00001.parquet", val)
+    write("test-00000-of-00001.parquet", [(f"ILSVRC2012_test_0000000{i}.JPEG", jpeg(90 + i), -1) for i in range(2)])
+    return folder
+
+
+def test_parquet_shards_give_the_store_of_the_class_folders(tmp_path: Path, run_command: Run) -> None:
+    shards = shards_of(tmp_path / "imagenet-1k")
+    for label, wnid in enumerate(WNIDS):
+        for split, files in (("train", {f"{wnid}_{i}_{wnid}.JPEG": 10 * label + i for i in range(3)}), ("val", {f"ILSVRC2012_val_0000000{label + 1}_{wnid}.JPEG": 50 + label})):  # fmt: skip
+            (tmp_path / "folders" / split / wnid).mkdir(parents=True)
+            for name, seed in files.items():
+                (tmp_path / "folders" / split / wnid / name).write_bytes(jpeg(seed))
+    stores = []
+    for source in (shards, tmp_path / "folders"):
+        store = tmp_path / f"store-{source.name}"
+        status, out, err = run_command("prepare", "data=folder", "data.image_size=32", f"source={source}", f"data.store={store}")  # fmt: skip
+        assert status == 0, err
+        assert ("2 images without a label" in out + err) == (source is shards)
+        stores.append(Store(store))
+    assert stores[0].classes == stores[1].classes == list(WNIDS)
+    for split in ("train", "val"):
+        files = [
+            store.manifest["sha256"][f"{split}/{name}"] for store in stores for name in ("00000.npy", "labels.npy")
+        ]
+        assert files[:2] == files[2:], split
+    assert not list(tmp_path.rglob("*.unpacked.tar")), "the unpacked copy must be removed"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "1 of 2 shards of train are missing, such as number 1"),
+        ("name", "is not named like a shard of imagenet-1k"),
+        ("cut", "is damaged"),
+        ("order", "not in the order of the WordNet IDs"),
+        ("columns", "has no columns image and label"),
+    ],
+)
+def test_shards_that_are_not_whole_are_refused(damage: str, message: str, tmp_path: Path) -> None:
+    order = WNIDS[::-1] if damage == "order" else WNIDS
+    folder = shards_of(tmp_path / "imagenet-1k", order=order)
+    second = folder / "data" / "train-00001-of-00002.parquet"
+    if damage == "missing":
+        second.unlink()
+    elif damage == "name":
+        second.rename(second.with_name("part2.parquet"))
+    elif damage == "cut":
+        second.write_bytes(second.read_bytes()[:-100])
+    elif damage == "columns":
+        pq.write_table(pa.table({"text": ["a"]}), second)
+    with pytest.raises(UserError, match=message):
+        scanned(folder, tmp_path / "here")

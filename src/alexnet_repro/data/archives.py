@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from alexnet_repro.data import parquet
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import written_whole
 
@@ -52,7 +53,7 @@ class File:
 def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File | str]:
     """Yield every file below ``path``, including the members of tars, and every folder.
 
-    A folder is a string that ends in /. A compressed tar is unpacked into the folder ``unpack_into``. Links stand for
+    A folder is a string that ends in /. A folder with Parquet shards stands for the images in them. A compressed tar is unpacked into the folder ``unpack_into``. Links stand for
     the files that they lead to; in a tar, links to folders are left out. Of several members with the same name, the last one counts, as when a tar is unpacked.
     What is left out for another reason than a leading dot is added to ``skipped``, with its number and an example.
 
@@ -67,6 +68,11 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
             raise UserError(f"source={path} is neither a folder nor a tar")
         plain = _uncompressed(path, unpack_into)
         yield from _members(plain, 0, plain.stat().st_size, "", skipped)
+        return
+    if shards := sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
+        plain = parquet.as_tar(shards, unpack_into, UNPACKED, skipped)
+        images = (file for file in _members(plain, 0, plain.stat().st_size, "", skipped) if isinstance(file, File))
+        yield from sorted(images, key=lambda file: file.name)  # as in class folders, which give the same store
         return
     dangling: list[str] = []
     for folder, subfolders, names in os.walk(path, followlinks=True):

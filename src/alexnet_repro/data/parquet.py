@@ -1,0 +1,118 @@
+"""Images in Parquet shards, the form in which Hugging Face distributes imagenet-1k."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from alexnet_repro.errors import UserError
+from alexnet_repro.provenance import written_whole
+
+SHARD = re.compile(r"(train|validation|val|test)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
+WNID = re.compile(r"n\d{8}")
+ROWS = 64  # that are held in memory
+
+
+def as_tar(shards: list[Path], unpack_into: Path, suffix: str, skipped: list[str]) -> Path:
+    """Write the images of all shards to one tar in ``unpack_into``, once, and return its path.
+
+    Parquet has no fast access to a single image, and a store's images are in another order. Members are named
+    split/class/file; the class is the WordNet ID in the name of the image, if it has one, otherwise the name of its label.
+    Rows without a label (ImageNet's test images) are left out, and noted in ``skipped``.
+
+    Raises UserError if a shard is missing or damaged, if the labels are not in the order of the WordNet IDs, as in the
+    development kit, or if the disk is too small.
+    """
+    if find_spec("pyarrow") is None:
+        raise UserError("Parquet shards need the package pyarrow", "install it with pip install -e '.[sharing]'")
+    _refuse_gaps(shards)
+    sizes = sum(shard.stat().st_size for shard in shards)
+    identity = " ".join(f"{s.resolve()} {s.stat().st_size} {s.stat().st_mtime_ns}" for s in shards)
+    copy = unpack_into / f"parquet.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{suffix}"
+    if copy.exists():
+        return copy
+    unpack_into.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(unpack_into).free
+    if free < 1.05 * sizes:
+        raise UserError(
+            f"the images of {len(shards)} Parquet shards take {sizes / 1e9:.1f} GB in {unpack_into}, for the time of the preparation, "
+            f"and {free / 1e9:.1f} GB are free",
+            "free some space, or choose another disk with data.store=PATH",
+        )
+    label_of: dict[str, int] = {}
+    unlabelled = 0
+    with written_whole(copy) as file, tarfile.open(fileobj=file, mode="w:") as tar:
+        for shard in tqdm(shards, "unpacking", unit=" shards", delay=2, leave=False):
+            split = {"validation": "val"}.get(word := SHARD.fullmatch(shard.name)[1], word)  # type: ignore[index]
+            for number, (name, data, label, label_name) in enumerate(_rows(shard)):
+                if label < 0:
+                    unlabelled += 1
+                    continue
+                found = WNID.findall(PurePosixPath(name).stem)
+                known = found[-1] if found else label_name.replace("/", " ")
+                if label_of.setdefault(known, label) != label:
+                    raise UserError(
+                        f"{shard}: {known} has the labels {label_of[known]} and {label}", "download it again"
+                    )
+                stem = PurePosixPath(name).name or f"{shard.stem}-{number}.JPEG"
+                member = tarfile.TarInfo(f"{split}/{known}/{stem}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        in_order = sorted(label_of, key=lambda known: label_of[known])
+        if all(WNID.fullmatch(known) for known in in_order) and in_order != sorted(in_order):
+            raise UserError(
+                f"the labels of {shards[0].parent} are not in the order of the WordNet IDs, as those of ImageNet are",
+                "download the shards again",
+            )
+    if unlabelled:
+        skipped.append(f"{unlabelled} images without a label")
+    return copy
+
+
+def _refuse_gaps(shards: list[Path]) -> None:
+    """Raise UserError if the number of a shard is missing, or if a name is not that of a shard."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for shard in shards:
+        match = SHARD.fullmatch(shard.name)
+        if not match:
+            raise UserError(
+                f"{shard} is not named like a shard of imagenet-1k", "for example train-00000-of-00294.parquet"
+            )
+        numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (split, count), found in numbers.items():
+        if missing := sorted(set(range(count)) - found):
+            raise UserError(
+                f"{len(missing)} of {count} shards of {split} are missing, such as number {missing[0]}", "download them"
+            )
+
+
+def _rows(shard: Path) -> Any:
+    """Yield (name of the image, encoded image, label, name of the label)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(shard)
+        if not {"image", "label"} <= set(file.schema_arrow.names):
+            raise UserError(f"{shard} has no columns image and label", f"it has {', '.join(file.schema_arrow.names)}")
+        about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        names = about.get("info", {}).get("features", {}).get("label", {}).get("names", [])
+        for batch in file.iter_batches(ROWS, columns=["image", "label"]):
+            for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
+                yield (
+                    image["path"] or "",
+                    image["bytes"],
+                    label,
+                    names[label] if 0 <= label < len(names) else str(label),
+                )
+    except (pa.lib.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(f"{shard} is damaged: {' '.join(str(error).split())[:120]}", "download it again") from None
