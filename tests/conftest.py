@@ -163,19 +163,18 @@ def small_alexnet(source_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     """Return the folder of a finished run of a narrow AlexNet, with recipe=as_run, on images of 110x110 pixels."""
     folder = tmp_path_factory.mktemp("small_alexnet")
     images = ["data=folder", "data.image_size=110", f"data.store={folder / 'store'}"]
-    options = [
-        "recipe=as_run",
-        "augment.crop=96",
-        "net.width=0.125",
-        "epochs=1",
-        "batch_size=6",
-        "trainer=cpu",
-        "watch.every=0",
-    ]
     with initialize_config_dir(CONF, version_base="1.3"):
         prepare(compose("prepare", [*images, f"source={source_folder}"]))
-        train(compose("train", [*images, *options, "trainer.precision=32-true", f"run={folder / 'run'}"]))
+        train(compose("train", [*small_alexnet_options(folder), f"run={folder / 'run'}"]))
     return folder / "run"
+
+
+def small_alexnet_options(folder: Path) -> list[str]:
+    """Return the options of such a run, on the store in ``folder``."""
+    return [
+        "data=folder", "data.image_size=110", f"data.store={folder / 'store'}", "recipe=as_run", "augment.crop=96",
+        "net.width=0.125", "epochs=1", "batch_size=6", "trainer=cpu", "trainer.precision=32-true", "watch.every=0",
+    ]  # fmt: skip
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.slow
 def test_ratios_equal_those_of_the_reported_speeds(cwd: Path, run_command: Run) -> None:
     status, out, err = run_command("bench", "only=loader", "repeats=1", "out=b.json")
     assert status == 0, err

@@ -21,6 +21,7 @@ from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.ensemble import ensemble_claim, fitted
 from alexnet_repro.training.run import train
 from alexnet_repro.training.setup import new_classifier
+from tests.conftest import small_alexnet_options
 
 Run = Callable[..., tuple[int, str, str]]
 Pair = tuple[list[Path], torch.Tensor, torch.Tensor]
@@ -98,19 +99,16 @@ def test_table_shows_the_papers_errors_and_names_the_data() -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(trained: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(small_alexnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Return two runs that disagree, their softmax on the training images, (2, 12, classes), and the labels."""
     folder = tmp_path_factory.mktemp("pair")
     runs = [folder / name for name in ("seed-0", "seed-1")]
-    shutil.copytree(trained, runs[0])
+    shutil.copytree(small_alexnet, runs[0])
     with initialize_config_dir(CONF, version_base="1.3"):
-        options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", "seed=1"]
-        train(compose("train", [*options, f"run={runs[1]}"]))
-    store = Store(small_store)
+        train(compose("train", [*small_alexnet_options(small_alexnet.parent), "seed=1", f"run={runs[1]}"]))
+    store = Store(small_alexnet.parent / "store")
     split, mean = store.split("train"), torch.from_numpy(store.mean)
-    images = torch.stack(
-        [(torch.from_numpy(split[i].copy()).float() - mean)[16:240, 16:240] for i in range(len(split))]
-    )
+    images = torch.stack([(torch.from_numpy(split[i].copy()).float() - mean)[7:103, 7:103] for i in range(len(split))])
     nets, logits = [], []
     for run in runs:
         path = run / "checkpoints" / "last.ckpt"
@@ -158,7 +156,7 @@ def test_ensemble_predicts_with_the_mean_softmax(pair: Pair, cwd: Path, run_comm
     (path,) = runs[0].parent.glob("ensemble-2-*-last-train-centre.json")
     result = json.loads(path.read_text())
     assert result["centre"]["top1_error"] == top1_error(softmaxes.mean(0), labels)
-    assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "paper", None)
+    assert (result["members"], result["seeds"], result["recipe"], result["claim"]) == (2, [0, 1], "as_run", None)
     wrong = (torch.stack([*softmaxes, softmaxes.mean(0)]).argmax(2) != labels).double()
     lower = 100 * (wrong[:2].mean(0) - wrong[2])  # of each image
     found = result["gain"]["top1_error"]

@@ -29,10 +29,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 VARIANTS: list[dict[str, Any]] = [
     {"classes": 7},  # an odd number: one tower has one logit more
-    {"classes": 10, "communication": False, "lrn": False},
-    {"classes": 10, "conv6": True, "bottleneck": 6},
+    {"classes": 10, "communication": False, "lrn": False, "width": 0.25},
+    {"classes": 10, "conv6": True, "bottleneck": 6, "width": 0.25},
     {"classes": 10, "image_size": 96, "width": 0.25},
-    {"classes": 10, "conv3": False, "same_map_norm": True, "layer1_order": "norm_pool_relu"},
+    {"classes": 10, "conv3": False, "same_map_norm": True, "layer1_order": "norm_pool_relu", "width": 0.25},
 ]
 IMAGES, FIRST = 3, 1  # rows 1 to 3 of a batch of 5, so that the dropout masks depend on the rows
 

@@ -65,6 +65,7 @@ def test_a_net_is_equal_to_itself_and_to_itself_with_permuted_maps(small_alexnet
     np.testing.assert_allclose(np.diag(alike[0]), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_kept_epochs_the_index_and_the_comparison_of_seeds(small_alexnet: Path, tmp_path: Path) -> None:
     store = small_alexnet.parent / "store"
     images = ["data=folder", "data.image_size=110", f"data.store={store}"]

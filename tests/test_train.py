@@ -280,6 +280,7 @@ def test_killed_run_resumes_from_its_last_epoch(finished: Path, short: tuple[str
     assert_equal_runs(cwd / "parts", finished)
 
 
+@pytest.mark.slow
 def test_wandb_logs_offline_without_an_api_key(
     short: tuple[str, ...], cwd: Path, monkeypatch: pytest.MonkeyPatch, run_command: Run
 ) -> None:

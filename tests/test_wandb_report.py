@@ -122,6 +122,7 @@ def files_with_the_key(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_report_is_published(service: Service, tmp_path: Path) -> None:
     keys = {"WANDB_BASE_URL": service.url, "WANDB_API_KEY": KEY}
     done = run_as_a_user(tmp_path, "alexnet_repro.report", "logger=wandb", "logger.project=p", **keys)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result
-from alexnet_repro.claims.study import studies
+from alexnet_repro.claims.study import EXPERIMENT, studies
 from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
 from alexnet_repro.net.alexnet import AlexNet
@@ -140,12 +140,32 @@ def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Find
             "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), one line per seed. "
             f"The horizontal line marks 25%. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
         )
+    if shares := colours(results):
+        drawn["colours"] = (
+            figures.colour_shares(shares),
+            "Figure 3, in every run of the study: the share of colour in the energy of the first layer's kernels, a line for each "
+            "seed. The paper says that one tower becomes largely colour-agnostic and the other colour-specific. Empty circles: nets with one tower.",
+        )
     drawn["figure-2"] = (
         figures.figure_2(AlexNet()),
         "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and the communication between "
         "two devices.",
     )
     return drawn
+
+
+def colours(results: list[Result]) -> dict[str, list[list[float]]]:
+    """Return the shares of colour of the towers, {ablation: shares of each run}, in the largest study's runs."""
+    found = studies(results)
+    if not found:
+        return {}
+    by_ablation: dict[str, list[list[float]]] = {"none": []}
+    for result in results:
+        if result.get("experiment") == EXPERIMENT and result.get("precision") == found[0].shared["precision"]:
+            by_ablation.setdefault(result["ablation"], []).append(
+                cast(dict[str, Any], result).get("colour_content") or []
+            )
+    return {"baseline" if name == "none" else name: runs for name, runs in by_ablation.items() if runs and all(runs)}
 
 
 def to_25(races: list[Result]) -> str:

@@ -1,7 +1,7 @@
 """Draw the figures of the paper and the report with matplotlib, in colours for light and dark pages."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -229,6 +229,30 @@ def _mosaic(kernels: Tensor, columns: int = 16, zoom: int = 4) -> NDArray[np.flo
         mosaic[top : top + height * zoom, left : left + width * zoom, :3] = big
         mosaic[top : top + height * zoom, left : left + width * zoom, 3] = 1
     return mosaic
+
+
+def colour_shares(rows: Mapping[str, Sequence[Sequence[float]]], random: float = 2 / 3) -> Figure:
+    """Draw the share of colour in the first layer's kernels of each tower, in percent: a line for each seed.
+
+    rows: {label: shares of each seed, by tower}. random: the share of random kernels.
+    """
+    with _figure(7, 0.9 + 0.36 * len(rows)) as figure:
+        axes = figure.add_subplot(xlabel="share of colour in the energy of the kernels, %", xlim=(0, 80))
+        axes.axvline(100 * random, color=MUTED, lw=0.8, ls=":", label="random kernels")
+        for y, seeds in enumerate(reversed(list(rows.values()))):
+            for number, shares in enumerate(seeds):
+                height = y + 0.5 * ((number + 0.5) / len(seeds) - 0.5)
+                low, high = 100 * min(shares), 100 * max(shares)
+                axes.plot((low, high), (height, height), color=MUTED, lw=1)
+                if len(shares) > 1:
+                    axes.plot(low, height, "o", color=COLOURS[0], ms=4)
+                axes.plot(high, height, "o", color=COLOURS[1], ms=4, mfc=COLOURS[1] if len(shares) > 1 else "none")
+        axes.plot([], [], "o", color=COLOURS[0], ms=4, label="less coloured tower")
+        axes.plot([], [], "o", color=COLOURS[1], ms=4, label="more coloured tower")
+        axes.set_yticks(range(len(rows)), list(rows)[::-1], color=INK)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+    return figure
 
 
 def similarity(names: Sequence[str], alike: NDArray[np.float64]) -> Figure:
