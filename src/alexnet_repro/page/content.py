@@ -454,7 +454,8 @@ def readme_block(page: dict[str, Any]) -> str:
         if number == 0:
             lines += [f"**What each ingredient is worth** {where}", "", *table, ""]
         else:
-            lines += [f"<details><summary>The study again {where}</summary>", "", *table, "", "</details>", ""]
+            lines += [f"**The study again** {where} " + " ".join(study["sentences"][:-1]), ""]
+            lines += ["<details><summary>Its table</summary>", "", *table, "", "</details>", ""]
     lines += [
         f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
         f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: from 40.7% to 38.1% with five networks.\n"
