@@ -153,6 +153,14 @@ def test_onnx_bvlcalexnet_gives_onnxruntimes_logits(tmp_path: Path, run_command:
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_an_exported_graph_is_not_converted(small_alexnet: Path, tmp_path: Path, run_command: Run) -> None:
+    """It has the layers of AlexNet, but its images are RGB and its dropout is scaled inside."""
+    path = tmp_path / "own.onnx"
+    assert run_command("export", f"run={small_alexnet}", "format=onnx", f"out={path}", "at_chance=true")[0] == 0
+    status, _, err = run_command("convert", f"source={path}", f"run={tmp_path / 'run'}")
+    assert (status, "is not BVLC's AlexNet or CaffeNet" in err) == (2, True)
+
+
 def test_evaluate_takes_a_converted_net(small_store: Path, tmp_path: Path, run_command: Run) -> None:
     own = weights()
     own |= {"fc8_w": own["fc8_w"][:2], "fc8_b": own["fc8_b"][:2]}

@@ -13,6 +13,7 @@ from torch import nn
 from alexnet_repro import AlexNet, features, load_net
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import GroupedLinear
+from alexnet_repro.sharing.exporting import SUFFIXES
 from alexnet_repro.sharing.onnx_file import write_onnx
 from alexnet_repro.sharing.steps import PlainNet
 from tests.conftest import picture
@@ -91,7 +92,7 @@ def test_exported_files_describe_themselves_and_give_the_runs_logits(
     model = load_net(small_alexnet, at_chance=True)
     logits = features(model, pictures, ["fc8"])["fc8"]
     patches = torch.stack([alexnet_input(model, image) for image in pictures])
-    paths = {name: tmp_path / f"net.{name}" for name in ("onnx", "torchscript", "safetensors", "hub")}
+    paths = {name: tmp_path / f"net{suffix}" for name, suffix in SUFFIXES.items()}
     for name, path in paths.items():
         status, out, err = run_command("export", f"run={small_alexnet}", f"format={name}", f"out={path}", "at_chance=true")  # fmt: skip
         assert (status, out) == (0, f"written to {path}\n"), err

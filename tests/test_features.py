@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -105,12 +106,21 @@ def test_towers_are_halves_of_the_maps(model: Classifier, pictures: Path) -> Non
         (np.zeros((2, 5), np.float32), ["fc7"], r"shape \(2, 5\)"),
         (np.zeros((1, 20, 20, 3), np.uint8), ["conv9"], "it has: conv1.linear, conv1"),
         (3.5, ["fc7"], "float"),
+        ([np.zeros((5, 5, 3))], ["fc7"], "0 is not a readable image"),
+        ([None], ["fc7"], "0 is not a readable image"),
+        (np.zeros((1, 20, 20, 3), np.uint8), [], "no layers are named"),
         ("nowhere", ["fc7"], "nothing at nowhere"),
     ],
 )
 def test_wrong_arguments_are_named(model: Classifier, images: object, layers: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         features(model, images, layers)
+
+
+@pytest.mark.parametrize("device", ["somewhere", "mps", "cuda:99"])
+def test_devices_that_are_not_there_are_told(device: str, model: Classifier) -> None:
+    with pytest.raises(UserError, match=f"device={device} cannot be used here"):
+        features(model, [picture(0)], device=device)
 
 
 def test_net_at_chance_is_refused_unless_told(small_alexnet: Path, tmp_path: Path, run_command: Run) -> None:
@@ -193,6 +203,38 @@ def test_an_interrupted_command_continues(
     assert run_command("features", *options("stopped.npz"))[0] == 0
     whole, resumed = (np.load(tmp_path / name)["fc7"] for name in ("whole.npz", "stopped.npz"))
     np.testing.assert_array_equal(whole, resumed)
+
+
+def test_rows_of_unknown_origin_are_not_used_and_two_processes_do_not_mix(
+    small_alexnet: Path, pictures: Path, tmp_path: Path, run_command: Run
+) -> None:
+    out = tmp_path / "features.npz"
+    options = [f"run={small_alexnet}", f"source={pictures}", f"out={out}", "at_chance=true"]
+    (tmp_path / "features.npz.partial").mkdir()
+    np.full((5, 512), 7, np.float32).tofile(tmp_path / "features.npz.partial" / "fc7.f32")
+    with FileLock(tmp_path / "features.npz.lock"):
+        status, _, err = run_command("features", *options)
+    assert (status, "is being written by another process" in err) == (2, True)
+    assert run_command("features", *options)[0] == 0
+    assert np.load(out)["fc7"].shape == (6, 512)
+    assert np.load(out)["fc7"].max() < 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "pictures"]
+
+
+def test_sixteen_bits_and_exif_are_understood_and_floats_refused(model: Classifier, tmp_path: Path) -> None:
+    grey = picture(3, 120, 110)[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    eight, sixteen = (preprocess(tmp_path / name, model) for name in ("8.png", "16.png"))
+    torch.testing.assert_close(eight, sixteen)
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match="not 8-bit or 16-bit"):
+        preprocess(tmp_path / "float.tiff", model)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(picture(4, 120, 110)).save(tmp_path / "turned.png", exif=turned)
+    by_path, opened = preprocess(tmp_path / "turned.png", model), preprocess(Image.open(tmp_path / "turned.png"), model)
+    torch.testing.assert_close(by_path, opened)
 
 
 @pytest.mark.slow

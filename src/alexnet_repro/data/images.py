@@ -40,11 +40,23 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {LARGEST_IMAGE}")
             # faster: decode a JPEG of more than twice the required size at 1/2, 1/4 or 1/8 of its size
             image.draft("RGB", (2 * size, 2 * size))
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = image.convert("RGB")
+            rgb = to_rgb(image)
     except (Image.DecompressionBombError, SyntaxError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error
     return central_square(rgb, size)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as 8-bit RGB, turned as its EXIF data say, without transparency.
+
+    Raises ValueError for 32-bit integers and floats, whose range is unknown. 16-bit greys are divided by 257.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are not 8-bit or 16-bit numbers (mode {image.mode})")
+    return image.convert("RGB")
 
 
 def central_square(rgb: Image.Image, size: int) -> RGB:

@@ -85,7 +85,12 @@ def _refuse_gaps(shards: list[Path]) -> None:
             raise UserError(
                 f"{shard} is not named like a shard of imagenet-1k", "for example train-00000-of-00294.parquet"
             )
-        numbers.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+        found = numbers.setdefault((match[1], int(match[3])), set())
+        if int(match[2]) in found:
+            raise UserError(
+                f"{shard}: there is another shard of {match[1]} with this number", "keep those of one revision"
+            )
+        found.add(int(match[2]))
     for (split, count), found in numbers.items():
         if missing := sorted(set(range(count)) - found):
             raise UserError(
@@ -106,6 +111,8 @@ def _rows(shard: Path) -> Any:
         names = about.get("info", {}).get("features", {}).get("label", {}).get("names", [])
         for batch in file.iter_batches(ROWS, columns=["image", "label"]):
             for image, label in zip(batch["image"].to_pylist(), batch["label"].to_pylist(), strict=True):
+                if not image["bytes"]:
+                    raise ValueError(f"an image has no bytes ({image['path']})")
                 yield (
                     image["path"] or "",
                     image["bytes"],

@@ -261,6 +261,9 @@ class AlexNet(nn.Module):
                 waiting.remove(name)
             return x
 
+        def done() -> bool:
+            return outputs is not None and not waiting
+
         def neurons(name: str, x: Tensor) -> Tensor:
             linear = record(f"{name}.linear", self.get_submodule(name)(x), copy=True)
             return record(name, self.activation(linear))
@@ -282,18 +285,24 @@ class AlexNet(nn.Module):
             if "conv1" in waiting:
                 record("conv1", self.activation(x.clone()))
             x = record("pool1", self.activation(self.pool(record("norm1", self.norm(x)), "pool1")))
+        if done():
+            return x
         x = norm_and_pool(2, neurons("conv2", x), self.norm, self.same_map_norm)
         for name in self.deep:
-            if outputs is not None and not waiting:
+            if done():
                 return x
             x = neurons(name, x)
         x = record("pool5", self.pool(x, "pool5"))
         if hasattr(self, "conv6"):
             x = neurons("conv6", x)
-        if outputs is not None and not waiting:
+        if done():
             return x
         x = self.dropout(neurons("fc6", x.flatten(1)), 6)
+        if done():
+            return x
         x = self.dropout(neurons("fc7", x), 7)
+        if done():
+            return x
         if hasattr(self, "bottleneck"):
             x = record("bottleneck", self.bottleneck(x))
         return record("fc8", self.fc8(x))

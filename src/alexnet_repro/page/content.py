@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result
-from alexnet_repro.claims.study import EXPERIMENT, studies
+from alexnet_repro.claims.study import studies
 from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
 from alexnet_repro.net.alexnet import AlexNet
@@ -161,11 +161,11 @@ def colours(results: list[Result]) -> dict[str, list[list[float]]]:
         return {}
     by_ablation: dict[str, list[list[float]]] = {"none": []}
     for result in results:
-        if result.get("experiment") == EXPERIMENT and result.get("precision") == found[0].shared["precision"]:
-            by_ablation.setdefault(result["ablation"], []).append(
-                cast(dict[str, Any], result).get("colour_content") or []
-            )
-    return {"baseline" if name == "none" else name: runs for name, runs in by_ablation.items() if runs and all(runs)}
+        facts: dict[str, Any] = {**result, "options": " ".join(result.get("options", ()))}
+        alike = all(facts.get(key) == value for key, value in found[0].shared.items())
+        if alike and "members" not in result and (shares := facts.get("colour_content")):
+            by_ablation.setdefault(result["ablation"], []).append(shares)
+    return {"baseline" if name == "none" else name: runs for name, runs in by_ablation.items() if runs}
 
 
 def to_25(races: list[Result]) -> str:

@@ -157,13 +157,14 @@ def compared_seeds(cfg: DictConfig, runs: list[Path], results: list[Result]) -> 
     for result in results:
         if Path(result["file"]).parent in with_checkpoint and result.get("net") == "alexnet" and cfg.similarity:
             groups.setdefault((result["ablation"], *(str(result.get(key)) for key in SHARED_KEYS)), []).append(result)
-    largest: list[Result] = max(groups.values(), key=lambda group: len(group), default=[])
-    members = sorted(largest, key=lambda result: result["seed"])
-    if len({result["seed"] for result in members}) < 2:
+    by_seed = [{result["seed"]: result for result in group} for group in groups.values()]
+    largest: dict[int, Result] = max(by_seed, key=lambda group: len(group), default={})
+    members = [largest[seed] for seed in sorted(largest)]
+    if len(members) < 2:
         return {}
     folders = [Path(result["file"]).parent for result in members]
-    nets = [load_run(folder)[0] for folder in folders]
     try:
+        nets = [load_run(folder)[0] for folder in folders]
         store = fitting_store(str(load_run(folders[0])[1].data.store), nets[0], folders[0])
     except UserError as error:
         print(f"no comparison of seeds: {error.problem}")

@@ -1,5 +1,6 @@
 """Make a run of weights that Caffe or ONNX distributes, so that ``evaluate``, ``features`` and ``export`` take them."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ def convert(cfg: DictConfig) -> dict[str, Any]:
         "class_names": names,
         "seed": 0,
     }  # fmt: skip
-    model = Classifier(**hyper, mean=mean)
+    try:
+        model = Classifier(**hyper, mean=mean)
+    except ValueError as error:
+        raise UserError(f"{source} does not have the layers of BVLC's AlexNet or CaffeNet: {error}") from None
     _load(model, weights.arrays, source)
     config = {
         "recipe": "converted",
@@ -90,14 +94,17 @@ def convert(cfg: DictConfig) -> dict[str, Any]:
         "data": {"name": "ilsvrc2012", "store": str(cfg.store)},
         "batch_size": 128,
     }
-    (run / "checkpoints").mkdir(parents=True)
-    with written_whole(run / "checkpoints" / "last.ckpt") as file:
+    unfinished = run.with_name(f"{run.name}.tmp")  # so that a failure leaves no half of a run
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "checkpoints").mkdir(parents=True)
+    with written_whole(unfinished / "checkpoints" / "last.ckpt") as file:
         content = {"state_dict": model.state_dict(), "hyper_parameters": hyper, "global_step": 0, "epoch": 0}
         content |= {"alexnet_repro": {"format": FORMAT}, "history": [], "pytorch-lightning_version": "2.6.0"}
         content |= {"training_means": torch.zeros(1, 3)}
         torch.save(content, file)
-    with written_whole(run / "config.yaml") as file:
+    with written_whole(unfinished / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    unfinished.rename(run)
     switches = ", ".join(f"net.{key}={value}" for key, value in weights.net.items())
     print(f"written to {run}: {classes} classes, {switches}")
     return {"run": str(run), "net": hyper["net"]}
@@ -135,18 +142,35 @@ def from_onnx(path: Path) -> Weights:
     except (DecodeError, ValueError) as error:
         raise UserError(f"{path} is not an ONNX file, or it is damaged: {error}") from None
     kinds = [node.op_type for node in graph.node if node.op_type in ("Conv", "LRN", "MaxPool", "Gemm")]
+    silent = {"Relu", "Reshape", "Flatten", "Dropout", "Softmax"}
+    others = [node.op_type for node in graph.node if node.op_type not in {*kinds, *silent}]
     normal = ["Conv", "LRN", "MaxPool", "Conv", "LRN", "MaxPool", "Conv", "Conv", "Conv", "MaxPool", *["Gemm"] * 3]
     pooled_first = ["Conv", "MaxPool", "LRN", "Conv", "MaxPool", "LRN", *normal[6:]]
-    if kinds not in (normal, pooled_first):
-        raise UserError(f"{path} is not BVLC's AlexNet or CaffeNet", f"its layers are {', '.join(kinds) or 'none'}")
+    if kinds not in (normal, pooled_first) or others:
+        raise UserError(
+            f"{path} is not BVLC's AlexNet or CaffeNet", f"its layers are {', '.join(kinds + others) or 'none'}"
+        )
+    spatial = [node for node in graph.node if node.op_type in ("Conv", "LRN", "MaxPool")]
+    attributes = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in spatial]
+    pads = [own.get("pads", [0] * 4) for own, node in zip(attributes, spatial, strict=True) if node.op_type != "LRN"]
+    sides = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim[2:]] if graph.input else []
+    shipped = [[0] * 4, [0] * 4, [2] * 4, [0] * 4, [1] * 4, [1] * 4, [1] * 4, [0, 0, 1, 1]]
+    if sides != [224, 224] or pads != shipped or any(own.get("ceil_mode") for own in attributes):
+        raise UserError(
+            f"{path} has other sizes or paddings than ONNX's bvlcalexnet: images {sides}, paddings {pads}",
+            "convert the .caffemodel instead",
+        )
     own = {tensor.name: tensor for tensor in graph.initializer}
     arrays = {}
     for name, node in zip(LAYERS, (n for n in graph.node if n.op_type in ("Conv", "Gemm")), strict=True):
         if missing := [end for end in node.input[1:3] if end not in own]:
             raise UserError(f"{path} has no weights for {name}: {missing[0]} is computed or missing")
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = (numpy_helper.to_array(own[end]) for end in node.input[1:3])
-    attributes = {a.name: helper.get_attribute_value(a) for n in graph.node if n.op_type == "LRN" for a in n.attribute}
-    lrn = {"n": attributes["size"], "alpha": attributes["alpha"], "beta": attributes["beta"], "k": attributes["bias"]}
+    norms = [own for own, node in zip(attributes, spatial, strict=True) if node.op_type == "LRN"]
+    if norms[0] != norms[1]:
+        raise UserError(f"{path} does not have two equal normalisations")
+    usual = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0} | norms[0]
+    lrn = {"n": usual["size"], "alpha": usual["alpha"], "beta": usual["beta"], "k": usual["bias"]}
     arrays["conv1.weight"] = arrays["conv1.weight"][:, ::-1]  # made from Caffe's file, for BGR images
     options = {"pool_first": kinds == pooled_first, "floor_pools": ["pool1", "pool2"], "image_size": 223}
     return _as_ours(arrays, lrn, options)
@@ -197,7 +221,9 @@ def read_mean(option: Any) -> NDArray[np.float32]:
     if path.suffix == ".npy":
         try:
             mean = np.load(path)
-        except ValueError as error:
+            if not isinstance(mean, np.ndarray) or mean.dtype.kind not in "fiu":
+                raise ValueError("it does not hold one array of numbers")
+        except (ValueError, EOFError) as error:
             raise UserError(f"mean={path} is not a .npy of numbers: {error}") from None
     else:
         mean = caffe.read_mean(path)
@@ -215,7 +241,10 @@ def _class_names(option: Any, count: int) -> list[str]:
     path = Path(str(option))
     if not path.is_file():
         raise UserError(f"there is no file classes={path}")
-    names = path.read_text().splitlines()
+    try:
+        names = path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"classes={path} is not a text file") from None
     if len(names) != count or len(set(names)) != count:
         raise UserError(f"classes={path} has {len(set(names))} different names, and the net has {count} outputs")
     return names

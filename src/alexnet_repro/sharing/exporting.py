@@ -34,12 +34,20 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     if package := NEEDS.get(cfg.format):
         needed(package, f"format={cfg.format}")
     source = Path(str(cfg.run))
-    folder = source if source.is_dir() else source.parent
-    out = Path(str(cfg.out)) if cfg.out is not None else folder / f"alexnet-{cfg.checkpoint}{SUFFIXES[cfg.format]}"
+    suffix = SUFFIXES[cfg.format]
+    if source.is_dir():
+        default = source / f"alexnet-{cfg.checkpoint}{suffix}"
+    else:
+        folder = source.parent.parent if source.parent.name == "checkpoints" else source.parent
+        default = folder / f"alexnet-{source.stem}{suffix}"
+    out = Path(str(cfg.out)) if cfg.out is not None else default
+    if cfg.format != "hub" and out.suffix != suffix:
+        raise UserError(f"out={out}: the name must end with {suffix}", f"for example out={out.stem}{suffix}")
     if out.exists():
         raise UserError(f"{out} exists", "remove it, or choose another name with out=PATH")
     trained = load(source, checkpoint=cfg.checkpoint, at_chance=cfg.at_chance)
     description = json.dumps(described(trained))
+    out.parent.mkdir(parents=True, exist_ok=True)
     if cfg.format == "safetensors":
         _write_safetensors(trained, description, out)
     elif cfg.format == "hub":

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import Interrupted, UserError
+from alexnet_repro.errors import Interrupted, InUse, UserError
 from alexnet_repro.provenance import write_json, written_whole
-from alexnet_repro.sharing.features import Inputs, outputs
-from alexnet_repro.sharing.nets import load, needed, preprocessing
+from alexnet_repro.sharing.features import Inputs, checked, image_files, outputs
+from alexnet_repro.sharing.nets import TrainedNet, load, needed, preprocessing
 
 CHUNK = 1024  # rows that are held in memory while a file is written
 SHOWN = 5  # unreadable images that are named on the screen
@@ -47,6 +48,7 @@ def features(cfg: DictConfig) -> dict[str, Any]:
     if package := NEEDS.get(out.suffix):
         needed(package, f"a {out.suffix} file")
     trained = load(str(cfg.run), checkpoint=cfg.checkpoint, at_chance=cfg.at_chance)
+    checked(trained.model, cfg.layers, cfg.per_tower)
     source = Path(str(cfg.source))
     images: Any = source
     if cfg.split is not None:
@@ -54,6 +56,22 @@ def features(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(f"split={cfg.split} is for a store, and {source} is none", "remove split")
         images = Store(source).split(cfg.split)
     inputs = Inputs(images, trained.model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
+    try:
+        with lock:
+            try:
+                return compute(cfg, trained, inputs, source, out)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout:
+        raise InUse(
+            f"{out} is being written by another process", "wait, or choose another name with out=PATH"
+        ) from None
+
+
+def compute(cfg: DictConfig, trained: TrainedNet, inputs: Inputs, source: Path, out: Path) -> dict[str, Any]:
+    """Compute the features and write the file, whose lock the caller holds."""
     facts = {
         "net": str(cfg.run),
         "sha256_of_checkpoint": trained.sha256,
@@ -69,7 +87,7 @@ def features(cfg: DictConfig) -> dict[str, Any]:
             "weights": trained.sha256,
             "layers": list(cfg.layers),
             "per_tower": cfg.per_tower,
-            "images": hashlib.sha256("\0".join([str(source.resolve()), *inputs.names]).encode()).hexdigest(),
+            "images": identity_of(source, inputs.names),
         },
     )
     count = len(inputs.names)
@@ -82,6 +100,10 @@ def features(cfg: DictConfig) -> dict[str, Any]:
                 bar.update(len(next(iter(part.values()))))
     except KeyboardInterrupt:
         raise Interrupted(f"{partial.rows} of {count} images are done; the same command continues") from None
+    if len(partial.unreadable) == count:
+        partial.remove()
+        name, reason = partial.unreadable[0]
+        raise UserError(f"none of the {count} images is readable; {name}: {reason}")
     if partial.unreadable:
         print(f"{len(partial.unreadable)} of {count} images are not readable; their rows are NaN:")
         for name, reason in partial.unreadable[:SHOWN]:
@@ -95,6 +117,17 @@ def features(cfg: DictConfig) -> dict[str, Any]:
     shapes = ", ".join(f"{name} {shape}" for name, shape in partial.shapes(count).items())
     print(f"written to {out}: {count} images, {shapes}")
     return {"images": count, "unreadable": facts["unreadable"], "out": str(out)}
+
+
+def identity_of(source: Path, names: list[str]) -> str:
+    """Return a checksum of which images these are: of a store's manifest, or of the files' names, sizes and times."""
+    if (source / "manifest.json").is_file():
+        parts = [Store(source).checksum, *names]
+    else:
+        files = [source] if source.is_file() else image_files(source)
+        states = [path.stat() for path in files]
+        parts = [str(source.resolve()), *names, *(f"{state.st_size} {state.st_mtime_ns}" for state in states)]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 class Partial:
@@ -121,11 +154,13 @@ class Partial:
             for name in self.row_shapes:  # rows after those that progress.json counts may be incomplete
                 with self._path(name).open("r+b") as file:
                     file.truncate(self.rows * self._row_bytes(name))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+        else:  # without progress.json, nothing says what the rows are
+            for path in folder.glob("*.f32"):
+                path.unlink()
 
     def add(self, part: dict[str, NDArray[np.float32]], unreadable: list[tuple[str, str]]) -> None:
         """Append the rows of a batch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name, values in part.items():
             self.row_shapes.setdefault(name, list(values.shape[1:]))
             with self._path(name).open("ab") as file:
@@ -144,6 +179,11 @@ class Partial:
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """Yield the rows of a layer, at most CHUNK at once."""
         shape = self.row_shapes[name]
+        found, expected = self._path(name).stat().st_size, self.rows * self._row_bytes(name)
+        if found != expected:
+            raise UserError(
+                f"{self._path(name)} has {found} bytes, not {expected}", f"remove {self.folder} to start again"
+            )
         with self._path(name).open("rb") as file:
             while data := file.read(CHUNK * self._row_bytes(name)):
                 yield np.frombuffer(data, np.float32).reshape(-1, *shape)

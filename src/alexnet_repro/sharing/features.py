@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from alexnet_repro.data.augment import centre_crop
-from alexnet_repro.data.images import central_square, read_image
+from alexnet_repro.data.images import central_square, read_image, to_rgb
 from alexnet_repro.data.jpeg import RGB
 from alexnet_repro.data.module import ValBatch
 from alexnet_repro.data.split import Split
@@ -25,7 +25,7 @@ from alexnet_repro.sharing.nets import load_net
 from alexnet_repro.training.classifier import Classifier
 
 IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-UNREADABLE = (OSError, ValueError)  # what read_image raises for a file that is not an image
+UNREADABLE = (OSError, ValueError, TypeError)  # what read_image and Pillow raise for what is not an image
 
 
 def features(
@@ -53,6 +53,9 @@ def features(
     The result is held in memory; the command ``python -m alexnet_repro.features`` writes to a file as it goes. Raises
     UserError for a layer that the net doesn't have, for an image that cannot be read, and as ``load_net`` does.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: this must be at least 1")
+    layers = [layers] if isinstance(layers, str) else list(layers)
     model = net if isinstance(net, Classifier) else load_net(net, at_chance=at_chance)
     found: dict[str, NDArray[np.float32]] = {}
     inputs = Inputs(images, model)
@@ -95,6 +98,14 @@ class Inputs:
         self.size = model.image_size
         self.tensor: Tensor | None = None
         self.square: Callable[[int], RGB]
+        if isinstance(images, np.ndarray) and images.dtype.kind in "US":
+            images = images.tolist()
+        if (
+            isinstance(images, list | tuple)
+            and images
+            and all(isinstance(im, Tensor) and im.is_floating_point() for im in images)
+        ):
+            images = torch.stack(list(images))  # each from preprocess
         if isinstance(images, str | os.PathLike) and (Path(images) / "manifest.json").is_file():
             images = Store(Path(images))
         if isinstance(images, Store):
@@ -108,14 +119,21 @@ class Inputs:
             self.square = images.__getitem__
             self.names = [f"{images.path.name}/{i}" for i in range(len(images))]
         elif isinstance(images, np.ndarray | Tensor):
-            self._take_array(torch.as_tensor(images), model.crop)
+            if isinstance(images, np.ndarray):
+                usable = images.flags.writeable and min(images.strides, default=0) >= 0
+                images = torch.from_numpy(images if usable else np.array(images))
+            self._take_array(images, model.crop)
         else:
             self._take_list(images)
         if not self.names:
             raise UserError("there are no images", "name at least one")
+        # names of files may hold bytes that are not UTF-8
+        self.names = [
+            name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in self.names
+        ]
 
     def _take_array(self, images: Tensor, crop: int) -> None:
-        self.names = [str(i) for i in range(len(images))]
+        self.names = [str(i) for i in range(len(images) if images.ndim else 0)]
         if images.is_floating_point() and images.ndim == 4 and images.shape[1:] == (3, crop, crop):
             self.tensor = images
         elif images.dtype == torch.uint8 and images.ndim == 4 and 3 in (images.shape[1], images.shape[3]):
@@ -143,8 +161,11 @@ class Inputs:
             if isinstance(image, str | os.PathLike):
                 return read_image(Path(image).read_bytes, self.size)
             if not isinstance(image, Image.Image):
-                image = Image.fromarray(np.asarray(image))
-            return central_square(image.convert("RGB"), self.size)
+                pixels = np.asarray(image)
+                if pixels.dtype != np.uint8:
+                    raise TypeError(f"it has numbers of type {pixels.dtype}, not uint8")
+                image = Image.fromarray(np.ascontiguousarray(pixels))
+            return central_square(to_rgb(image), self.size)
 
         self.square = square
 
@@ -154,7 +175,13 @@ def image_files(folder: Path) -> list[Path]:
 
     Raises UserError if there are none.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_NAMES and path.is_file())
+    files = []
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        above = {path.resolve() for path in (Path(parent), *Path(parent).parents)}  # a link to one of them is a loop
+        subfolders[:] = [name for name in subfolders if Path(parent, name).resolve() not in above]
+        paths = (Path(parent, name) for name in names)
+        files += [path for path in paths if path.suffix.lower() in IMAGE_NAMES and path.is_file()]
+    files.sort()
     if not files:
         what = f"there are no images in {folder}" if folder.is_dir() else f"there is nothing at {folder}"
         raise UserError(what, f"name a folder with files named {', '.join(IMAGE_NAMES[:3])} ..., or a store")
@@ -175,16 +202,16 @@ def outputs(
     An unreadable image is an (index, reason), and its outputs are NaN. Images are decoded in threads, one batch ahead.
     start: the first image. The other arguments and the errors are those of ``features``.
     """
-    net = model.net
-    if not isinstance(net, AlexNet):
-        raise UserError("features are those of net=alexnet", f"this net is {model.hparams['net']['name']}")
-    for name in layers:
-        if name not in net.layer_names:
-            raise UserError(f"the net has no layer {name}", f"it has: {', '.join(net.layer_names)}")
-        if per_tower and (net.towers == 1 or name == "fc8"):
-            raise UserError(f"{name} has no towers", "leave out per_tower")
+    net = checked(model, layers, per_tower)
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else model.device
+        device = "cuda" if torch.cuda.is_available() else next(model.parameters()).device
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, or not there
+        problem = str(error).splitlines()[0]
+        raise UserError(
+            f"device={device} cannot be used here: {problem[:100]}", "leave it out, or choose cpu"
+        ) from None
     model.to(device).eval()
     with (
         ThreadPoolExecutor(min(cores(), 16)) as threads,
@@ -205,6 +232,21 @@ def outputs(
                     values[index - first] = np.nan
                 part[name] = values
             yield first, part, unreadable
+
+
+def checked(model: Classifier, layers: Sequence[str], per_tower: bool) -> AlexNet:
+    """Return the net. Raise UserError if it isn't AlexNet, has no such layer, or has no towers in one."""
+    net = model.net
+    if not isinstance(net, AlexNet):
+        raise UserError("features are those of net=alexnet", f"this net is {model.hparams['net']['name']}")
+    if not layers:
+        raise UserError("no layers are named", f"the net has: {', '.join(net.layer_names)}")
+    for name in layers:
+        if name not in net.layer_names:
+            raise UserError(f"the net has no layer {name}", f"it has: {', '.join(net.layer_names)}")
+        if per_tower and (net.towers == 1 or name == "fc8"):
+            raise UserError(f"{name} has no towers", "leave out per_tower")
+    return net
 
 
 def _patches(squares: Tensor, model: Classifier) -> Tensor:

@@ -59,6 +59,10 @@ def load_net(source: str | Path, *, checkpoint: str = "last", at_chance: bool = 
 def load(source: str | Path, *, checkpoint: str = "last", at_chance: bool = False) -> TrainedNet:
     """Return a trained net with what is known about it. Arguments and errors are those of ``load_net``."""
     path = Path(source)
+    if (path / "model.safetensors").is_file():  # what export format=hub wrote
+        path = path / "model.safetensors"
+    if (path.suffix in (".safetensors", ".ckpt") or path.is_file()) and checkpoint != "last":
+        raise UserError(f"checkpoint={checkpoint} is for the folder of a run, and {source} is a file", "leave it out")
     if path.suffix == ".safetensors":
         trained = _from_safetensors(path)
     elif path.suffix == ".ckpt" or path.is_file():
@@ -100,6 +104,7 @@ def _from_checkpoint(path: Path, run: Path) -> TrainedNet:
 
 
 def _from_safetensors(path: Path) -> TrainedNet:
+    needed("safetensors", "a .safetensors file")
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -115,15 +120,15 @@ def _from_safetensors(path: Path) -> TrainedNet:
             f"{path} does not say which net its weights are for: alexnet_repro did not write it",
             refusal(set(tensors)) or "write it with python -m alexnet_repro.export, or convert it first",
         )
-    content = json.loads(described)
     try:
+        content = json.loads(described)
         model = Classifier(**content["hyper_parameters"])
         model.load_state_dict(tensors)
+        return TrainedNet(model, dict(content["facts"]), sha256(path))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not fit the net that it describes: {' '.join(str(error).split())[:120]}"
         ) from None
-    return TrainedNet(model, content["facts"], sha256(path))
 
 
 def described(trained: TrainedNet) -> dict[str, Any]:
