@@ -18,7 +18,8 @@ from alexnet_repro.claims.results import read_results, scores_of
 from alexnet_repro.claims.scores import save_scores
 from alexnet_repro.claims.verdict import Finding, deciding, judge, status
 from alexnet_repro.errors import UserError
-from alexnet_repro.page.content import content, others_table, summary
+from alexnet_repro.page.content import content, summary
+from alexnet_repro.page.markdown import others_table
 
 CLAIMS = read_claims()
 Results = list[dict[str, Any]]

@@ -1,5 +1,7 @@
 """Errors that a command reports in a line or two, without a traceback."""
 
+from importlib.util import find_spec
+
 
 class UserError(Exception):
     """An error that the user can fix: what is wrong and where, and how to fix it."""
@@ -22,3 +24,9 @@ class Interrupted(Exception):
 
 class ProcessDied(Exception):
     """A process of a run died, which ended the run."""
+
+
+def needed(package: str, what: str, extra: str = "sharing") -> None:
+    """Raise UserError, with how to install it, if an optional package is missing."""
+    if find_spec(package) is None:
+        raise UserError(f"{what} needs the package {package}", f"install it with pip install -e '.[{extra}]'")

@@ -88,6 +88,14 @@ SHARED_KEYS = (
     "precision",
     "options",
 )
+
+
+def shared_key(result: Result) -> tuple[Any, ...]:
+    """Return the fields SHARED_KEYS of a result, which comparable results have in common."""
+    facts = {**result, "options": " ".join(result.get("options", ()))}
+    return tuple(facts.get(key) for key in SHARED_KEYS)
+
+
 NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # required in a run's result
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from alexnet_repro.claims.estimates import LEVEL, Estimate, estimate, holm
 from alexnet_repro.claims.measures import MEASURES, crossing
 from alexnet_repro.claims.paper import Claim, read_claims
-from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of
+from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of, shared_key
 from alexnet_repro.configs import CONF
 
 EXPERIMENT = "ablations"
@@ -93,8 +93,7 @@ def studies(results: Iterable[Result]) -> list[Study]:
     groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for result in results:
         if result.get("experiment") == EXPERIMENT and "members" not in result:
-            facts = {**result, "options": " ".join(result.get("options", ()))}
-            groups[tuple(facts.get(key) for key in SHARED_KEYS)].append(result)
+            groups[shared_key(result)].append(result)
     found = [_study(dict(zip(SHARED_KEYS, key, strict=True)), runs) for key, runs in groups.items()]
     return sorted((study for study in found if study), key=lambda study: -sum(len(c.seeds) for c in study.changes))
 

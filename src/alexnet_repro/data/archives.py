@@ -53,8 +53,9 @@ class File:
 def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File | str]:
     """Yield every file below ``path``, including the members of tars, and every folder.
 
-    A folder is a string that ends in /. A folder with Parquet shards stands for the images in them. A compressed tar is unpacked into the folder ``unpack_into``. Links stand for
-    the files that they lead to; in a tar, links to folders are left out. Of several members with the same name, the last one counts, as when a tar is unpacked.
+    A folder is a string that ends in /. A folder with Parquet shards stands for the images in them. A compressed tar is
+    unpacked into the folder ``unpack_into``. Links stand for the files that they lead to; in a tar, links to folders are
+    left out. Of several members with the same name, the last one counts, as when a tar is unpacked.
     What is left out for another reason than a leading dot is added to ``skipped``, with its number and an example.
 
     Raises UserError if ``path`` is neither a folder nor a tar, or if a tar is damaged or cut.
@@ -75,17 +76,12 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
         yield from sorted(images, key=lambda file: file.name)  # as in class folders, which give the same store
         return
     dangling: list[str] = []
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        here = Path(folder).relative_to(path)
-        parents = {parent.resolve() for parent in (Path(folder), *Path(folder).parents)}
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith(".") and "devkit" not in name and (Path(folder) / name).resolve() not in parents
-        )
+    for folder, subfolders, names in walk(path):
+        here = folder.relative_to(path)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and "devkit" not in name)
         yield from (f"{(here / name).as_posix()}/" for name in subfolders)
         for name in sorted(names):
-            file = Path(folder) / name
+            file = folder / name
             if name.startswith(".") or "devkit" in name:
                 continue
             if not file.is_file():
@@ -97,6 +93,18 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
             else:
                 yield File((here / name).as_posix(), file, 0, file.stat().st_size)
     _note(skipped, dangling, "names that lead to no file")
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield each folder below ``root``, its subfolders and its files, following links, but not to a folder above.
+
+    As with os.walk, the caller may change the list of subfolders.
+    """
+    for name, subfolders, names in os.walk(root, followlinks=True):
+        folder = Path(name)
+        above = {parent.resolve() for parent in (folder, *folder.parents)}
+        subfolders[:] = [name for name in subfolders if (folder / name).resolve() not in above]
+        yield folder, subfolders, names
 
 
 def _note(skipped: list[str], names: list[str], what: str) -> None:

@@ -6,13 +6,12 @@ import json
 import re
 import shutil
 import tarfile
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, needed
 from alexnet_repro.provenance import written_whole
 
 SHARD = re.compile(r"(train|validation|val|test)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
@@ -30,8 +29,7 @@ def as_tar(shards: list[Path], unpack_into: Path, suffix: str, skipped: list[str
     Raises UserError if a shard is missing or damaged, if the labels are not in the order of the WordNet IDs, as in the
     development kit, or if the disk is too small.
     """
-    if find_spec("pyarrow") is None:
-        raise UserError("Parquet shards need the package pyarrow", "install it with pip install -e '.[sharing]'")
+    needed("pyarrow", "reading Parquet shards")
     _refuse_gaps(shards)
     sizes = sum(shard.stat().st_size for shard in shards)
     identity = " ".join(f"{s.resolve()} {s.stat().st_size} {s.stat().st_mtime_ns}" for s in shards)

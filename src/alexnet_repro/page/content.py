@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
-from alexnet_repro.claims.results import Result
+from alexnet_repro.claims.results import Result, shared_key
 from alexnet_repro.claims.study import studies
 from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
@@ -22,7 +22,6 @@ from alexnet_repro.page.intervals import bar, domain
 from alexnet_repro.page.study import forest_rows, markdown, presented, title
 from alexnet_repro.provenance import machine
 
-README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
 CLASS_OF = {  # CSS class that sets the colour of a verdict
     "reproduced": "good",
     "direction confirmed": "half",
@@ -161,9 +160,9 @@ def colours(results: list[Result]) -> dict[str, list[list[float]]]:
         return {}
     by_ablation: dict[str, list[list[float]]] = {"none": []}
     for result in results:
-        facts: dict[str, Any] = {**result, "options": " ".join(result.get("options", ()))}
-        alike = all(facts.get(key) == value for key, value in found[0].shared.items())
-        if alike and "members" not in result and (shares := facts.get("colour_content")):
+        alike = shared_key(result) == tuple(found[0].shared.values())
+        shares = cast(dict[str, Any], result).get("colour_content")
+        if alike and "members" not in result and shares:
             by_ablation.setdefault(result["ablation"], []).append(shares)
     return {"baseline" if name == "none" else name: runs for name, runs in by_ablation.items() if runs}
 
@@ -387,11 +386,13 @@ def ensemble(result: Result) -> dict[str, str]:
     facts = cast(dict[str, Any], result)
     lower, error = facts["gain"]["top1_error"], facts[facts["gain"]["view"]]["top1_error"]
     views = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
+    one, five = (read_claims()[name].value["top1_error"] for name in ("one_cnn", "five_cnns"))
     return {
         "what": f"{label(result)}, {views[facts['gain']['view']]}",
         "alone": f"{error + lower['value']:.1f}",
         "together": f"{error:.1f}",
         "gain": f"{lower['value']:.1f} ({lower['low']:.1f} to {lower['high']:.1f})",
+        "paper": f"from {one:g}% to {five:g}% with five networks",
     }
 
 
@@ -412,80 +413,3 @@ def summary(page: dict[str, Any]) -> str:
         f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
         f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"
     )
-
-
-def claims_table(page: dict[str, Any]) -> str:
-    """Return the claims as a Markdown table, with a row for each recipe and net."""
-    lines = [row | answer for row in page["rows"] for answer in row["answers"]]
-    lines += [row | _NO_ANSWER | {"verdict": row["status"]} for row in page["rows"] if not row["answers"]]
-    return _table(lines, "says", "section", "paper", "here", "interval", "where", "verdict")
-
-
-_NO_ANSWER = {"here": "", "interval": "", "where": "", "why": "", "log_loss": ""}
-
-
-def others_table(page: dict[str, Any]) -> str:
-    """Return the other measurements as a Markdown table."""
-    return _table(page["others"], "says", "section", "where", "why", "here", "interval", "verdict")
-
-
-def _table(lines: list[dict[str, Any]], *columns: str) -> str:
-    titles = {
-        "name": "claim",
-        "says": "claim",
-        "paper": "the paper",
-        "here": "measured",
-        "interval": "95% interval",
-        "where": "measured on",
-        "why": "why it is not decisive",
-    }
-    head = ["| " + " | ".join(titles.get(column, column) for column in columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join([*head, *("| " + " | ".join(line[column] or "-" for column in columns) + " |" for line in lines)])
-
-
-def readme_block(page: dict[str, Any]) -> str:
-    """Return the README's block about the claims: experiments, counted properties, and claims not run."""
-    columns = ("name", "paper", "here", "interval", "where", "verdict")
-    answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
-    lines = []
-    for number, study in enumerate(page["studies"]):
-        where = f"({study['title']}; a proxy). The baseline has a {study['baseline']}."
-        table = ["\n\n".join(study["sentences"]), "", markdown(study["study"], README_COLUMNS)]
-        if number == 0:
-            lines += [f"**What each ingredient is worth** {where}", "", *table, ""]
-        else:
-            lines += [f"**The study again** {where} " + " ".join(study["sentences"][:-1]), ""]
-            lines += ["<details><summary>Its table</summary>", "", *table, "", "</details>", ""]
-    lines += [
-        f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
-        f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: from 40.7% to 38.1% with five networks.\n"
-        for line in page["ensembles"]
-    ]
-    lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
-    if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
-        lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
-        lines += [_table(several, "name", "here", "interval", "where", "why", "verdict")]
-    counted: dict[str, list[str]] = {}
-    for line in page["rows"]:
-        if line["kind"] == "count":
-            counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
-    properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
-    missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
-    lines += [
-        "",
-        f"<details><summary>Counted on the net, and not run</summary>\n\nCounted: {properties}.\n\nNot run: {missing}.",
-        "",
-    ]
-    for data in ("photos", "imagenette"):
-        own = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
-        of_data = [r for r in own if r.get("experiment") != "ablations"]
-        errors = (
-            f"{', '.join(part for part in ('recipe=' + r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
-            f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
-            for r in of_data
-        )
-        if of_data:
-            lines.append(
-                f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {'; '.join(errors)}."
-            )
-    return "\n".join([*lines, "</details>", "", f"{summary(page)}."])

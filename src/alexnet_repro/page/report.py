@@ -11,14 +11,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from alexnet_repro.claims.results import SHARED_KEYS, Result, read_results
+from alexnet_repro.claims.results import Result, read_results, shared_key
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures
-from alexnet_repro.page.content import claims_table, content, drawings, others_table, readme_block, summary
+from alexnet_repro.page.content import content, drawings, summary
+from alexnet_repro.page.markdown import claims_table, others_table, readme_block
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.page.study import READING
 from alexnet_repro.provenance import write_json
@@ -156,7 +157,7 @@ def compared_seeds(cfg: DictConfig, runs: list[Path], results: list[Result]) -> 
     with_checkpoint = {run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()}
     for result in results:
         if Path(result["file"]).parent in with_checkpoint and result.get("net") == "alexnet" and cfg.similarity:
-            groups.setdefault((result["ablation"], *(str(result.get(key)) for key in SHARED_KEYS)), []).append(result)
+            groups.setdefault((result["ablation"], *shared_key(result)), []).append(result)
     by_seed = [{result["seed"]: result for result in group} for group in groups.values()]
     largest: dict[int, Result] = max(by_seed, key=lambda group: len(group), default={})
     members = [largest[seed] for seed in sorted(largest)]
@@ -164,8 +165,8 @@ def compared_seeds(cfg: DictConfig, runs: list[Path], results: list[Result]) -> 
         return {}
     folders = [Path(result["file"]).parent for result in members]
     try:
-        nets = [load_run(folder)[0] for folder in folders]
-        store = fitting_store(str(load_run(folders[0])[1].data.store), nets[0], folders[0])
+        nets, configs = zip(*(load_run(folder) for folder in folders), strict=True)
+        store = fitting_store(str(configs[0].data.store), nets[0], folders[0])
     except UserError as error:
         print(f"no comparison of seeds: {error.problem}")
         return {}

@@ -7,7 +7,7 @@ ten_crop/top1_error and centre/top1_error. Users can refer to these keys in thei
 from typing import Any
 
 from alexnet_repro.errors import UserError
-from alexnet_repro.page.content import claims_table, others_table
+from alexnet_repro.page.markdown import claims_table, others_table
 
 
 def publish(page: dict[str, Any], project: str, entity: str | None) -> str:

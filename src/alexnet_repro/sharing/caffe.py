@@ -18,7 +18,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # the one before it (V1).
 LAYERS = {100: {"name": 1, "type": 2, "blobs": 7, "lrn": 118}, 2: {"name": 4, "type": 5, "blobs": 6, "lrn": 18}}
 V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling"}
-Value = int | bytes | memoryview
+Value = int | memoryview
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from alexnet_repro.sharing.nets import TrainedNet, described
+from alexnet_repro.sharing.nets import TrainedNet
 
 
-def model_card(trained: TrainedNet) -> str:
-    """Return the card as Markdown: what the net is, how it was trained, its errors, how to use it, and its limits."""
-    content, facts = described(trained), trained.facts
+def model_card(trained: TrainedNet, content: dict[str, Any]) -> str:
+    """Return the card as Markdown: what the net is, how it was trained, its errors, how to use it, and its limits.
+
+    content: what ``described`` says of the net.
+    """
+    facts = trained.facts
     net = trained.model.hparams["net"]
     training = {
         "recipe": facts.get("recipe"),

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, needed
 from alexnet_repro.provenance import written_whole
 from alexnet_repro.sharing.card import model_card
-from alexnet_repro.sharing.nets import METADATA, TrainedNet, described, load, needed
+from alexnet_repro.sharing.nets import METADATA, TrainedNet, described, load
 from alexnet_repro.sharing.steps import PlainNet
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt", "hub": "-hub"}
@@ -46,15 +46,16 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     if out.exists():
         raise UserError(f"{out} exists", "remove it, or choose another name with out=PATH")
     trained = load(source, checkpoint=cfg.checkpoint, at_chance=cfg.at_chance)
-    description = json.dumps(described(trained))
+    content = described(trained)
+    description = json.dumps(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     if cfg.format == "safetensors":
         _write_safetensors(trained, description, out)
     elif cfg.format == "hub":
         out.mkdir(parents=True)
         _write_safetensors(trained, description, out / "model.safetensors")
-        (out / "config.json").write_text(json.dumps(json.loads(description), indent=1) + "\n")
-        (out / "README.md").write_text(model_card(trained))
+        (out / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+        (out / "README.md").write_text(model_card(trained, content))
     else:
         net = trained.net
         mean = trained.model.mean_centre().permute(2, 0, 1).contiguous()

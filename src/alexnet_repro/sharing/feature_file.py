@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import Interrupted, InUse, UserError
+from alexnet_repro.errors import Interrupted, InUse, UserError, needed
 from alexnet_repro.provenance import write_json, written_whole
-from alexnet_repro.sharing.features import Inputs, checked, image_files, outputs
-from alexnet_repro.sharing.nets import TrainedNet, load, needed, preprocessing
+from alexnet_repro.sharing.features import Inputs, checked, outputs
+from alexnet_repro.sharing.nets import TrainedNet, load, preprocessing
 
 CHUNK = 1024  # rows that are held in memory while a file is written
 SHOWN = 5  # unreadable images that are named on the screen
@@ -50,18 +51,29 @@ def features(cfg: DictConfig) -> dict[str, Any]:
     trained = load(str(cfg.run), checkpoint=cfg.checkpoint, at_chance=cfg.at_chance)
     checked(trained.model, cfg.layers, cfg.per_tower)
     source = Path(str(cfg.source))
-    images: Any = source
-    if cfg.split is not None:
-        if not (source / "manifest.json").is_file():
-            raise UserError(f"split={cfg.split} is for a store, and {source} is none", "remove split")
-        images = Store(source).split(cfg.split)
+    images: Path | Split = source
+    if (source / "manifest.json").is_file():
+        store = Store(source)
+        images = store.split(cfg.split or store.measured_split)
+        state = [store.checksum]
+    elif cfg.split is not None:
+        raise UserError(f"split={cfg.split} is for a store, and {source} is none", "remove split")
     inputs = Inputs(images, trained.model)
+    if images is source:
+        found = [path.stat() for path in inputs.files]
+        state = [str(source.resolve()), *(f"{file.st_size} {file.st_mtime_ns}" for file in found)]
+    identity = {
+        "weights": trained.sha256,
+        "layers": list(cfg.layers),
+        "per_tower": cfg.per_tower,
+        "images": hashlib.sha256("\0".join([*state, *inputs.names]).encode("utf-8", "backslashreplace")).hexdigest(),
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
     try:
         with lock:
             try:
-                return compute(cfg, trained, inputs, source, out)
+                return compute(cfg, trained, inputs, identity, out)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
@@ -70,26 +82,20 @@ def features(cfg: DictConfig) -> dict[str, Any]:
         ) from None
 
 
-def compute(cfg: DictConfig, trained: TrainedNet, inputs: Inputs, source: Path, out: Path) -> dict[str, Any]:
-    """Compute the features and write the file, whose lock the caller holds."""
+def compute(
+    cfg: DictConfig, trained: TrainedNet, inputs: Inputs, identity: dict[str, Any], out: Path
+) -> dict[str, Any]:
+    """Compute the features and write the file, whose lock the caller holds. identity: what the rows depend on."""
     facts = {
         "net": str(cfg.run),
         "sha256_of_checkpoint": trained.sha256,
         **trained.facts,
-        "source": str(source),
+        "source": str(cfg.source),
         "layers": list(cfg.layers),
         "per_tower": cfg.per_tower,
         "preprocessing": preprocessing(trained.model),
     }
-    partial = Partial(
-        out.with_name(out.name + ".partial"),
-        {
-            "weights": trained.sha256,
-            "layers": list(cfg.layers),
-            "per_tower": cfg.per_tower,
-            "images": identity_of(source, inputs.names),
-        },
-    )
+    partial = Partial(out.with_name(out.name + ".partial"), identity)
     count = len(inputs.names)
     try:
         with tqdm(total=count, initial=partial.rows, desc="features", unit=" images") as bar:
@@ -117,17 +123,6 @@ def compute(cfg: DictConfig, trained: TrainedNet, inputs: Inputs, source: Path, 
     shapes = ", ".join(f"{name} {shape}" for name, shape in partial.shapes(count).items())
     print(f"written to {out}: {count} images, {shapes}")
     return {"images": count, "unreadable": facts["unreadable"], "out": str(out)}
-
-
-def identity_of(source: Path, names: list[str]) -> str:
-    """Return a checksum of which images these are: of a store's manifest, or of the files' names, sizes and times."""
-    if (source / "manifest.json").is_file():
-        parts = [Store(source).checksum, *names]
-    else:
-        files = [source] if source.is_file() else image_files(source)
-        states = [path.stat() for path in files]
-        parts = [str(source.resolve()), *names, *(f"{state.st_size} {state.st_mtime_ns}" for state in states)]
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 class Partial:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from alexnet_repro.data.archives import walk
 from alexnet_repro.data.augment import centre_crop
 from alexnet_repro.data.images import central_square, read_image, to_rgb
 from alexnet_repro.data.jpeg import RGB
@@ -89,13 +90,15 @@ class Inputs:
     """Images in any form, by index.
 
     names: of the N images. ``square(i)`` is image i as (size, size, 3) uint8, where size is that of the images on which
-    the net was trained. tensor: the inputs themselves instead, where they are preprocessed already.
+    the net was trained. tensor: the inputs themselves instead, where they are preprocessed already. files: the images'
+    files, where they are those of one path.
 
     Raises UserError if the images have another form than ``features`` names, or if there are none.
     """
 
     def __init__(self, images: Any, model: Classifier) -> None:
         self.size = model.image_size
+        self.files: list[Path] = []
         self.tensor: Tensor | None = None
         self.square: Callable[[int], RGB]
         if isinstance(images, np.ndarray) and images.dtype.kind in "US":
@@ -148,9 +151,8 @@ class Inputs:
     def _take_list(self, images: Any) -> None:
         if isinstance(images, str | os.PathLike):
             root = Path(images)
-            paths = [root] if root.is_file() else image_files(root)
-            self.names = [path.name if path == root else path.relative_to(root).as_posix() for path in paths]
-            images = paths
+            images = self.files = [root] if root.is_file() else image_files(root)
+            self.names = [path.name if path == root else path.relative_to(root).as_posix() for path in self.files]
         elif isinstance(images, Sequence):
             self.names = [os.fspath(im) if isinstance(im, str | os.PathLike) else str(i) for i, im in enumerate(images)]
         else:
@@ -175,13 +177,8 @@ def image_files(folder: Path) -> list[Path]:
 
     Raises UserError if there are none.
     """
-    files = []
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        above = {path.resolve() for path in (Path(parent), *Path(parent).parents)}  # a link to one of them is a loop
-        subfolders[:] = [name for name in subfolders if Path(parent, name).resolve() not in above]
-        paths = (Path(parent, name) for name in names)
-        files += [path for path in paths if path.suffix.lower() in IMAGE_NAMES and path.is_file()]
-    files.sort()
+    paths = (parent / name for parent, _, names in walk(folder) for name in names)
+    files = sorted(path for path in paths if path.suffix.lower() in IMAGE_NAMES and path.is_file())
     if not files:
         what = f"there are no images in {folder}" if folder.is_dir() else f"there is nothing at {folder}"
         raise UserError(what, f"name a folder with files named {', '.join(IMAGE_NAMES[:3])} ..., or a store")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alexnet_repro.data.store import sha256
 from alexnet_repro.errors import UserError
+from alexnet_repro.sharing.nets import validation_error
 from alexnet_repro.training.checkpoints import kept, load_checkpoint
 from alexnet_repro.training.run_folder import saved_config
 
@@ -32,8 +33,7 @@ def index(runs: Iterable[Path]) -> str:
             except UserError as error:
                 print(f"not in the index: {error.problem}")
                 continue
-            history = checkpoint.get("history") or [{}]
-            epoch = history[-1]
+            epoch = (checkpoint.get("history") or [{}])[-1]
             writer.writerow(
                 [
                     run.as_posix(),
@@ -43,7 +43,7 @@ def index(runs: Iterable[Path]) -> str:
                     config.get("seed"),
                     name,
                     epoch.get("epoch"),
-                    epoch.get("val_error", epoch.get("test_error")),
+                    validation_error(epoch),
                     sha256(path),
                 ]
             )

@@ -3,18 +3,17 @@
 import json
 import struct
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from alexnet_repro.data.store import sha256
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, needed
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.training.checkpoints import CHECKPOINTS
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.measurement import load_run, model_of
+from alexnet_repro.training.measurement import checkpoint_of, model_of
 from alexnet_repro.training.run_folder import saved_config
 
 AT_CHANCE = 0.98  # share of the error of guessing, above which a net counts as untrained
@@ -69,10 +68,7 @@ def load(source: str | Path, *, checkpoint: str = "last", at_chance: bool = Fals
         trained = _from_checkpoint(path, path.parent.parent)
     else:
         saved_config(path)  # raises UserError if the folder is not a run
-        file = path / "checkpoints" / f"{checkpoint}.ckpt"
-        if not file.is_file():
-            load_run(path, checkpoint)  # raises UserError that names the checkpoints
-        trained = _from_checkpoint(file, path)
+        trained = _from_checkpoint(checkpoint_of(path, checkpoint), path)
     classes = len(trained.model.class_names)
     chance = 100 * (1 - 1 / classes)
     error = trained.facts.get("validation_error")
@@ -97,10 +93,14 @@ def _from_checkpoint(path: Path, run: Path) -> TrainedNet:
             result = json.loads((run / "result.json").read_text())
             facts = {key: result[key] for key in RECORDED if result.get(key) is not None}
     if model.history:
-        last = model.history[-1]
-        facts["validation_error"] = last.get("val_error", last.get("test_error"))
-        facts["epochs"] = last["epoch"]
+        facts["validation_error"] = validation_error(model.history[-1])
+        facts["epochs"] = model.history[-1]["epoch"]
     return TrainedNet(model, facts, sha256(path))
+
+
+def validation_error(epoch: dict[str, Any]) -> float | None:
+    """Return the error in percent that an epoch of a run's history was watched by, of val or else of test images."""
+    return epoch.get("val_error", epoch.get("test_error"))
 
 
 def _from_safetensors(path: Path) -> TrainedNet:
@@ -172,9 +172,3 @@ def refusal(names: set[str]) -> str:
 def layers_with_weights(net: nn.Module) -> list[str]:
     """Return the names of the layers that have weights, from the first to the last."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name, _ in net.named_parameters()))
-
-
-def needed(package: str, what: str) -> None:
-    """Raise UserError, with how to install it, if a package of the extra ``sharing`` is missing."""
-    if find_spec(package) is None:
-        raise UserError(f"{what} needs the package {package}", "install it with pip install -e '.[sharing]'")

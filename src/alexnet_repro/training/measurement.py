@@ -50,14 +50,19 @@ def measure(
 def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
     """Return the trained net and the config of a run. Raise UserError for a missing or damaged checkpoint."""
     trained = saved_config(run)
-    path = run / "checkpoints" / f"{checkpoint}.ckpt"
+    return model_of(checkpoint_of(run, checkpoint)), trained
+
+
+def checkpoint_of(run: Path, name: str) -> Path:
+    """Return the path of a run's checkpoint. Raise UserError, with the names of those it has, if there is none."""
+    path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
         there = kept(run)
         raise UserError(
-            f"{run} has no checkpoint '{checkpoint}'",
+            f"{run} has no checkpoint '{name}'",
             f"choose checkpoint={' or '.join(there)}" if there else "train for at least one epoch first",
         )
-    return model_of(path), trained
+    return path
 
 
 def model_of(path: Path) -> Classifier:

@@ -1,0 +1,83 @@
+"""Write the content of the report as Markdown: the tables of report.md and of W&B, and the README's block."""
+
+from typing import Any
+
+from alexnet_repro.page.content import summary
+from alexnet_repro.page.study import markdown
+
+README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
+
+
+def claims_table(page: dict[str, Any]) -> str:
+    """Return the claims as a Markdown table, with a row for each recipe and net."""
+    lines = [row | answer for row in page["rows"] for answer in row["answers"]]
+    lines += [row | _NO_ANSWER | {"verdict": row["status"]} for row in page["rows"] if not row["answers"]]
+    return _table(lines, "says", "section", "paper", "here", "interval", "where", "verdict")
+
+
+_NO_ANSWER = {"here": "", "interval": "", "where": "", "why": "", "log_loss": ""}
+
+
+def others_table(page: dict[str, Any]) -> str:
+    """Return the other measurements as a Markdown table."""
+    return _table(page["others"], "says", "section", "where", "why", "here", "interval", "verdict")
+
+
+def _table(lines: list[dict[str, Any]], *columns: str) -> str:
+    titles = {
+        "name": "claim",
+        "says": "claim",
+        "paper": "the paper",
+        "here": "measured",
+        "interval": "95% interval",
+        "where": "measured on",
+        "why": "why it is not decisive",
+    }
+    head = ["| " + " | ".join(titles.get(column, column) for column in columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*head, *("| " + " | ".join(line[column] or "-" for column in columns) + " |" for line in lines)])
+
+
+def readme_block(page: dict[str, Any]) -> str:
+    """Return the README's block about the claims: experiments, counted properties, and claims not run."""
+    columns = ("name", "paper", "here", "interval", "where", "verdict")
+    answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
+    lines = []
+    for number, study in enumerate(page["studies"]):
+        heading = "The study again" if number else "What each ingredient is worth"
+        lines += [f"**{heading}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
+        lines += ["\n\n".join(study["sentences"]), ""]
+        table = [markdown(study["study"], README_COLUMNS), ""]
+        lines += ["<details><summary>Its table</summary>", "", *table, "</details>", ""] if number else table
+    lines += [
+        f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
+        f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: {line['paper']}.\n"
+        for line in page["ensembles"]
+    ]
+    lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
+    if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
+        lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
+        lines += [_table(several, "name", "here", "interval", "where", "why", "verdict")]
+    counted: dict[str, list[str]] = {}
+    for line in page["rows"]:
+        if line["kind"] == "count":
+            counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
+    properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
+    missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
+    lines += [
+        "",
+        f"<details><summary>Counted on the net, and not run</summary>\n\nCounted: {properties}.\n\nNot run: {missing}.",
+        "",
+    ]
+    for data in ("photos", "imagenette"):
+        own = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
+        of_data = [r for r in own if r.get("experiment") != "ablations"]
+        errors = (
+            f"{', '.join(part for part in ('recipe=' + r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
+            f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
+            for r in of_data
+        )
+        if of_data:
+            lines.append(
+                f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {'; '.join(errors)}."
+            )
+    return "\n".join([*lines, "</details>", "", f"{summary(page)}."])
