@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from conftest import SMALL, stopping_after_an_epoch
@@ -18,6 +19,8 @@ from conftest import SMALL, stopping_after_an_epoch
 from alexnet_repro.claims.scores import read_scores, top_k_misses
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.provenance import write_json
+from alexnet_repro.training import checkpoints
+from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.classifier import Classifier
 
 Run = Callable[..., tuple[int, str, str]]
@@ -199,6 +202,41 @@ def test_resumed_run_equals_uninterrupted_run(
     assert one["schedule"] == other["schedule"]
     rows = [[(row["epoch"], row["step"]) for row in metrics(run)] for run in (cwd / "parts", finished)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("asked_in", [None, 2])
+def test_epochs_shorter_than_writing_are_not_all_saved(
+    asked_in: int | None, tiny_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first and the last epoch are, and the one in which a signal asks the run to stop."""
+    saved, save = [], KeepLast._save
+
+    def watched(self: KeepLast, trainer: L.Trainer) -> None:
+        saved.append(trainer.current_epoch)
+        save(self, trainer)
+
+    def ask_to_stop(model: Classifier) -> None:
+        if model.current_epoch == asked_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(KeepLast, "_save", watched)
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", ask_to_stop)
+    monkeypatch.setattr(checkpoints, "LONG_WRITING", 0)
+    monkeypatch.setattr(checkpoints, "WRITING_SHARE", 1e9)
+    line = ("train", *SMALL, f"data.store={tiny_store}", "run=r", "epochs=5")
+    status, _, err = run_command(*line)
+    assert (status, saved) == ((0, [0, 4]) if asked_in is None else (130, [0, 2])), err
+    if asked_in is not None:
+        monkeypatch.setattr(Classifier, "on_validation_epoch_start", lambda model: None)
+        assert run_command(*line, "resume=true")[0] == 0
+        assert saved[2:] == [3, 4]
+        assert [epoch["epoch"] for epoch in json.loads((cwd / "r/result.json").read_text())["history"]] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
 
 
 @pytest.mark.slow

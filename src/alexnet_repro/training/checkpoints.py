@@ -26,6 +26,10 @@ from alexnet_repro.provenance import rank, written_whole
 
 FORMAT = 1  # of checkpoints; checkpoints of version 0.1 have no format number
 CHECKPOINTS = ("last", "previous", "best")
+LONG_WRITING = 0.25  # seconds; a checkpoint written faster than this is written after every epoch, however short
+WRITING_SHARE = (
+    5  # epochs are otherwise saved only this many times as long after the last checkpoint as it took to write
+)
 NEEDED = ("state_dict", "hyper_parameters", "global_step", "epoch")
 NEEDED_TO_RESUME = ("optimizer_states", "loops", "callbacks", "history")
 
@@ -175,6 +179,9 @@ class OneFile(TorchCheckpointIO):
 class KeepLast(Checkpoint):
     """Write last.ckpt after every epoch, every few minutes, and when a signal asks the run to stop.
 
+    Where an epoch is shorter than writing (a large net and few images on a GPU), only some epochs are saved, so that
+    writing takes at most about a fifth of the time. The last epoch always is.
+
     After Ctrl-C, SIGTERM or SIGUSR1, the current update finishes, the run is saved, and training ends. A second Ctrl-C
     ends it at once, without saving. After SIGUSR1 in a Slurm job, the job is put back into the queue.
 
@@ -186,6 +193,8 @@ class KeepLast(Checkpoint):
         self._asked_to_stop, self._asked_at, self._requeue = False, 0.0, False
         self._previous_handlers: dict[int, Any] = {}
         self._started_at = self._saved_at = time.monotonic()
+        self._saved_epoch: int | None = None  # number from 0 of the last epoch that was saved at its end
+        self._writing = 0.0  # seconds that it took to write the last checkpoint
         self._earlier_seconds = 0.0
 
     @property
@@ -226,7 +235,9 @@ class KeepLast(Checkpoint):
         """
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        stop, due = self._agree(trainer)
+        if trainer.strategy.root_device.type != "cpu" and trainer.world_size > 1 and trainer.global_step % 20:
+            return  # to agree makes a GPU wait
+        stop, due = self._agree(trainer, 60 * self.minutes)
         if stop or due:
             self._save(trainer)
         if stop:
@@ -234,21 +245,23 @@ class KeepLast(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after the epoch and its validation."""
-        self._save(trainer)
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        stop, due = self._agree(trainer, WRITING_SHARE * self._writing if self._writing > LONG_WRITING else 0)
+        if stop or due or is_last:
+            self._save(trainer)
+            self._saved_epoch = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop between two epochs if a signal asks the run to stop."""
-        if self._agree(trainer)[0]:
+        """Stop between two epochs if a signal asks the run to stop and the epoch before is saved."""
+        if self._agree(trainer, 0)[0] and self._saved_epoch == trainer.current_epoch - 1:
             raise self._interrupted()
 
-    def _agree(self, trainer: L.Trainer) -> tuple[bool, bool]:
-        """Return whether to stop and whether to save. If one process says yes, all processes return yes."""
-        due = time.monotonic() - self._saved_at > 60 * self.minutes
+    def _agree(self, trainer: L.Trainer, seconds: float) -> tuple[bool, bool]:
+        """Return whether to stop and whether to save, which is due after ``seconds``. One process's yes counts for all."""
+        due = time.monotonic() - self._saved_at >= seconds
         if trainer.world_size == 1:
             return self._asked_to_stop, due
         device = trainer.strategy.root_device
-        if device.type != "cpu" and trainer.global_step % 20:  # the reduction makes a GPU wait
-            return False, False
         flags = torch.tensor([self._asked_to_stop, due], dtype=torch.float32, device=device)
         stop, due = (bool(share) for share in trainer.strategy.reduce(flags, reduce_op="mean"))
         return stop, due
@@ -272,6 +285,7 @@ class KeepLast(Checkpoint):
         return f"\ncould not requeue job {job}: {failure}" if failure else f"\njob {job} is back in the queue"
 
     def _save(self, trainer: L.Trainer) -> None:
+        started = time.monotonic()
         new = self.path.with_name("new.ckpt")
         trainer.save_checkpoint(new)
         if trainer.is_global_zero:
@@ -279,6 +293,7 @@ class KeepLast(Checkpoint):
                 self.path.replace(self.path.with_name("previous.ckpt"))
             new.replace(self.path)  # a complete checkpoint exists at every moment
         self._saved_at = time.monotonic()
+        self._writing = self._saved_at - started
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the signal handlers. Stop if a signal came after the last update."""
