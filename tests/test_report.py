@@ -21,7 +21,8 @@ from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
-from alexnet_repro.page.content import content, to_25
+from alexnet_repro.page.content import content
+from alexnet_repro.page.drawings import to_25
 from alexnet_repro.page.markdown import readme_block
 from alexnet_repro.page.report import report
 

@@ -14,10 +14,11 @@ from scipy.stats import ttest_rel
 from alexnet_repro.claims.paper import read_claims
 from alexnet_repro.claims.results import Result
 from alexnet_repro.claims.scores import save_scores
-from alexnet_repro.claims.study import Study, studies
+from alexnet_repro.claims.study import Study, baselines, studies
 from alexnet_repro.page.cost import cost
+from alexnet_repro.page.drawings import first_layer
 from alexnet_repro.page.intervals import bar, reach
-from alexnet_repro.page.study import as_csv, forest_rows, markdown, sentences
+from alexnet_repro.page.study import as_csv, baseline, forest_rows, markdown, sentences
 
 BASELINE = [35.0, 36.0, 34.5]
 CHANGED = {"no_lrn": [45.1, 46.0, 44.4], "no_dropout": [38.0, 36.5, 37.5], "one_gpu": [36.2, 37.3, 35.6]}
@@ -88,6 +89,23 @@ def test_only_equal_seeds_and_comparable_runs_are_compared() -> None:
     assert found.changes[0].seeds == [0, 1]
     assert found.changes[0].estimates["ten_crop"].value == pytest.approx((40 + 41) / 2 - (35 + 36) / 2)
     assert studies([run(35.0, 0), run(35.0, 0) | {"experiment": None}]) == []  # type: ignore[operator]
+
+
+def test_baseline_alone_is_told_and_its_kernels_are_drawn(tmp_path: Path) -> None:
+    runs = [run(error, seed, scale="full") for seed, error in enumerate(BASELINE)]
+    assert studies(runs) == []
+    (alone,) = baselines([*runs, run(40.0, 0, "no_lrn", scale="proxy")])
+    assert alone.seeds == [0, 1, 2]
+    assert f"{np.mean(BASELINE):.1f}% with ten crops" in baseline(alone)
+    assert first_layer(runs) == {}
+    for seed, (own, epochs) in enumerate(zip(runs, (20, 90, 90), strict=True)):
+        own.update(file=str(tmp_path / f"{seed}.json"), epochs=epochs, colour_content=[0.5, 0.25])
+        kernels = torch.full((96, 3, 11, 11), float(seed)) if seed < 2 else None
+        save_scores(tmp_path / f"{seed}.npz", {"ten_crop": torch.zeros(4, 3)}, kernels)
+    (figure, caption) = first_layer(runs)["figure-3"]
+    assert "90 epochs, 32-true, seed 1" in caption  # seed 0 has fewer epochs, and the kernels of seed 2 aren't saved
+    assert "50%, 25%" in caption
+    assert len(figure.axes) == 2
 
 
 def test_interval_covers_seeds_and_images_where_scores_are_saved(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import SMALL, stopping_after_an_epoch
 
-from alexnet_repro.claims.scores import read_scores, top_k_misses
+from alexnet_repro.claims.scores import read_kernels, read_scores, top_k_misses
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.provenance import write_json
 from alexnet_repro.training import checkpoints
@@ -90,6 +90,8 @@ def test_run_writes_its_documented_files_and_fields(finished: Path) -> None:
     for view in ("centre", "ten_crop"):
         top1, top5, nats = kept[view].mean(0)
         assert [100 * top1, 100 * top5, nats] == pytest.approx(list(result[view].values()), abs=1e-3)
+    conv1 = last_checkpoint(finished)["state_dict"]["net.conv1.weight"]
+    assert read_kernels(finished / "predictions.npz") == pytest.approx(conv1.numpy(), rel=1e-3, abs=1e-6)
     assert result["history"][-1]["val_loss"] == pytest.approx(result["centre"]["log_loss"], abs=1e-3)
     assert result["train_sample"]["images"] == 12
     assert (result["images"], result["held_out"], result["left_plateau"]) == (6, None, None)

@@ -2,14 +2,17 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_repro.claims.scores import Errors, read_scores
+from alexnet_repro.claims.scores import Errors, read_kernels, read_scores
 from alexnet_repro.errors import UserError
+
+Read = TypeVar("Read")
 
 
 class Result(TypedDict, total=False):
@@ -148,9 +151,21 @@ def read_result(path: Path) -> Any:
 def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
     """Return the score of each test image for one view, (N, 3), or None if the scores were not saved.
 
-    The columns are those of scores.read_scores. The scores of result.json are in predictions.npz, those of NAME.json in
-    NAME.npz. Raises UserError if the file is damaged.
+    The columns are those of scores.read_scores. Raises UserError if the file is damaged.
     """
+    return (_beside(result, read_scores) or {}).get(view)
+
+
+def kernels_of(result: Result) -> NDArray[np.float32] | None:
+    """Return the first layer's kernels, (maps, 3, h, w), or None if they were not saved.
+
+    Raises UserError if the file is damaged.
+    """
+    return _beside(result, read_kernels)
+
+
+def _beside(result: Result, read: Callable[[Path], Read]) -> Read | None:
+    """Read the file beside a result: predictions.npz for result.json, and NAME.npz for NAME.json."""
     if not result.get("file"):
         return None
     file = Path(result["file"])
@@ -158,6 +173,15 @@ def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
     if not path.is_file():
         return None
     try:
-        return read_scores(path).get(view)
+        return read(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
+
+
+def label(result: Result) -> str:
+    """Describe a run in a few words."""
+    parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
+    if result["net"] != "alexnet":
+        parts.append(f"rate {result.get('lr')}")
+    parts.append(f"mean of {result['members']} nets" if "members" in result else f"seed {result['seed']}")
+    return ", ".join(part for part in parts if part not in ("none", "alexnet"))

@@ -17,6 +17,7 @@ from alexnet_repro.data.module import replica_of
 from alexnet_repro.provenance import written_whole
 
 MEASURED = ("top1_error", "top5_error", "log_loss")
+KERNELS = "conv1/kernels"
 VIEWS: tuple[str, ...] = ("centre", "ten_crop", "nine_crop")
 Errors = dict[str, float]
 
@@ -71,15 +72,27 @@ def gathered(scores: Tensor, trainer: L.Trainer) -> Tensor:
     return whole
 
 
-def save_scores(path: Path, by_view: dict[str, Tensor]) -> None:
-    """Write the scores of each view, {"ten_crop": (N, 3), ...}, to a compressed .npz file."""
-    arrays: dict[str, Any] = {}
+def save_scores(path: Path, by_view: dict[str, Tensor], kernels: Tensor | None = None) -> None:
+    """Write the scores of each view, {"ten_crop": (N, 3), ...}, to a compressed .npz file.
+
+    kernels: the first layer's, (maps, 3, h, w), which are written beside them for Figure 3.
+    """
+    arrays: dict[str, Any] = {} if kernels is None else {KERNELS: kernels.numpy().astype(np.float16)}
     for view, scores in by_view.items():
         # float16 is exact for 0, 1 and two-way ties
         arrays[f"{view}/misses"] = scores[:, :2].numpy().astype(np.float16)
         arrays[f"{view}/log_loss"] = scores[:, 2].numpy().astype(np.float32)
     with written_whole(path) as file:
         np.savez_compressed(file, **arrays)
+
+
+def read_kernels(path: Path) -> NDArray[np.float32] | None:
+    """Read the first layer's kernels written by ``save_scores``, (maps, 3, h, w), or return None if it has none.
+
+    Raises OSError or ValueError if the file is damaged.
+    """
+    with np.load(path) as arrays:
+        return arrays[KERNELS].astype(np.float32) if KERNELS in arrays else None
 
 
 def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:

@@ -89,7 +89,16 @@ class Study:
 
 
 def studies(results: Iterable[Result]) -> list[Study]:
-    """Return the studies with a baseline, those with the most runs first."""
+    """Return the studies that compare ablations with a baseline, those with the most runs first."""
+    return [study for study in _all_studies(results) if study.changes]
+
+
+def baselines(results: Iterable[Result]) -> list[Study]:
+    """Return the studies that have only a baseline so far: the recipe's own net."""
+    return [study for study in _all_studies(results) if not study.changes]
+
+
+def _all_studies(results: Iterable[Result]) -> list[Study]:
     groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for result in results:
         if result.get("experiment") == EXPERIMENT and "members" not in result:
@@ -104,7 +113,7 @@ def _study(shared: dict[str, Any], runs: list[Result]) -> Study | None:
         by_ablation[run["ablation"]][run["seed"]] = run
     baseline = by_ablation.pop("none", {})
     changes = [_change(name, side, baseline) for name, side in by_ablation.items() if set(side) & set(baseline)]
-    if not changes:
+    if not baseline:
         return None
     tested = [change.estimates for change in changes if change.estimates["ten_crop"].p is not None]
     for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):

@@ -1,4 +1,4 @@
-"""Build the content of the report: claims, other measurements, and figures made from results alone."""
+"""Build the content of the report: claims, other measurements, studies and sources."""
 
 import math
 from collections import Counter
@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from matplotlib.figure import Figure
 
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
-from alexnet_repro.claims.results import Result, shared_key
-from alexnet_repro.claims.study import studies
+from alexnet_repro.claims.results import Result, label
+from alexnet_repro.claims.study import baselines, studies
 from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
-from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.page import figures
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
-from alexnet_repro.page.study import forest_rows, markdown, presented, title
+from alexnet_repro.page.study import baseline, markdown, presented, title
 from alexnet_repro.provenance import machine
 
 CLASS_OF = {  # CSS class that sets the colour of a verdict
@@ -51,6 +48,7 @@ def content(results: list[Result]) -> dict[str, Any]:
         "verdicts": verdicts(rows),
         "headline": headline(rows, others),
         "studies": [presented(study) | {"markdown": markdown(study), "study": study} for study in studies(results)],
+        "baselines": [f"{title(study)}) has a {baseline(study)}" for study in baselines(results)],
         "ensembles": [ensemble(result) for result in results if "gain" in result],
         "sources": [source(result) for result in results],
         "results": results,
@@ -97,85 +95,6 @@ def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[s
         f"Properties counted on the net: {counted(properties)}.",
         f"Not run on the paper's own data: {waiting} of {len(rows)} claims; each has its command below.",
     ]
-
-
-def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Finding]]) -> dict[str, tuple[Figure, str]]:
-    """Return the figures made from results alone, with captions.
-
-    The curves show ``runs``, or all results if ``runs`` is empty.
-    """
-    drawn: dict[str, tuple[Figure, str]] = {}
-    for number, study in enumerate(studies(results)):
-        drawn[f"study-{number}" if number else "study"] = (
-            figures.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
-            f"What each ingredient of the recipe is worth: error without it minus error with it ({title(study)}; n: seeds).",
-        )
-    if changes := deltas(found):
-        drawn["ablations"] = (
-            figures.forest(changes, "change in top-1 error, points"),
-            "Effect of each change on the top-1 error. The paper's values hold for its own data and full protocols only; "
-            "they cannot be compared with results on other data or protocols.",
-        )
-    figure_1_experiments = read_claims()["figure_1"].run[0]["experiment"]  # drawn in their own figure
-    chosen = [r for r in results if r.get("history")]
-    chosen = [
-        r
-        for r in chosen
-        if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in figure_1_experiments)
-    ]
-    histories = {label(r): r["history"] for r in chosen}
-    if histories:
-        drawn_histories = dict(list(histories.items())[: len(figures.COLOURS)])
-        left_out = len(histories) - len(drawn_histories)
-        note = f" Runs not drawn: {left_out}." if left_out else ""
-        drawn["curves"] = (
-            figures.training_curves(drawn_histories),
-            "Errors by epoch. Solid: running training error. Dashed: validation or test error of one view." + note,
-        )
-    races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
-    if races:
-        drawn["figure-1"] = (
-            figures.figure_1(cast(list[dict[str, Any]], races)),
-            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), one line per seed. "
-            f"The horizontal line marks 25%. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
-        )
-    if shares := colours(results):
-        drawn["colours"] = (
-            figures.colour_shares(shares),
-            "Figure 3, in every run of the study: the share of colour in the energy of the first layer's kernels, a line for each "
-            "seed. The paper says that one tower becomes largely colour-agnostic and the other colour-specific. Empty circles: nets with one tower.",
-        )
-    drawn["figure-2"] = (
-        figures.figure_2(AlexNet()),
-        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and the communication between "
-        "two devices.",
-    )
-    return drawn
-
-
-def colours(results: list[Result]) -> dict[str, list[list[float]]]:
-    """Return the shares of colour of the towers, {ablation: shares of each run}, in the largest study's runs."""
-    found = studies(results)
-    if not found:
-        return {}
-    by_ablation: dict[str, list[list[float]]] = {"none": []}
-    for result in results:
-        alike = shared_key(result) == tuple(found[0].shared.values())
-        shares = cast(dict[str, Any], result).get("colour_content")
-        if alike and "members" not in result and shares:
-            by_ablation.setdefault(result["ablation"], []).append(shares)
-    return {"baseline" if name == "none" else name: runs for name, runs in by_ablation.items() if runs}
-
-
-def to_25(races: list[Result]) -> str:
-    """Return the epochs and updates to 25% training error of each run, by net and activation, as text."""
-    lines: dict[str, list[tuple[str, str]]] = {}
-    for race in sorted(races, key=lambda race: (race["net"], race["activation"], race["seed"])):
-        reached = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
-        cost = (str(reached["epoch"]), str(reached.get("steps", "?"))) if reached else ("never", "never")
-        lines.setdefault(f"{race['net']}, {race['activation']}", []).append(cost)
-    columns = {name: [", ".join(column) for column in zip(*costs, strict=True)] for name, costs in lines.items()}
-    return "; ".join(f"{name} {epochs} ({updates})" for name, (epochs, updates) in columns.items())
 
 
 def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
@@ -319,29 +238,6 @@ def rule(claim: Claim) -> str | None:
     return f"the 95% interval over at least 3 seeds lies {way} {least:g}{unit}"
 
 
-def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
-    """Return the rows of the forest plot: the measured differences in ten-crop top-1 error."""
-    lines = []
-    for name, findings in found.items():
-        for finding in findings:
-            claim = finding.claim
-            if claim.kind != "difference" or claim.measure != "ten_crop":
-                continue
-            if finding.shared.get("experiment") == "ablations":  # in the study's own figure
-                continue
-            top1, shared = finding.estimates["top1_error"], finding.shared
-            parts = (shared.get("ablation") or name, shared["data"], shared["recipe"])
-            lines.append(
-                {
-                    "label": ", ".join(str(part) for part in parts) + f" (n={len(finding.seeds)})",
-                    "value": top1.value,
-                    "interval": None if top1.low is None else (top1.low, top1.high),
-                    "paper": claim.value.get("top1_error"),
-                }
-            )
-    return lines
-
-
 def expected_lines() -> list[tuple[str, str, float, float]]:
     """Return (ablation, data, top-1 error, top-5 error) of the paper's ten-crop experiments."""
     lines = []
@@ -350,15 +246,6 @@ def expected_lines() -> list[tuple[str, str, float, float]]:
             ablation = "five_cnns" if "members" in claim.run[0] else claim.run[0]["ablation"]
             lines.append((ablation, f"{claim.data} {claim.split}", pair["top1_error"], pair["top5_error"]))
     return lines
-
-
-def label(result: Result) -> str:
-    """Describe a run in a few words."""
-    parts = [result["recipe"], result["net"], result["ablation"], result["data"], *result.get("options", ())]
-    if result["net"] != "alexnet":
-        parts.append(f"rate {result.get('lr')}")
-    parts.append(f"mean of {result['members']} nets" if "members" in result else f"seed {result['seed']}")
-    return ", ".join(part for part in parts if part not in ("none", "alexnet"))
 
 
 def source(result: Result) -> dict[str, str]:

@@ -18,7 +18,8 @@ from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures
-from alexnet_repro.page.content import content, drawings, summary
+from alexnet_repro.page.content import content, summary
+from alexnet_repro.page.drawings import drawings
 from alexnet_repro.page.markdown import claims_table, others_table, readme_block
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.page.study import READING

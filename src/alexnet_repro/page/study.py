@@ -60,8 +60,8 @@ def baseline(study: Study) -> str:
     """Return the baseline's own errors."""
     own = study.baseline
     return (
-        f"top-1 error {own['ten_crop'].value:.1f}% with ten crops and {own['centre'].value:.1f}% with one view, "
-        f"log-loss {own['log_loss'].value:.3f} nats, training error {own['training'].value:.1f}%, "
+        f"top-1 error of {own['ten_crop'].value:.1f}% with ten crops and {own['centre'].value:.1f}% with one view, a "
+        f"log-loss of {own['log_loss'].value:.3f} nats and a training error of {own['training'].value:.1f}%, "
         f"{_seeds(study.seeds)}"
     )
 

@@ -161,9 +161,8 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         measured = {view: errors(of_view) for view, of_view in scores.items()}
         train_sample = measure_training_sample(measuring, model, data)
         final = {f"{view}/{name}": error for view, of_view in measured.items() for name, error in of_view.items()}
-        colour = colour_content(
-            load_checkpoint(keep_last.path)["state_dict"]["net.conv1.weight"], cfg.net.get("towers", 1)
-        )
+        kernels = load_checkpoint(keep_last.path)["state_dict"]["net.conv1.weight"]
+        colour = colour_content(kernels, cfg.net.get("towers", 1))
         final |= {f"colour_content/tower{tower}": share for tower, share in enumerate(colour)}
         for logger in loggers[1:]:
             logger.log_metrics(final)
@@ -211,7 +210,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         ],
     }
     if trainer.is_global_zero:
-        save_scores(run / "predictions.npz", scores)
+        save_scores(run / "predictions.npz", scores, kernels)
         write_json(run / "result.json", result)
     print(table(result))
     print(f"finished after {result['seconds']:.0f} seconds; results and checkpoints are in {run}")

@@ -1,0 +1,139 @@
+"""Draw the figures that need only results, with their captions."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from matplotlib.figure import Figure
+
+from alexnet_repro.claims.paper import read_claims
+from alexnet_repro.claims.results import Result, kernels_of, label, shared_key
+from alexnet_repro.claims.study import baselines, studies
+from alexnet_repro.claims.verdict import Finding
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.page import figures
+from alexnet_repro.page.study import forest_rows, title
+
+
+def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Finding]]) -> dict[str, tuple[Figure, str]]:
+    """Return the figures made from results alone, with captions.
+
+    The curves show ``runs``, or all results if ``runs`` is empty.
+    """
+    drawn: dict[str, tuple[Figure, str]] = {}
+    for number, study in enumerate(studies(results)):
+        drawn[f"study-{number}" if number else "study"] = (
+            figures.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
+            f"What each ingredient of the recipe is worth: error without it minus error with it ({title(study)}; n: seeds).",
+        )
+    if changes := deltas(found):
+        drawn["ablations"] = (
+            figures.forest(changes, "change in top-1 error, points"),
+            "Effect of each change on the top-1 error. The paper's values hold for its own data and full protocols only; "
+            "they cannot be compared with results on other data or protocols.",
+        )
+    figure_1_experiments = read_claims()["figure_1"].run[0]["experiment"]  # drawn in their own figure
+    chosen = [r for r in results if r.get("history")]
+    chosen = [
+        r
+        for r in chosen
+        if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in figure_1_experiments)
+    ]
+    histories = {label(r): r["history"] for r in chosen}
+    if histories:
+        drawn_histories = dict(list(histories.items())[: len(figures.COLOURS)])
+        left_out = len(histories) - len(drawn_histories)
+        note = f" Runs not drawn: {left_out}." if left_out else ""
+        drawn["curves"] = (
+            figures.training_curves(drawn_histories),
+            "Errors by epoch. Solid: running training error. Dashed: validation or test error of one view." + note,
+        )
+    races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
+    if races:
+        drawn["figure-1"] = (
+            figures.figure_1(cast(list[dict[str, Any]], races)),
+            "Figure 1: training error on CIFAR-10 with ReLUs (solid) and tanh (dashed), one line per seed. "
+            f"The horizontal line marks 25%. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
+        )
+    drawn |= first_layer(results)
+    if shares := colours(results):
+        drawn["colours"] = (
+            figures.colour_shares(shares),
+            "Figure 3, in every run of the study and of the full-size net: the share of colour in the energy of the first layer's "
+            "kernels, a line for each seed. The paper says that one tower becomes largely colour-agnostic and the other "
+            "colour-specific. Empty circles: nets with one tower.",
+        )
+    drawn["figure-2"] = (
+        figures.figure_2(AlexNet()),
+        "Figure 2, drawn from the net itself: two towers, the size of each layer's output, and the communication between "
+        "two devices.",
+    )
+    return drawn
+
+
+def first_layer(results: list[Result]) -> dict[str, tuple[Figure, str]]:
+    """Return Figure 3 of the full-size net with the most epochs whose kernels are saved beside its result."""
+    full = [r for r in results if r.get("net") == "alexnet" and r.get("scale") == "full" and r["ablation"] == "none"]
+    for result in sorted(full, key=lambda r: (-r["epochs"], r["seed"])):
+        if (kernels := kernels_of(result)) is not None:
+            towers = len(result["colour_content"])
+            shares = ", ".join(f"{100 * share:.0f}%" for share in result["colour_content"])
+            caption = (
+                f"Figure 3: the first-layer kernels of the full-size net on {result['data']} (recipe={result['recipe']}, "
+                f"{result['epochs']} epochs, {result['precision']}, seed {result['seed']}). Share of colour in their energy, "
+                f"by tower: {shares} (random weights: 67%)."
+            )
+            return {"figure-3": (figures.figure_3(torch.from_numpy(kernels), towers), caption)}
+    return {}
+
+
+def colours(results: list[Result]) -> dict[str, list[list[float]]]:
+    """Return the shares of colour of the towers, {ablation: shares of each run}, in the largest study's runs.
+
+    The full-size baselines come first.
+    """
+    by_name: dict[str, list[list[float]]] = {}
+    groups = {tuple(study.shared.values()): f"full size, {study.shared['data']}" for study in baselines(results)}
+    if found := studies(results):
+        groups[tuple(found[0].shared.values())] = ""
+    for key, name in groups.items():
+        for result in results:
+            shares = cast(dict[str, Any], result).get("colour_content")
+            if shared_key(result) == key and "members" not in result and shares:
+                own = "baseline" if result["ablation"] == "none" else result["ablation"]
+                by_name.setdefault(name or own, []).append(shares)
+    return by_name
+
+
+def to_25(races: list[Result]) -> str:
+    """Return the epochs and updates to 25% training error of each run, by net and activation, as text."""
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for race in sorted(races, key=lambda race: (race["net"], race["activation"], race["seed"])):
+        reached = next((epoch for epoch in race["history"] if epoch["train_error"] <= 25), None)
+        cost = (str(reached["epoch"]), str(reached.get("steps", "?"))) if reached else ("never", "never")
+        lines.setdefault(f"{race['net']}, {race['activation']}", []).append(cost)
+    columns = {name: [", ".join(column) for column in zip(*costs, strict=True)] for name, costs in lines.items()}
+    return "; ".join(f"{name} {epochs} ({updates})" for name, (epochs, updates) in columns.items())
+
+
+def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
+    """Return the rows of the forest plot: the measured differences in ten-crop top-1 error."""
+    lines = []
+    for name, findings in found.items():
+        for finding in findings:
+            claim = finding.claim
+            if claim.kind != "difference" or claim.measure != "ten_crop":
+                continue
+            if finding.shared.get("experiment") == "ablations":  # in the study's own figure
+                continue
+            top1, shared = finding.estimates["top1_error"], finding.shared
+            parts = (shared.get("ablation") or name, shared["data"], shared["recipe"])
+            lines.append(
+                {
+                    "label": ", ".join(str(part) for part in parts) + f" (n={len(finding.seeds)})",
+                    "value": top1.value,
+                    "interval": None if top1.low is None else (top1.low, top1.high),
+                    "paper": claim.value.get("top1_error"),
+                }
+            )
+    return lines
