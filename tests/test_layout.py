@@ -11,8 +11,8 @@ ROOT = Path(alexnet_repro.__file__).parent
 # Layers from the top down. A component may import from itself and from lower layers, but not from other components of
 # its own layer.
 LAYERS = [
-    {"train", "evaluate", "prepare", "report", "bench", "features", "export", "convert"},
-    {"page", "benchmarks"},
+    {"train", "evaluate", "prepare", "report", "bench", "features", "export", "convert", "compare_2012"},
+    {"page", "benchmarks", "original"},
     {"sharing"},
     {"training"},
     {"claims"},

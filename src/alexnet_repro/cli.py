@@ -35,6 +35,7 @@ MODULES = {  # the module that defines each command's function
     "features": "sharing.feature_file",
     "export": "sharing.exporting",
     "convert": "sharing.conversion",
+    "compare_2012": "original.comparison",
 }
 
 
@@ -118,7 +119,16 @@ def command(name: str) -> None:
         _fail(str(error).splitlines()[0])  # Hydra raises these for overrides that it cannot use, such as ablation=3
 
 
-PATHS = ("run", "source", "data.store", "store", "results", "out", "classes")  # options whose values are paths
+PATHS = (
+    "run",
+    "mistakes",
+    "source",
+    "data.store",
+    "store",
+    "results",
+    "out",
+    "classes",
+)  # options whose values are paths
 FLAGS = re.compile(
     r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
     r"config-dir|shell-completion|experimental-rerun)(=.*)?"

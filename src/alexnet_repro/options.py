@@ -360,6 +360,15 @@ class Convert(Group):
     run: Name | None
 
 
+class Compare2012(Group):
+    """python -m alexnet_repro.compare_2012."""
+
+    source: Name | None
+    layers: Name
+    mistakes: Name | None
+    out: Name | None
+
+
 COMMANDS: dict[str, type[Group]] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -369,6 +378,7 @@ COMMANDS: dict[str, type[Group]] = {
     "features": Features,
     "export": Export,
     "convert": Convert,
+    "compare_2012": Compare2012,
 }
 # Options that a command shares with others through a config group, but does not use.
 UNUSED = {
@@ -380,4 +390,5 @@ UNUSED = {
     "features": "",
     "export": "",
     "convert": "",
+    "compare_2012": "",
 }

@@ -1,0 +1,1 @@
+"""Comparison with the layer files of the authors' own program."""

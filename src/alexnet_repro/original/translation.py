@@ -1,0 +1,92 @@
+"""Name the layers of a layer file as this package does, and hand weights from one net to the other."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from alexnet_repro.configs import CONF
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.original.layer_files import Layer
+from alexnet_repro.original.plain_net import PlainNet
+from alexnet_repro.training.classifier import build
+
+
+def recipe_of(ablation: str | None) -> Any:
+    """Return conf's values for recipe=as_run with an ablation."""
+    files = ["net/alexnet", "recipe/paper", "recipe/as_run"]
+    if ablation not in (None, "conv6"):
+        files.append(f"ablation/{ablation}")
+    parts = [OmegaConf.load(Path(CONF) / f"{file}.yaml") for file in files]
+    parts[0] = OmegaConf.create({"net": parts[0]})
+    if ablation == "conv6":
+        parts.append(OmegaConf.create({"net": {"conv6": True}}))
+    return OmegaConf.merge(*parts)
+
+
+def own_net(recipe: Any, layers: list[Layer]) -> AlexNet:
+    """Return this package's net, as wide as that of the layer file, in float64."""
+    first = next(layer for layer in layers if layer.kind == "conv")
+    last = [layer for layer in layers if layer.kind == "fc"][-1]
+    options: dict[str, Any] = {**recipe.net, "image_size": 224}
+    options |= {"classes": int(last.number("outputs")), "width": first.number("filters") / 48}
+    return build(**options).double()  # type: ignore[return-value]
+
+
+def names_here(layers: list[Layer]) -> dict[str, tuple[str, str]]:
+    """Return {layer with weights: (its name here, its tower: a, b, or nothing if it belongs to both)}."""
+    stages: dict[str, str] = {}
+    found = {}
+    for layer in layers:
+        if layer.kind in ("conv", "fc"):
+            tower = layer.name[-1] if layer.name[-1] in "ab" else ""
+            stage = layer.name.removesuffix(tower)
+            fully_connected = ("fc6", "fc7", "fc8")[min(2, sum(name.startswith("fc") for name in stages.values()))]
+            stages.setdefault(stage, stage if layer.kind == "conv" else fully_connected)
+            found[layer.name] = (stages[stage], tower)
+    return found
+
+
+def _part(tensor: Tensor, tower: str, dimension: int, towers: int) -> Tensor:
+    return tensor if not tower or towers == 1 else tensor.chunk(2, dimension)["ab".index(tower)]
+
+
+def in_file_order(
+    net: AlexNet, layers: list[Layer], of: Callable[[str], Tensor]
+) -> Iterator[tuple[Layer, list[Tensor]]]:
+    """Yield each layer of the file with its part of the tensors of this package's net: weights by input, then bias.
+
+    of: returns the tensor of a parameter, such as fc7.weight.
+    """
+    columns = names_here(layers)
+    by_name = {layer.name: layer for layer in layers}
+    for layer in layers:
+        if layer.name not in columns:
+            continue
+        name, tower = columns[layer.name]
+        weight = _part(of(f"{name}.weight"), tower, 0, net.towers)
+        joined = len(layer.inputs) > 1  # else the weight has only the inputs of its own tower
+        parts = []
+        for source in layer.inputs:
+            while by_name[source].kind not in ("conv", "fc", "data"):
+                source = by_name[source].inputs[0]
+            parts.append(_part(weight, source[-1] if joined else "", 1, net.towers))
+        yield layer, [*parts, _part(of(f"{name}.bias"), tower, 0, net.towers)]
+
+
+def plain_copy(net: AlexNet, layers: list[Layer]) -> PlainNet:
+    """Return the plain net with a copy of the weights of this package's net."""
+    plain = PlainNet(layers)
+    parameters = dict(net.named_parameters())
+    for layer, (*weights, bias) in in_file_order(net, layers, lambda name: parameters[name].detach()):
+        for i, weight in enumerate(weights):
+            plain.weights[layer.name][i] = weight.clone()
+        plain.biases[layer.name] = bias.clone()
+    return plain
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    """Return the norm of the difference of two tensors as a share of the norm of the other."""
+    return float((one - other).norm() / other.norm()) if other.norm() else float(one.norm())
