@@ -20,7 +20,7 @@ from alexnet_repro.original.layer_files import FIRST_RATE, Layer, Log, read_laye
 from alexnet_repro.original.mistakes import mistakes_of
 from alexnet_repro.original.plain_net import PlainNet
 from alexnet_repro.original.translation import in_file_order, names_here, own_net, plain_copy, recipe_of, relative
-from alexnet_repro.provenance import write_json
+from alexnet_repro.provenance import machine, write_json
 from alexnet_repro.training.optim import ByHand, PaperSGD, parameter_groups
 
 RUNS: dict[str, tuple[str | None, str | None]] = {  # a run of the log: the ablation that follows it, and its schedule
@@ -69,7 +69,7 @@ def compare_2012(cfg: DictConfig) -> dict[str, Any]:
         lines = mistakes_of(layers, Path(str(cfg.mistakes)))
         for line in lines:
             print(
-                f"{line['what']}: top-1 error {line['top1_error']:.1f}%, logits change by {100 * line['change']:.2g}%"
+                f"{line['what']}: top-1 error {line['top1_error']:.1f}%, logits change by {100 * line['change']:.3g}%"
             )
         result: dict[str, Any] = {"run": str(cfg.layers), "trained": str(cfg.mistakes), "mistakes": lines}
     else:
@@ -82,7 +82,7 @@ def compare_2012(cfg: DictConfig) -> dict[str, Any]:
             print(f"{'equal ' if row.agrees else 'DIFFERS'}  {row.what}: {row.found}")
         result = {"run": str(cfg.layers), "rows": [row.__dict__ for row in rows]}
     if cfg.out:
-        write_json(Path(str(cfg.out)), result)
+        write_json(Path(str(cfg.out)), {**result, **machine(torch.device("cpu"))})
     if wrong := [row["what"] for row in result.get("rows", ()) if not row["agrees"]]:
         raise UserError(f"{len(wrong)} of {len(result['rows'])} comparisons differ: {', '.join(wrong)}")
     return result
