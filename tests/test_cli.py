@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import image_folder
 
+from alexnet_repro.configs import CONF
 from alexnet_repro.training import run_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -221,3 +222,9 @@ def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -
 )
 def test_run_name_lists_the_chosen_options(overrides: list[str], name: str) -> None:
     assert run_folder.run_name("paper", overrides, ["data=photos", "net=alexnet"]) == name
+
+
+@pytest.mark.parametrize("schedule", sorted(file.stem for file in Path(CONF, "schedule").glob("run_*.yaml")))
+def test_schedule_of_the_log_can_be_chosen(schedule: str, cwd: Path, run_command: Run) -> None:
+    line = ("recipe=as_run", "data=ilsvrc2012", f"schedule={schedule}")
+    assert "there is no store" in run_command("train", *line)[2]

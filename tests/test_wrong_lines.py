@@ -101,6 +101,8 @@ train schedule.by_hand.changes=3 > schedule.by_hand.changes
 train schedule.by_hand.changes.weights.4=-1 > conf/schedule
 train schedule.by_hand.changes.conv9.4=1 > schedule.by_hand.changes
 train schedule=run_148 > is not in effect: data=photos
+train schedule=run_148 recipe=as_run data=ilsvrc2012 > there is no store
+train schedule=run_148 recipe=as_run data=ilsvrc2012 schedule.by_hand.of_epochs=90 > there is no store
 train schedule=run_148 schedule.rule=constant > no effect with schedule.rule=constant
 train schedule=run_999 > there are:
 train net=vgg > there are: alexnet

@@ -55,8 +55,9 @@ def check(cfg: DictConfig) -> None:
 
 def _not_in_effect(cfg: DictConfig, file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (option, value) for each value of a config file, below ``prefix``, that is another in ``cfg``."""
+    composed = dict(leaves(cfg))  # OmegaConf.select does not find keys that are numbers, as those of a schedule are
     for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / file)), prefix):
-        if OmegaConf.select(cfg, key) != value:
+        if composed.get(key) != value:
             yield key, value
 
 
