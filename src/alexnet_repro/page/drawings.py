@@ -96,13 +96,14 @@ def colours(results: list[Result]) -> dict[str, list[list[float]]]:
     groups = {tuple(study.shared.values()): f"full size, {study.shared['data']}" for study in baselines(results)}
     if found := studies(results):
         groups[tuple(found[0].shared.values())] = ""
+    by_name |= {name or "baseline": [] for name in groups.values()}  # in this order
     for key, name in groups.items():
         for result in results:
             shares = cast(dict[str, Any], result).get("colour_content")
             if shared_key(result) == key and "members" not in result and shares:
                 own = "baseline" if result["ablation"] == "none" else result["ablation"]
                 by_name.setdefault(name or own, []).append(shares)
-    return by_name
+    return {name: shares for name, shares in by_name.items() if shares}
 
 
 def to_25(races: list[Result]) -> str:
