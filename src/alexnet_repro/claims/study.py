@@ -7,7 +7,7 @@ for the number of ablations (Holm). These rules were fixed before the first run 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -86,35 +86,41 @@ class Study:
     seeds: list[int]  # of the baseline
     changes: list[Change]
     seconds: dict[str, float]  # mean duration of a run, by ablation
+    colours: dict[str, list[list[float]]]  # shares of colour in conv1's kernels, by ablation: of each seed and tower
 
 
 def studies(results: Iterable[Result]) -> list[Study]:
     """Return the studies that compare ablations with a baseline, those with the most runs first."""
-    return [study for study in _all_studies(results) if study.changes]
+    found = [_study(shared, runs) for shared, runs in _groups(results) if _ablations(runs)]
+    return sorted(found, key=lambda study: -sum(len(c.seeds) for c in study.changes))
 
 
 def baselines(results: Iterable[Result]) -> list[Study]:
     """Return the studies that have only a baseline so far: the recipe's own net."""
-    return [study for study in _all_studies(results) if not study.changes]
+    return [_study(shared, runs) for shared, runs in _groups(results) if "none" in runs and not _ablations(runs)]
 
 
-def _all_studies(results: Iterable[Result]) -> list[Study]:
-    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+Runs = dict[str, dict[int, Result]]  # of a study: results by ablation and seed
+
+
+def _groups(results: Iterable[Result]) -> Iterator[tuple[dict[str, Any], Runs]]:
+    """Yield what the runs of each study share, and the runs."""
+    groups: dict[tuple[Any, ...], Runs] = defaultdict(lambda: defaultdict(dict))
     for result in results:
         if result.get("experiment") == EXPERIMENT and "members" not in result:
-            groups[shared_key(result)].append(result)
-    found = [_study(dict(zip(SHARED_KEYS, key, strict=True)), runs) for key, runs in groups.items()]
-    return sorted((study for study in found if study), key=lambda study: -sum(len(c.seeds) for c in study.changes))
+            groups[shared_key(result)][result["ablation"]][result["seed"]] = result
+    for key, runs in groups.items():
+        yield dict(zip(SHARED_KEYS, key, strict=True)), runs
 
 
-def _study(shared: dict[str, Any], runs: list[Result]) -> Study | None:
-    by_ablation: dict[str, dict[int, Result]] = defaultdict(dict)
-    for run in runs:
-        by_ablation[run["ablation"]][run["seed"]] = run
-    baseline = by_ablation.pop("none", {})
-    changes = [_change(name, side, baseline) for name, side in by_ablation.items() if set(side) & set(baseline)]
-    if not baseline:
-        return None
+def _ablations(runs: Runs) -> list[str]:
+    """Return the ablations that have a seed in common with the baseline."""
+    return [name for name, side in runs.items() if name != "none" and set(side) & set(runs.get("none", {}))]
+
+
+def _study(shared: dict[str, Any], runs: Runs) -> Study:
+    baseline = runs["none"]
+    changes = [_change(name, runs[name], baseline) for name in _ablations(runs)]
     tested = [change.estimates for change in changes if change.estimates["ten_crop"].p is not None]
     for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):
         estimates["ten_crop"] = replace(estimates["ten_crop"], p=p)
@@ -123,9 +129,10 @@ def _study(shared: dict[str, Any], runs: list[Result]) -> Study | None:
         baseline=_own_numbers(list(baseline.values())),
         seeds=sorted(baseline),
         changes=sorted(changes, key=lambda change: -_finite(change.estimates["ten_crop"].value)),
-        seconds={
-            name: float(np.mean([run["seconds"] for run in side.values()]))
-            for name, side in {"none": baseline, **by_ablation}.items()
+        seconds={name: float(np.mean([run["seconds"] for run in side.values()])) for name, side in runs.items()},
+        colours={
+            name: [run["colour_content"] for run in side.values() if run.get("colour_content")]
+            for name, side in runs.items()
         },
     )
 

@@ -48,7 +48,9 @@ def content(results: list[Result]) -> dict[str, Any]:
         "verdicts": verdicts(rows),
         "headline": headline(rows, others),
         "studies": [presented(study) | {"markdown": markdown(study), "study": study} for study in studies(results)],
-        "baselines": [f"{title(study)}) has a {baseline(study)}" for study in baselines(results)],
+        "baselines": [
+            {"title": title(study), "baseline": baseline(study), "study": study} for study in baselines(results)
+        ],
         "ensembles": [ensemble(result) for result in results if "gain" in result],
         "sources": [source(result) for result in results],
         "results": results,

@@ -5,23 +5,27 @@ from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from alexnet_repro.claims.paper import read_claims
-from alexnet_repro.claims.results import Result, kernels_of, label, shared_key
-from alexnet_repro.claims.study import baselines, studies
+from alexnet_repro.claims.results import Result, kernels_of, label
+from alexnet_repro.claims.study import Study
 from alexnet_repro.claims.verdict import Finding
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
 from alexnet_repro.page.study import forest_rows, title
 
 
-def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Finding]]) -> dict[str, tuple[Figure, str]]:
+def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
     """Return the figures made from results alone, with captions.
 
-    The curves show ``runs``, or all results if ``runs`` is empty.
+    page: as returned by ``content``. The curves show ``runs``, or all results if ``runs`` is empty.
     """
+    results: list[Result] = page["results"]
+    found: dict[str, list[Finding]] = page["found"]
+    compared: list[Study] = [line["study"] for line in page["studies"]]
     drawn: dict[str, tuple[Figure, str]] = {}
-    for number, study in enumerate(studies(results)):
+    for number, study in enumerate(compared):
         drawn[f"study-{number}" if number else "study"] = (
             figures.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
             f"What each ingredient of the recipe is worth: error without it minus error with it ({title(study)}; n: seeds).",
@@ -56,7 +60,7 @@ def drawings(results: list[Result], runs: list[Path], found: dict[str, list[Find
             f"The horizontal line marks 25%. Trained on: {races[0].get('source') or 'CIFAR-10'}. Epochs to 25% (updates): {to_25(races)}.",
         )
     drawn |= first_layer(results)
-    if shares := colours(results):
+    if shares := colours(compared, [line["study"] for line in page["baselines"]]):
         drawn["colours"] = (
             figures.colour_shares(shares),
             "Figure 3, in every run of the study and of the full-size net: the share of colour in the energy of the first layer's "
@@ -76,34 +80,34 @@ def first_layer(results: list[Result]) -> dict[str, tuple[Figure, str]]:
     full = [r for r in results if r.get("net") == "alexnet" and r.get("scale") == "full" and r["ablation"] == "none"]
     for result in sorted(full, key=lambda r: (-r["epochs"], r["seed"])):
         if (kernels := kernels_of(result)) is not None:
-            towers = len(result["colour_content"])
-            shares = ", ".join(f"{100 * share:.0f}%" for share in result["colour_content"])
-            caption = (
-                f"Figure 3: the first-layer kernels of the full-size net on {result['data']} (recipe={result['recipe']}, "
-                f"{result['epochs']} epochs, {result['precision']}, seed {result['seed']}). Share of colour in their energy, "
-                f"by tower: {shares} (random weights: 67%)."
+            whose = (
+                f"the full-size net on {result['data']} (recipe={result['recipe']}, {result['epochs']} epochs, "
+                f"{result['precision']}, seed {result['seed']})"
             )
-            return {"figure-3": (figures.figure_3(torch.from_numpy(kernels), towers), caption)}
+            return {"figure-3": kernels_drawn(torch.from_numpy(kernels), result["colour_content"], whose)}
     return {}
 
 
-def colours(results: list[Result]) -> dict[str, list[list[float]]]:
-    """Return the shares of colour of the towers, {ablation: shares of each run}, in the largest study's runs.
+def kernels_drawn(kernels: Tensor, shares: list[float], whose: str) -> tuple[Figure, str]:
+    """Return Figure 3 of these kernels (maps, 3, h, w), with a caption that says whose they are.
 
-    The full-size baselines come first.
+    shares: of colour, of each tower.
     """
-    by_name: dict[str, list[list[float]]] = {}
-    groups = {tuple(study.shared.values()): f"full size, {study.shared['data']}" for study in baselines(results)}
-    if found := studies(results):
-        groups[tuple(found[0].shared.values())] = ""
-    by_name |= {name or "baseline": [] for name in groups.values()}  # in this order
-    for key, name in groups.items():
-        for result in results:
-            shares = cast(dict[str, Any], result).get("colour_content")
-            if shared_key(result) == key and "members" not in result and shares:
-                own = "baseline" if result["ablation"] == "none" else result["ablation"]
-                by_name.setdefault(name or own, []).append(shares)
-    return {name: shares for name, shares in by_name.items() if shares}
+    told = ", ".join(f"{100 * share:.0f}%" for share in shares)
+    caption = f"Figure 3: the first-layer kernels of {whose}. Share of colour in their energy, by tower: {told} (random weights: 67%)."
+    return figures.figure_3(kernels, len(shares)), caption
+
+
+def colours(compared: list[Study], alone: list[Study]) -> dict[str, list[list[float]]]:
+    """Return the shares of colour of the towers: of the baselines that stand alone, then of the largest study's runs.
+
+    A study's baseline comes before its ablations.
+    """
+    found = {f"full size, {study.shared['data']}": study.colours["none"] for study in alone}
+    for study in compared[:1]:
+        found |= {"baseline": study.colours["none"], **study.colours}
+        del found["none"]
+    return {name: shares for name, shares in found.items() if shares}
 
 
 def to_25(races: list[Result]) -> str:

@@ -19,7 +19,7 @@ from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures
 from alexnet_repro.page.content import content, summary
-from alexnet_repro.page.drawings import drawings
+from alexnet_repro.page.drawings import drawings, kernels_drawn
 from alexnet_repro.page.markdown import claims_table, others_table, readme_block
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.page.study import READING
@@ -63,7 +63,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     pictures = pictures_of(cfg, shown, own) if shown else {}
     pictures |= compared_seeds(cfg, runs, results)
     page = content(results)
-    page["figures"] = drawings(results, runs, page["found"]) | pictures
+    page["figures"] = drawings(page, runs) | pictures
     page["shown"] = str(shown) if shown else None
     page["retrieval"] = own.get("retrieval")
     page["index"] = index(run for run in runs if (run / "checkpoints").is_dir())
@@ -103,16 +103,8 @@ def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[F
     Also writes the retrieval quality to retrieval.json in the run's folder and to ``result["retrieval"]``.
     """
     model, trained = load_run(run)
-    towers = trained.net.get("towers", 1)
-    weight = model.net.get_submodule("conv1").weight
-    shares = ", ".join(f"{100 * share:.0f}%" for share in colour_content(weight, towers))  # type: ignore[arg-type]
-    drawn = {
-        "figure-3": (
-            figures.figure_3(weight, towers),  # type: ignore[arg-type]
-            f"Figure 3: the first-layer kernels of {run}. Share of colour in their energy, by tower: {shares} "
-            "(random weights: 67%).",
-        )
-    }
+    weight = model.net.get_parameter("conv1.weight")
+    drawn = {"figure-3": kernels_drawn(weight, colour_content(weight, trained.net.get("towers", 1)), str(run))}
     if not isinstance(model.net, AlexNet):
         return drawn
     try:
