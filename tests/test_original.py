@@ -99,9 +99,8 @@ def layer_file(*, towers: str = "ab", norm: bool = True, joined: bool = True) ->
     for number, (name, outputs) in enumerate((("fcx", fc6), ("fcxb", fc7))):
         for tower in towers:
             sources = [*towers] if joined else [tower]
-            sources = (
-                sources[::-1] if tower == "b" and number else sources
-            )  # the second layer names its own tower first
+            if tower == "b" and number:  # the second layer names its own tower first
+                sources = sources[::-1]
             text += section(
                 name + tower,
                 type="fc",
@@ -126,7 +125,7 @@ def layer_file(*, towers: str = "ab", norm: bool = True, joined: bool = True) ->
     )  # fmt: skip
 
 
-def write_run(folder: Path, name: str = "145", log: str = LOG, norm_size: int = 5, **net: object) -> None:
+def write_run(folder: Path, name: str = "145", log: str = LOG, **net: object) -> None:
     """Write the two files of a run into a folder of their own."""
     layers = layer_file(**net)  # type: ignore[arg-type]
     params = ""
@@ -271,7 +270,7 @@ def test_update_is_the_rule_of_the_program(layers: list[Layer]) -> None:
     gradients = {
         name: [*map(torch.ones_like, net.weights[name]), torch.ones_like(net.biases[name])] for name in net.weights
     }
-    first, second = -0.01 - 0.0005 * 0.01 * w, None
+    first = -0.01 - 0.0005 * 0.01 * w
     net.update(gradients, 0.01, 0.02)
     assert torch.allclose(net.weights["conv2a"][0], w + first, rtol=0, atol=1e-15)
     assert torch.allclose(net.biases["conv2a"], b - 0.02, rtol=0, atol=1e-15)
@@ -282,9 +281,7 @@ def test_update_is_the_rule_of_the_program(layers: list[Layer]) -> None:
 
 
 @pytest.mark.slow
-def test_mistakes_are_measured_on_a_trained_net(
-    small_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_measured_on_a_trained_net(small_store: Path, cwd: Path, run_command: Run) -> None:
     write_run(cwd / "source")
     options = (
         "data=folder",
@@ -310,8 +307,8 @@ def test_mistakes_are_measured_on_a_trained_net(
 
 def test_every_run_to_compare_with_has_its_net() -> None:
     counts = {"145": 60_965_224, "145-half": 59_798_312, "146-2012-2011": 61_555_304, "150": 60_714_408}
-    for name, (ablation, _) in RUNS.items():
-        options = {key: value for key, value in recipe_of(ablation).net.items() if key not in ("name", "image_size")}
+    for name, (files, _) in RUNS.items():
+        options = {key: value for key, value in recipe_of(*files).net.items() if key not in ("name", "image_size")}
         with torch.device("meta"):
             found = sum(p.numel() for p in AlexNet(**options).parameters())
         assert found == counts.get(name, 60_965_224), name

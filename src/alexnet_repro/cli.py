@@ -119,16 +119,8 @@ def command(name: str) -> None:
         _fail(str(error).splitlines()[0])  # Hydra raises these for overrides that it cannot use, such as ablation=3
 
 
-PATHS = (
-    "run",
-    "mistakes",
-    "source",
-    "data.store",
-    "store",
-    "results",
-    "out",
-    "classes",
-)  # options whose values are paths
+# Options whose values are paths.
+PATHS = ("run", "mistakes", "source", "data.store", "store", "results", "out", "classes")
 FLAGS = re.compile(
     r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
     r"config-dir|shell-completion|experimental-rerun)(=.*)?"

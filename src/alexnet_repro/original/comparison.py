@@ -1,10 +1,10 @@
 """Compare this package's net with a net built from the layer files of the authors' own 2012 program."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,14 +23,15 @@ from alexnet_repro.original.translation import in_file_order, names_here, own_ne
 from alexnet_repro.provenance import machine, write_json
 from alexnet_repro.training.optim import ByHand, PaperSGD, parameter_groups
 
-RUNS: dict[str, tuple[str | None, str | None]] = {  # a run of the log: the ablation that follows it, and its schedule
-    "145": (None, "run_145_2012"),
-    "145-2010": (None, "run_145_2010"),
-    "145-half": ("one_gpu", "run_145_half"),
-    "146-2012-2011": ("conv6", None),  # its schedule begins with copied layers
-    "147": ("non_overlapping_pooling", "run_147"),
-    "148": ("no_lrn", "run_148"),
-    "150": ("no_communication", "run_150"),
+# A run of the log: the config files with its difference from recipe=as_run, and its schedule.
+RUNS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "145": ((), "run_145_2012"),
+    "145-2010": ((), "run_145_2010"),
+    "145-half": (("ablation/one_gpu",), "run_145_half"),
+    "146-2012-2011": (("pretraining/fine_tuned",), None),  # its schedule begins with copied layers
+    "147": (("ablation/non_overlapping_pooling",), "run_147"),
+    "148": (("ablation/no_lrn",), "run_148"),
+    "150": (("ablation/no_communication",), "run_150"),
 }
 # The rate of biases with which these runs began: twice that of weights. Some parameter files hold the last one only.
 FIRST_BIAS_RATE = 0.02
@@ -62,7 +63,7 @@ def compare_2012(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(
             f"layers={cfg.layers}: there is no such run to compare with", f"choose one of {', '.join(RUNS)}"
         )
-    ablation, schedule = RUNS[str(cfg.layers)]
+    files, schedule = RUNS[str(cfg.layers)]
     layers, log = read_layers(Path(str(cfg.source)), str(cfg.layers))
     torch.manual_seed(0)
     if cfg.mistakes:
@@ -73,7 +74,7 @@ def compare_2012(cfg: DictConfig) -> dict[str, Any]:
             )
         result: dict[str, Any] = {"run": str(cfg.layers), "trained": str(cfg.mistakes), "mistakes": lines}
     else:
-        recipe = recipe_of(ablation)
+        recipe = recipe_of(*files)
         net = own_net(recipe, layers)
         rows = [*_shapes(net, layers), *_initial(net, layers), *_computed(net, layers, recipe)]
         if schedule:
@@ -90,8 +91,7 @@ def compare_2012(cfg: DictConfig) -> dict[str, Any]:
 
 def _shapes(net: AlexNet, layers: list[Layer]) -> Iterator[Row]:
     plain = PlainNet(layers)
-    counted = sum(w.numel() for weights in plain.weights.values() for w in weights)
-    counted += sum(b.numel() for b in plain.biases.values())
+    counted = sum(part.numel() for parts in plain.parameters.values() for part in parts)
     own = sum(p.numel() for p in net.parameters())
     yield Row("parameters", f"{own:,} and {counted:,}", own == counted)
     net.eval()
@@ -110,9 +110,8 @@ def _shapes(net: AlexNet, layers: list[Layer]) -> Iterator[Row]:
 
 
 def _initial(net: AlexNet, layers: list[Layer]) -> Iterator[Row]:
-    parameters = dict(net.named_parameters())
     wrong, seen = [], 0
-    for layer, (*weights, bias) in in_file_order(net, layers, lambda name: parameters[name].detach()):
+    for layer, (*weights, bias) in in_file_order(net, layers, lambda name: net.get_parameter(name).detach()):
         for i, weight in enumerate(weights):
             wanted, found = layer.number("initW", place=i), float(weight.std())
             seen += 1
@@ -125,11 +124,10 @@ def _initial(net: AlexNet, layers: list[Layer]) -> Iterator[Row]:
 
 def _computed(net: AlexNet, layers: list[Layer], recipe: Any) -> Iterator[Row]:
     """Compare outputs, gradients and updates, from the same weights, images and dropout masks."""
-    plain = plain_copy(net, layers)
     try:
-        plain.logits(torch.zeros(1, 3, 224, 224, dtype=torch.float64))
-    except RuntimeError as error:
-        yield Row("outputs, gradients and updates", f"not computed: {str(error).splitlines()[0]}", False)
+        plain = plain_copy(net, layers)
+    except ValueError as error:
+        yield Row("outputs, gradients and updates", f"not computed: {error}", False)
         return
     images, labels = photographs(IMAGES), torch.arange(IMAGES)
     kept: list[Tensor] = []
@@ -139,15 +137,9 @@ def _computed(net: AlexNet, layers: list[Layer], recipe: Any) -> Iterator[Row]:
         difference = relative(net(images), plain.logits(images))
     yield Row("outputs in testing", f"relative difference {difference:.0e}", difference < TOLERANCE)
 
-    o = recipe.optim
-    optimizer = PaperSGD(parameter_groups(net, o.lr, o.weight_decay, o.bias_rate, o.bias_decay), momentum=o.momentum)
+    optimizer = _optimizer(net, recipe)
     first_rates = [group["lr"] for group in optimizer.param_groups]
-    parameters = dict(net.named_parameters())
-    first = {name: [w.clone() for w in [*weights, plain.biases[name]]] for name, weights in plain.weights.items()}
-
-    def by_layer(of: Callable[[str], Tensor]) -> dict[str, list[Tensor]]:
-        return {layer.name: [part.clone() for part in parts] for layer, parts in in_file_order(net, layers, of)}
-
+    before = {name: [part.clone() for part in parts] for name, parts in plain.parameters.items()}
     hidden = [layer.name for layer in layers if layer.kind == "hs"]
     net.train()
     for update in range(UPDATES):
@@ -159,32 +151,39 @@ def _computed(net: AlexNet, layers: list[Layer], recipe: Any) -> Iterator[Row]:
         towers = [part for mask in kept for part in mask.double().chunk(len(hidden) // 2, 1)]
         gradients = plain.gradients(images, labels, dict(zip(hidden, towers, strict=True)))
         if not update:
-            own = by_layer(lambda name: parameters[name].grad)  # type: ignore[arg-type, return-value]
-            errors = {name: max(map(relative, own[name], gradients[name])) for name in own}
-            worst = max(errors, key=lambda name: errors[name])
-            yield Row("gradients", f"relative difference {errors[worst]:.0e}, in {worst}", errors[worst] < TOLERANCE)
+            own = in_file_order(net, layers, lambda name: cast(Tensor, net.get_parameter(name).grad))
+            yield _worst("gradients", own, gradients, TOLERANCE)
         share = SHARE if update < DROP else SHARE / 10
         for group, first_rate in zip(optimizer.param_groups, first_rates, strict=True):
             group["lr"] = share * first_rate
         optimizer.step()
         plain.update(gradients, share * FIRST_RATE, share * FIRST_BIAS_RATE)
     hook.remove()
-    own = by_layer(lambda name: parameters[name].detach())
-    errors = {
-        name: max(
-            relative(mine - before, theirs - before)
-            for mine, theirs, before in zip(
-                own[name], [*plain.weights[name], plain.biases[name]], first[name], strict=True
-            )
-        )
-        for name in own
-    }
-    worst = max(errors, key=lambda name: errors[name])
-    yield Row(
-        f"changes of the weights after {UPDATES} updates, with lower rates from update {DROP} on",
-        f"relative difference {errors[worst]:.0e}, in {worst}",
-        errors[worst] < 1000 * TOLERANCE,  # each update amplifies rounding
-    )
+    own = in_file_order(net, layers, lambda name: net.get_parameter(name).detach())
+    what = f"changes of the weights after {UPDATES} updates, with lower rates from update {DROP} on"
+    yield _worst(what, own, plain.parameters, 1000 * TOLERANCE, before)  # each update amplifies rounding
+
+
+def _worst(
+    what: str,
+    own: Iterator[tuple[Layer, list[Tensor]]],
+    theirs: dict[str, list[Tensor]],
+    tolerance: float,
+    before: dict[str, list[Tensor]] | None = None,
+) -> Row:
+    """Compare tensors layer by layer, or their changes since ``before``, and tell of the layer that differs the most."""
+    errors = {}
+    for layer, parts in own:
+        start: list[Any] = before[layer.name] if before else [0.0] * len(parts)
+        pairs = zip(parts, theirs[layer.name], start, strict=True)
+        errors[layer.name] = max(relative(mine - at_first, other - at_first) for mine, other, at_first in pairs)
+    name = max(errors, key=lambda name: errors[name])
+    return Row(what, f"relative difference {errors[name]:.0e}, in {name}", errors[name] < tolerance)
+
+
+def _optimizer(net: AlexNet, recipe: Any) -> PaperSGD:
+    o = recipe.optim
+    return PaperSGD(parameter_groups(net, o.lr, o.weight_decay, o.bias_rate, o.bias_decay), momentum=o.momentum)
 
 
 def _schedule(net: AlexNet, layers: list[Layer], log: Log, recipe: Any, schedule: str) -> Iterator[Row]:
@@ -194,9 +193,9 @@ def _schedule(net: AlexNet, layers: list[Layer], log: Log, recipe: Any, schedule
     """
     by_hand: Any = OmegaConf.load(Path(CONF) / "schedule" / f"{schedule}.yaml")
     yield Row("number of epochs", f"{by_hand.of_epochs} and {log.epochs}", by_hand.of_epochs == log.epochs)
-    o = recipe.optim
-    optimizer = PaperSGD(parameter_groups(net, o.lr, o.weight_decay, o.bias_rate, o.bias_decay), momentum=o.momentum)
-    rule = ByHand(optimizer, log.epochs, log.epochs, OmegaConf.to_container(by_hand.changes), o.lr)  # type: ignore[arg-type]
+    optimizer = _optimizer(net, recipe)
+    changes: Any = OmegaConf.to_container(by_hand.changes)
+    rule = ByHand(optimizer, log.epochs, log.epochs, changes, recipe.optim.lr)
     rates: list[dict[str, float]] = []
     for _ in range(log.epochs):
         rates.append({group["name"]: group["lr"] for group in optimizer.param_groups})

@@ -13,7 +13,7 @@ from alexnet_repro.data.module import ValBatch
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.original.layer_files import Layer
-from alexnet_repro.original.plain_net import MISTAKES, PlainNet
+from alexnet_repro.original.plain_net import MISTAKES
 from alexnet_repro.original.translation import plain_copy, relative
 from alexnet_repro.training.measurement import fitting_store, load_run
 
@@ -31,28 +31,33 @@ def mistakes_of(layers: list[Layer], run: Path) -> list[dict[str, Any]]:
     model, trained = load_run(run)
     net = model.net
     layers = with_classes(layers, model.classes)
-    if not isinstance(net, AlexNet) or trained.recipe != "as_run" or trained.ablation or not _fits(net, layers):
-        raise UserError(
-            f"{run} has another net than the layer file",
-            "choose a run of the whole net with recipe=as_run, and layers=145",
-        )
+    remedy = "choose a run of the whole net with recipe=as_run, and layers=145"
+    if not isinstance(net, AlexNet) or trained.recipe != "as_run" or trained.ablation:
+        raise UserError(f"{run} has another net than the layer file", remedy)
+    try:
+        plain = plain_copy(net.double(), layers)
+    except ValueError as error:
+        raise UserError(f"{run} has another net than the layer file: {error}", remedy) from None
     store = fitting_store(str(trained.data.store), model, run)
     split = store.split(store.measured_split)
     chosen = np.unique(np.linspace(0, len(split) - 1, min(IMAGES, len(split))).astype(int)).tolist()
     pixels, labels = torch.from_numpy(np.stack([split[i] for i in chosen])), torch.from_numpy(split.labels[chosen])
     with torch.inference_mode():
         images = model.views(ValBatch(pixels, labels), centre_crop).double()
-        right = plain_copy(net.double(), layers)
-        logits = torch.cat([right.logits(part) for part in images.split(BATCH)])
-        lines = []
-        candidates: list[tuple[str | None, str]] = [(None, "no mistake"), *MISTAKES.items()]
-        for mistake, what in candidates:
-            plain = PlainNet(layers, mistake=mistake).copy_of(right)
-            found = logits if mistake is None else torch.cat([plain.logits(part) for part in images.split(BATCH)])
-            error = 100 * float(score(found.softmax(1), labels)[:, 0].mean())
-            change = relative(found - found.mean(0), logits - logits.mean(0))
-            lines.append({"what": what, "top1_error": error, "change": change, "images": len(images)})
-    return lines
+        found = {}
+        for mistake in (None, *MISTAKES):
+            plain.mistake = mistake
+            found[mistake] = torch.cat([plain.logits(part) for part in images.split(BATCH)])
+    right = found[None]
+    return [
+        {
+            "what": "no mistake" if mistake is None else MISTAKES[mistake],
+            "top1_error": 100 * float(score(logits.softmax(1), labels)[:, 0].mean()),
+            "change": relative(logits - logits.mean(0), right - right.mean(0)),
+            "images": len(images),
+        }
+        for mistake, logits in found.items()
+    ]
 
 
 def with_classes(layers: list[Layer], classes: int) -> list[Layer]:
@@ -60,9 +65,3 @@ def with_classes(layers: list[Layer], classes: int) -> list[Layer]:
     last = [layer for layer in layers if layer.kind == "fc"][-1]
     own = replace(last, options={**last.options, "outputs": str(classes)})
     return [own if layer is last else layer for layer in layers]
-
-
-def _fits(net: AlexNet, layers: list[Layer]) -> bool:
-    plain = PlainNet(layers)
-    numbers = [*plain.biases.values(), *(weight for weights in plain.weights.values() for weight in weights)]
-    return sum(p.numel() for p in net.parameters()) == sum(number.numel() for number in numbers)

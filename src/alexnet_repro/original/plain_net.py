@@ -26,7 +26,7 @@ MISTAKES = {
 class PlainNet:
     """A net as its layer file describes it.
 
-    layers: from read_layers. mistake: a key of MISTAKES to make on purpose.
+    layers: from read_layers. mistake: a key of MISTAKES to make on purpose; it can be set to another at any time.
 
     ``weights[layer][i]`` is the weight of a layer's i-th input, (outputs, inputs, k, k) or (outputs, inputs), and
     ``biases[layer]`` its bias, (outputs,), all float64 and 0 at first. ``velocities`` has the increments of the update
@@ -65,10 +65,10 @@ class PlainNet:
             return (shape[0], *(1 + ceil((shape[1] - layer.number("sizeX")) / layer.number("stride")),) * 2)
         return shape
 
-    def copy_of(self, other: "PlainNet") -> "PlainNet":
-        """Take the weights of another net of the same layers, and return this net."""
-        self.weights, self.biases = other.weights, other.biases
-        return self
+    @property
+    def parameters(self) -> dict[str, list[Tensor]]:
+        """The weights and, last, the bias of each layer that has any."""
+        return {name: [*weights, self.biases[name]] for name, weights in self.weights.items()}
 
     def logits(self, images: Tensor, masks: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the logits (N, classes) of mean-subtracted images (N, 3, s, s) on the 0-255 scale.
@@ -138,7 +138,7 @@ class PlainNet:
 
     def gradients(self, images: Tensor, labels: Tensor, masks: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Return the gradients of the loss: for each layer, those of its weights and, last, that of its bias."""
-        parameters = {name: [*weights, self.biases[name]] for name, weights in self.weights.items()}
+        parameters = self.parameters
         flat = [p.requires_grad_() for group in parameters.values() for p in group]
         found = iter(torch.autograd.grad(self.loss(images, labels, masks), flat))
         for p in flat:

@@ -14,16 +14,10 @@ from alexnet_repro.original.plain_net import PlainNet
 from alexnet_repro.training.classifier import build
 
 
-def recipe_of(ablation: str | None) -> Any:
-    """Return conf's values for recipe=as_run with an ablation."""
-    files = ["net/alexnet", "recipe/paper", "recipe/as_run"]
-    if ablation not in (None, "conv6"):
-        files.append(f"ablation/{ablation}")
-    parts = [OmegaConf.load(Path(CONF) / f"{file}.yaml") for file in files]
-    parts[0] = OmegaConf.create({"net": parts[0]})
-    if ablation == "conv6":
-        parts.append(OmegaConf.create({"net": {"conv6": True}}))
-    return OmegaConf.merge(*parts)
+def recipe_of(*files: str) -> Any:
+    """Return conf's values for recipe=as_run with other config files, such as ablation/no_lrn."""
+    loaded = [OmegaConf.load(Path(CONF) / f"{file}.yaml") for file in ("recipe/paper", "recipe/as_run", *files)]
+    return OmegaConf.merge({"net": OmegaConf.load(Path(CONF) / "net" / "alexnet.yaml")}, *loaded)
 
 
 def own_net(recipe: Any, layers: list[Layer]) -> AlexNet:
@@ -77,13 +71,16 @@ def in_file_order(
 
 
 def plain_copy(net: AlexNet, layers: list[Layer]) -> PlainNet:
-    """Return the plain net with a copy of the weights of this package's net."""
+    """Return the plain net with a copy of the weights of this package's net.
+
+    Raises ValueError if a layer of the file has weights of another shape.
+    """
     plain = PlainNet(layers)
-    parameters = dict(net.named_parameters())
-    for layer, (*weights, bias) in in_file_order(net, layers, lambda name: parameters[name].detach()):
-        for i, weight in enumerate(weights):
-            plain.weights[layer.name][i] = weight.clone()
-        plain.biases[layer.name] = bias.clone()
+    for layer, parts in in_file_order(net, layers, lambda name: net.get_parameter(name).detach()):
+        for own, part in zip(plain.parameters[layer.name], parts, strict=True):
+            if own.shape != part.shape:
+                raise ValueError(f"{layer.name} has weights {list(part.shape)} and {list(own.shape)}")
+            own.copy_(part)
     return plain
 
 

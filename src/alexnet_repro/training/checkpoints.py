@@ -26,10 +26,9 @@ from alexnet_repro.provenance import rank, written_whole
 
 FORMAT = 1  # of checkpoints; checkpoints of version 0.1 have no format number
 CHECKPOINTS = ("last", "previous", "best")
-LONG_WRITING = 0.25  # seconds; a checkpoint written faster than this is written after every epoch, however short
-WRITING_SHARE = (
-    5  # epochs are otherwise saved only this many times as long after the last checkpoint as it took to write
-)
+# A checkpoint that takes at most LONG_WRITING seconds to write is written after every epoch, however short. One that takes
+# longer is written again at the end of an epoch only after WRITING_SHARE times as long.
+LONG_WRITING, WRITING_SHARE = 0.25, 5
 NEEDED = ("state_dict", "hyper_parameters", "global_step", "epoch")
 NEEDED_TO_RESUME = ("optimizer_states", "loops", "callbacks", "history")
 
