@@ -97,6 +97,7 @@ def test_run_writes_its_documented_files_and_fields(finished: Path) -> None:
     assert (result["images"], result["held_out"], result["left_plateau"]) == (6, None, None)
     assert {"hardware", "versions", "commit", "command", "seconds", "precision"} <= set(result)
     assert result["command"].startswith("python -m alexnet_repro.train data=folder")
+    assert result["command"].endswith(" run=whole")  # as typed
     validated = [row for row in metrics(finished) if row["val/top1_error"]]
     assert [row["epoch"] for row in validated] == ["0", "1"]
     assert float(validated[-1]["val/top1_error"]) == pytest.approx(result["centre"]["top1_error"])

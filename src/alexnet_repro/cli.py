@@ -51,6 +51,7 @@ def command(name: str) -> None:
         # Catch errors inside hydra.main, which would print a traceback for each of these.
         nonlocal composed
         composed = True
+        sys.argv[1:] = arguments  # as typed, for the command that results record
         try:
             task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
             refuse_added_options()
