@@ -20,6 +20,7 @@ LAYERS = [
     {"net"},
     {"cli"},
     {"option_errors"},
+    {"command_options"},
     {"configs", "options", "provenance", "sweep"},
     {"errors"},
 ]

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from alexnet_repro.command_options import COMMANDS, UNUSED
 from alexnet_repro.errors import UserError
-from alexnet_repro.options import COMMANDS, NETS, UNUSED, OnlyIf, by_hand
+from alexnet_repro.options import NETS, OnlyIf, by_hand
 
 
 def check_options(cfg: DictConfig, command: str, given: list[str], default: Callable[[str], Any]) -> None:
