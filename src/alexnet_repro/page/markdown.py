@@ -49,7 +49,7 @@ def readme_block(page: dict[str, Any]) -> str:
         table = [markdown(study["study"], README_COLUMNS), ""]
         lines += ["<details><summary>Its table</summary>", "", *table, "</details>", ""] if number else table
     lines += [
-        f"**The recipe, nothing removed** ({line['title']}) has a {line['baseline']}.\n" for line in page["baselines"]
+        f"**The baseline alone** ({line['title']}) has a {line['baseline']}.\n" for line in page["baselines"]
     ]
     lines += [
         f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
