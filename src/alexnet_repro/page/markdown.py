@@ -48,9 +48,7 @@ def readme_block(page: dict[str, Any]) -> str:
         lines += ["\n\n".join(study["sentences"]), ""]
         table = [markdown(study["study"], README_COLUMNS), ""]
         lines += ["<details><summary>Its table</summary>", "", *table, "</details>", ""] if number else table
-    lines += [
-        f"**The baseline alone** ({line['title']}) has a {line['baseline']}.\n" for line in page["baselines"]
-    ]
+    lines += [f"**The baseline alone** ({line['title']}) has a {line['baseline']}.\n" for line in page["baselines"]]
     lines += [
         f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
         f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: {line['paper']}.\n"
