@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from alexnet_repro.claims.estimates import holm, standard_error
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts, crossing
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
-from alexnet_repro.claims.results import read_results, scores_of
+from alexnet_repro.claims.results import read_results, scores_of, shared_key
 from alexnet_repro.claims.scores import save_scores
 from alexnet_repro.claims.verdict import Finding, deciding, judge, status
 from alexnet_repro.errors import UserError
@@ -695,6 +695,23 @@ def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> 
     (tmp_path / "runs" / "a" / "result.json").write_text(json.dumps(one))
     with pytest.raises(UserError, match=r"result\.json lacks seed"):
         read_results(tmp_path / "runs")
+
+
+def test_runs_from_the_nets_of_their_own_seeds_are_seeds_of_one_experiment(tmp_path: Path) -> None:
+    """What a run starts from is recorded with its path, which usually ends with a seed."""
+    started = {
+        "seed-1/a": ("a/seed-1", 1),
+        "seed-12/a": ("a/seed-12", 12),
+        "seed-1/b": ("a/seed-12", 1),
+        "c": ("c/last", 1),
+    }
+    for name, (source, seed) in started.items():
+        (tmp_path / name).mkdir(parents=True)
+        facts = {**result(40, seed), "options": [f"pretrained.run=runs/{source}"], "seconds": len(name)}
+        (tmp_path / name / "result.json").write_text(json.dumps(facts))
+    keys = {str(Path(r["file"]).parent.relative_to(tmp_path)): shared_key(r) for r in read_results(tmp_path)}
+    assert keys["seed-1/a"] == keys["seed-12/a"]
+    assert len(set(keys.values())) == 3
 
 
 def test_proxy_results_are_listed_separately() -> None:

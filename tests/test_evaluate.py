@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.io
 import torch
 from hydra import compose, initialize_config_dir
 
@@ -15,13 +17,14 @@ from alexnet_repro.claims.scores import errors, read_scores, save_scores, score
 from alexnet_repro.claims.screen import table
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.augment import centre_crop, nine_crop
+from alexnet_repro.data.images import read_image
 from alexnet_repro.data.module import ValBatch
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.ensemble import ensemble_claim, fitted
 from alexnet_repro.training.run import train
 from alexnet_repro.training.setup import new_classifier
-from tests.conftest import small_alexnet_options
+from tests.conftest import save_picture, small_alexnet_options
 
 Run = Callable[..., tuple[int, str, str]]
 Pair = tuple[list[Path], torch.Tensor, torch.Tensor]
@@ -250,3 +253,117 @@ def test_ensembles_of_table_2_are_recognised() -> None:
     assert ensemble_claim({**plain, "members": 7, "pretrained_members": 2}) == "seven_cnns"
     assert ensemble_claim({**plain, "members": 7}) is None
     assert ensemble_claim({**plain, "members": 5, "pretrained_members": 2}) is None
+
+
+WNIDS = [f"n0144{i}" + "0" * 3 for i in range(6)]
+NUMBERS = [4, 1, 6, 3, 2, 5]  # of these classes in the development kit
+
+
+@pytest.fixture
+def entrants(cwd: Path, run_command: Run) -> tuple[list[Path], Path]:
+    """Return two runs, and a source with ILSVRC's unlabelled test images and its kit, of which ``store`` was made."""
+    for number, wnid in enumerate(WNIDS):
+        for split, count in (("train", 2), ("val", 1)):
+            for i in range(count):
+                save_picture(cwd / "source" / split / wnid / f"{i}.JPEG", seed=10 * number + i + (split == "val") * 5)
+    for i in (3, 1, 2, 4):
+        save_picture(cwd / "source" / "test" / f"ILSVRC2012_test_0000000{i}.JPEG", seed=100 + i)
+    kit = cwd / "source" / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
+    rows = np.array(list(zip(NUMBERS, WNIDS, strict=True)), dtype=[("ILSVRC2012_ID", float), ("WNID", object)])
+    scipy.io.savemat(kit / "meta.mat", {"synsets": rows})
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n")
+    options = ["data=folder", "data.image_size=110", "data.store=store"]
+    status, out, err = run_command("prepare", *options, "source=source")
+    assert (status, "12 train, 6 val, 4 unlabelled" in out) == (0, True), out + err
+    runs = []
+    for seed in (0, 1):
+        runs.append(cwd / f"seed-{seed}")
+        with initialize_config_dir(CONF, version_base="1.3"):
+            train(compose("train", [*small_alexnet_options(cwd), f"seed={seed}", f"run={runs[-1]}"]))
+        # Replace the last layer, so that the guesses for the images differ.
+        path = runs[-1] / "checkpoints" / "last.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        logits = torch.stack(outputs(path, cwd / "source"))
+        weight, bias = (checkpoint["state_dict"][f"net.fc8.{name}"] for name in ("weight", "bias"))
+        scale = 1 / logits.std(0)
+        weight *= scale[:, None]
+        bias.copy_((bias - logits.mean(0)) * scale)
+        torch.save(checkpoint, path)
+    return runs, cwd / "source"
+
+
+def outputs(checkpoint: Path, source: Path) -> list[torch.Tensor]:
+    """Return the logits of each test image, in the order of their numbers, for the central patch."""
+    model = Classifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    mean, found = torch.from_numpy(Store(source.parent / "store").mean), []
+    for i in range(1, 5):
+        image = read_image((source / "test" / f"ILSVRC2012_test_0000000{i}.JPEG").read_bytes, 110)
+        patch = (torch.tensor(image).float() - mean)[7:103, 7:103]
+        with torch.no_grad():
+            found.append(model.net(patch.permute(2, 0, 1)[None])[0])
+    return found
+
+
+def test_submission_holds_the_five_most_probable_classes(
+    entrants: tuple[list[Path], Path], cwd: Path, run_command: Run
+) -> None:
+    runs, source = entrants
+    softmax = [torch.stack(outputs(run / "checkpoints" / "last.ckpt", source)).softmax(1) for run in runs]
+    options = ["split=unlabelled", "trainer=cpu", "trainer.precision=32-true"]
+    wanted = {}
+    for line, mean in ((f"run={runs[0]}", softmax[0]), (f"runs=[{runs[0]},{runs[1]}]", sum(softmax))):
+        order = torch.as_tensor(mean).argsort(1, descending=True)[:, :5]
+        wanted[line] = [" ".join(str(NUMBERS[label]) for label in row) for row in order.tolist()]
+        assert len(set(wanted[line])) > 2, "otherwise the order of the images would not be tested"
+        status, out, err = run_command("evaluate", line, *options)
+        assert (status, "4 lines" in out) == (0, True), out + err
+        (path,) = [
+            path for path in cwd.rglob("submission-*.txt") if path.parent == (runs[0] if "run=" in line else cwd)
+        ]
+        assert path.read_text().splitlines() == wanted[line]
+    assert len({str(lines) for lines in wanted.values()}) == 2
+    status, _, err = run_command("evaluate", f"runs=[{runs[0]},{runs[1]}]", *options, "ensemble.weights=search")
+    assert (status, "needs labels" in err) == (2, True)
+    shutil.rmtree(source / "ILSVRC2012_devkit_t12")
+    again = ["prepare", "data=folder", "data.image_size=110", "source=source", "data.store=store", "overwrite=true"]
+    assert run_command(*again)[0] == 0
+    status, out, err = run_command("evaluate", f"run={runs[0]}", *options)
+    assert (status, "WordNet IDs" in out) == (0, True), out + err
+    first = (runs[0] / "submission-last-unlabelled-centre.txt").read_text().split()[0]
+    assert NUMBERS[WNIDS.index(first)] == int(wanted[f"run={runs[0]}"][0].split()[0])
+    (source / "test" / "ILSVRC2012_test_00000002.JPEG").write_bytes(b"no image")
+    assert run_command(*again)[0] == 0
+    status, _, err = run_command("evaluate", f"run={runs[0]}", *options)
+    assert (status, "lacks 1 of the images to be submitted" in err) == (2, True), err
+
+
+def test_softmax_of_members_is_saved_and_read_again(pair: Pair, cwd: Path, run_command: Run) -> None:
+    """Measure an ensemble, then again with changed files in its members' folders, which must decide what is used."""
+    fresh = shutil.ignore_patterns("softmax-*")
+    runs = [Path(shutil.copytree(run, cwd / run.name, ignore=fresh)) for run in pair[0]]
+    line = ("evaluate", f"runs=[{runs[0]},{runs[1]}]", "split=train", "trainer=cpu", "trainer.precision=32-true")
+
+    def measured() -> tuple[str, dict[str, float]]:
+        status, out, err = run_command(*line)
+        assert (status, err) == (0, "")
+        (path,) = cwd.glob("ensemble-2-*-last-train-centre.json")
+        return out, json.loads(path.read_text())["centre"]
+
+    out, first = measured()
+    assert "read from" not in out
+    out, second = measured()
+    assert (second, out.count("read from")) == (first, 2)
+    saved = runs[1] / "softmax-last-train-centre.npz"
+    with np.load(saved) as arrays:
+        assert arrays["centre"] == pytest.approx(pair[1][1].numpy(), abs=1e-5)
+        changed = {**arrays, "centre": arrays["centre"][:, ::-1]}
+    np.savez(saved, **changed)
+    assert measured()[1] != first  # it is really used
+    checkpoint = torch.load(runs[1] / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["epoch"] += 1
+    torch.save(checkpoint, runs[1] / "checkpoints" / "last.ckpt")  # other bytes, same net
+    out, third = measured()
+    assert (third, out.count("read from")) == (first, 1)
+    saved.write_bytes(saved.read_bytes()[:200])
+    assert measured()[1] == first

@@ -22,6 +22,7 @@ from PIL import Image
 
 from alexnet_repro.data import devkit, photos
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.source import scan
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import Example, write_store
 from alexnet_repro.errors import UserError
@@ -214,12 +215,17 @@ def test_original_archives_of_2012_are_prepared(cwd: Path, run_command: Run) -> 
     source = ilsvrc(cwd)
     status, out, err = run_command("prepare", "data=ilsvrc2012", f"source={source}")
     assert status == 0, err
-    assert "6 train, 3 val images of 2 classes" in out
+    assert "6 train, 3 val, 4 unlabelled images of 2 classes" in out
     store = Store("stores/ilsvrc2012")
+    assert (store.watched_split, store.measured_split) == ("val", "val")
+    assert store.split("unlabelled").labels.tolist() == [-1] * 4
+    assert store.manifest["class_numbers"] == [2, 1]
+    line = ("prepare", "data=ilsvrc2012", "source=stores/ilsvrc2012", "data.store=copy", "encoding=jpeg")
+    assert run_command(*line)[0] == 0
+    assert (len(Store("copy").split("unlabelled")), Store("copy").manifest["class_numbers"]) == (4, [2, 1])
     assert store.classes == ["n01440764", "n01443537"]
     assert store.split("val").labels.tolist() == [1, 0, 1]
     assert store.split("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert "4 test images (there is no test_ground_truth.txt)" in out
     first = cwd / "plain" / "train" / "n01440764" / "000.jpg"
     assert np.array_equal(store.split("train")[0], read_image(first.read_bytes, 256))
 
@@ -273,6 +279,30 @@ def test_images_are_held_out_and_reported_if_the_source_has_no_val(cwd: Path, ru
     assert status == 0
     assert "16 train, 4 val" in out
     assert "one of 5 images of each class became it (4 images)" in out
+
+
+def test_half_of_each_class_is_drawn_with_a_seed(cwd: Path) -> None:
+    image_folder(cwd / "s", train=100, val=0)
+
+    def drawn(seed: int | None) -> set[str]:
+        found = scan(cwd / "s" / "train", 2, cwd, "test", seed)
+        held = {file.name for file in found.files if file.split == "test"}
+        assert {label: sum(name.startswith(label) for name in held) for label in ("cat", "dog")} == {
+            "cat": 50,
+            "dog": 50,
+        }
+        assert len(found.files) == 200
+        assert (f"drawn with seed {seed}" in found.held_out) == (seed is not None)
+        return held
+
+    assert drawn(None) == {f"{label}/{i:03d}.jpg" for label in ("cat", "dog") for i in range(1, 100, 2)}
+    assert drawn(0) == drawn(0)
+    # two independent halves of 100 have 25 in common, with a standard deviation of 2.5, in each class
+    for one, other in ((0, 1), (0, None)):
+        both = drawn(one) & drawn(other)
+        assert all(15 < sum(name.startswith(label) for name in both) < 35 for label in ("cat", "dog"))
+    cats, dogs = ({name[4:] for name in drawn(0) if name.startswith(label)} for label in ("cat", "dog"))
+    assert cats != dogs
 
 
 def test_flat_files_are_classified_by_their_wordnet_id(cwd: Path, run_command: Run) -> None:
@@ -452,7 +482,8 @@ def test_half_of_each_synset_tar_is_held_out_as_test(cwd: Path, run_command: Run
     assert store.classes == ["n01440764", "n01443537", "n02084071"]
     assert {name: facts["count"] for name, facts in store.manifest["splits"].items()} == {"train": 9, "test": 9}
     assert (
-        store.manifest["held_out"] == "the source has no test split: one of 2 images of each class became it (9 images)"
+        store.manifest["held_out"]
+        == "the source has no test split: one of 2 images of each class, drawn with seed 0, became it (9 images)"
     )
 
 
@@ -478,6 +509,5 @@ def test_kaggles_layout_is_read(cwd: Path, run_command: Run) -> None:
     solution.write_text("\n".join([*lines, ""]))
     status, out, err = run_command("prepare", *options)
     assert status == 0, err
-    assert "6 train, 4 val images of 2 classes" in out
-    assert "1 test images (there is no test_ground_truth.txt)" in out
+    assert "6 train, 4 val, 1 unlabelled images of 2 classes" in out
     assert Store("s").split("val").labels.tolist() == [1, 0, 0, 1]

@@ -184,6 +184,7 @@ train data.train_per_class=0 > at least 1
 train data.val_per_class=0 > at least 1
 train data.source=internet > one of embedded, yours, cifar10
 train data=imagenette data.hold_out_every=5 > has no effect on train
+train data=imagenet_fall2009 data.hold_out_seed=5 > has no effect on train
 train data=cifar10 data.images_per_file=5000 recipe=paper > no effect with order=reshuffled
 train run=/proc/nope/run > cannot be written
 train run= > run
@@ -214,6 +215,7 @@ prepare max_bad=3 > no effect with data=photos
 prepare data=folder source=x workers=0 > at least 1
 prepare data=folder source=x max_bad=-1 > at least 0
 prepare data=folder source=x data.hold_out_every=1 > at least 2
+prepare data=imagenet_fall2009 source=x data.hold_out_seed=-1 > at least 0
 prepare data=folder source=x verify=true > no effect with verify=true
 prepare data=folder verify=maybe > true or false
 prepare data=folder overwrite=please > true or false
@@ -236,6 +238,7 @@ evaluate run=a trainer.workers=-1 > at least 0
 evaluate run=a trainer.checkpoint_minutes=3 > has no effect on evaluate
 evaluate ensemble=three_cnns > there are: five_cnns, one_cnn, seven_cnns
 evaluate run=a ensemble.weights=fit > one of equal, search
+evaluate run=a ensemble.weights=search > needs several runs
 evaluate seed=3 > there is no option 'seed'
 report runs=nowhere > holds no finished run
 report results=nowhere > there is no folder nowhere

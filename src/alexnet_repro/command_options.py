@@ -76,7 +76,7 @@ class Evaluate(Group):
     views: Literal["centre", "ten_crop", "nine_crop"]
     checkpoint: Checkpoint
     store: Name | None
-    split: Literal["train", "val", "test"] | None
+    split: Literal["train", "val", "test", "unlabelled"] | None
     batch_size: Count
 
 
@@ -178,7 +178,7 @@ COMMANDS: dict[str, type[Group]] = {
 }
 # Options that a command shares with others through a config group, but does not use.
 UNUSED = {
-    "train": r"data\.hold_out_(every|as)",
+    "train": r"data\.hold_out_(every|as|seed)",
     "evaluate": r"trainer\.(checkpoint_minutes|compile)",
     "prepare": r"batch_size|epochs|optim\..*|schedule\..*|data\.images_per_file",
     "report": r"trainer\.(checkpoint_minutes|compile)",

@@ -173,6 +173,7 @@ class Data(Group):
     image_size: Count
     hold_out_every: Annotated[Annotated[int, Field(ge=2)] | None, with_own_images] = None
     hold_out_as: Annotated[Literal["val", "test"], with_own_images] = "val"
+    hold_out_seed: Annotated[Natural | None, with_own_images] = None
     images_per_file: Annotated[Count | None, OnlyIf(lambda cfg: cfg.get("order") == "stored", "order={order}")] = None
     train_per_class: Count | None = None
     val_per_class: Count | None = None

@@ -120,6 +120,13 @@ def read_results(*folders: Path) -> list[Result]:
                 content["experiment"] = named[1]  # for results written before this field existed
             if "centre" in content:
                 content.setdefault("scale", "full")  # for results written before this field existed
+                content["options"] = [
+                    # runs that start from the nets of their own seeds have equal options
+                    re.sub(rf"(?<=seed-){content['seed']}\b", "${seed}", option)
+                    if "pretrained.run=" in option
+                    else option
+                    for option in content.get("options", ())
+                ]
             if (retrieval := path.parent / "retrieval.json").is_file():
                 content["retrieval"] = read_result(retrieval)
             identity = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")

@@ -63,17 +63,32 @@ def _labels(source: Path, split: str, year: str) -> list[str]:
             f"the {split} images of {source} have no class folders",
             f"put the development kit with their labels into the same folder ({KITS.get(year, 'its archive')})",
         )
-    meta = _from_kit(kit, "meta.mat")
-    if meta is None:
-        raise UserError(f"the development kit {kit} contains no meta.mat")
-    synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
-    wnid_of = {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
+    wnid_of = _wnid_of(kit)
     try:
         return [wnid_of[int(line)] for line in class_numbers.split()]
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{TRUTH[split]} of {source} doesn't hold numbers of classes: {error}", "download it again"
         ) from None
+
+
+def class_numbers(source: Path, classes: list[str]) -> list[int] | None:
+    """Return the numbers that the development kit in ``source`` gives to these classes (WordNet IDs).
+
+    Returns None if there is no kit, or if it lacks one of them.
+    """
+    kit = _kit(source)
+    numbers = {wnid: number for number, wnid in _wnid_of(kit).items()} if kit else {}
+    return [numbers[name] for name in classes] if set(classes) <= set(numbers) else None
+
+
+def _wnid_of(kit: Path) -> dict[int, str]:
+    """Return {number of a class: its WordNet ID}. Raise UserError if the kit has no list of the classes."""
+    meta = _from_kit(kit, "meta.mat")
+    if meta is None:
+        raise UserError(f"the development kit {kit} contains no meta.mat")
+    synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
+    return {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
 
 
 @cache

@@ -36,7 +36,8 @@ class Manifest(BaseModel):
     encoding: Literal["raw", "jpeg"] = "raw"
     jpeg_decoder: str = ""
     classes: Annotated[list[str], Field(min_length=1)]
-    splits: dict[Literal["train", "val", "test"], SplitFacts]
+    splits: dict[Literal["train", "val", "test", "unlabelled"], SplitFacts]
+    class_numbers: list[int] | None = None  # ILSVRC's own numbers of the classes, for submissions
     covariance: Annotated[list[Row], Field(min_length=3, max_length=3)]
     sha256: dict[str, str]
 
@@ -67,6 +68,8 @@ def checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged: the files of {name} do not hold {split.count} images in all", AGAIN)
         if facts.encoding == "jpeg" and len(split.bytes or []) != len(split.shards):
             raise UserError(f"{path} is damaged: it does not give the length of each file of {name}", AGAIN)
+    if facts.class_numbers is not None and len(facts.class_numbers) != len(facts.classes):
+        raise UserError(f"{path} is damaged: it does not give a number to each class", AGAIN)
     if len(set(facts.classes)) < len(facts.classes):
         raise UserError(f"{path} is damaged: it names a class twice", AGAIN)
     return manifest

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from alexnet_repro.data import devkit
 from alexnet_repro.errors import UserError, needed
 from alexnet_repro.provenance import written_whole
 
@@ -24,7 +25,8 @@ def as_tar(shards: list[Path], unpack_into: Path, suffix: str, skipped: list[str
 
     Parquet has no fast access to a single image, and a store's images are in another order. Members are named
     split/class/file; the class is the WordNet ID in the name of the image, if it has one, otherwise the name of its label.
-    Rows without a label (ImageNet's test images) are left out, and noted in ``skipped``.
+    Of the rows without a label, ImageNet's test images become members test/file; others are left out, and noted in
+    ``skipped``.
 
     Raises UserError if a shard is missing or damaged, if the labels are not in the order of the WordNet IDs, as in the
     development kit, or if the disk is too small.
@@ -50,17 +52,20 @@ def as_tar(shards: list[Path], unpack_into: Path, suffix: str, skipped: list[str
         for shard in tqdm(shards, "unpacking", unit=" shards", delay=2, leave=False):
             split = {"validation": "val"}.get(word := SHARD.fullmatch(shard.name)[1], word)  # type: ignore[index]
             for number, (name, data, label, label_name) in enumerate(_rows(shard)):
-                if label < 0:
+                stem = PurePosixPath(name).name or f"{shard.stem}-{number}.JPEG"
+                if label >= 0:
+                    found = WNID.findall(PurePosixPath(name).stem)
+                    known = found[-1] if found else label_name.replace("/", " ")
+                    if label_of.setdefault(known, label) != label:
+                        raise UserError(
+                            f"{shard}: {known} has the labels {label_of[known]} and {label}", "download it again"
+                        )
+                    member = tarfile.TarInfo(f"{split}/{known}/{stem}")
+                elif split == "test" and devkit.NUMBERED.fullmatch(stem):
+                    member = tarfile.TarInfo(f"test/{stem}")
+                else:
                     unlabelled += 1
                     continue
-                found = WNID.findall(PurePosixPath(name).stem)
-                known = found[-1] if found else label_name.replace("/", " ")
-                if label_of.setdefault(known, label) != label:
-                    raise UserError(
-                        f"{shard}: {known} has the labels {label_of[known]} and {label}", "download it again"
-                    )
-                stem = PurePosixPath(name).name or f"{shard.stem}-{number}.JPEG"
-                member = tarfile.TarInfo(f"{split}/{known}/{stem}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
         in_order = sorted(label_of, key=lambda known: label_of[known])

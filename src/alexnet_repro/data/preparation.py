@@ -50,7 +50,9 @@ def _prepared(cfg: DictConfig) -> Store:
     if (Path(str(cfg.source)) / "manifest.json").is_file():
         return convert(cfg, Store(Path(str(cfg.source))))
     held_out_as = cfg.data.get("hold_out_as", "val")
-    found = source.scan(Path(str(cfg.source)), cfg.data.hold_out_every, store.parent, held_out_as)
+    found = source.scan(
+        Path(str(cfg.source)), cfg.data.hold_out_every, store.parent, held_out_as, cfg.data.get("hold_out_seed")
+    )
     if cfg.data.source == "cifar10":
         found.files = in_official_order(found.files)
     size = cfg.data.image_size
@@ -67,6 +69,7 @@ def _prepared(cfg: DictConfig) -> Store:
             "source": Path(str(cfg.source)).resolve().name,
             "held_out": found.held_out,
             "ignored": found.ignored,
+            **({"class_numbers": found.class_numbers} if found.class_numbers else {}),
         },
         max_bad=cfg.max_bad,
         overwrite=cfg.overwrite,
@@ -126,6 +129,8 @@ def convert(cfg: DictConfig, store: Store) -> Store:
         for index, label in enumerate(split.labels.tolist())
     ]
     kept = {key: store.manifest.get(key) for key in ("name", "source", "held_out", "ignored")}
+    if "class_numbers" in store.manifest:
+        kept["class_numbers"] = store.manifest["class_numbers"]
     return write_store(
         examples,
         store.classes,

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from tqdm import tqdm
 
 from alexnet_repro.data import devkit
@@ -24,21 +25,29 @@ class Found:
     files: list[File]
     classes: list[str]
     held_out: str = ""
+    class_numbers: list[int] | None = None  # in the development kit, if there are images to submit
     temporary: Path | None = None  # unpacked copy of the source; the caller removes it after reading the images
     ignored: list[str] = field(default_factory=list)
 
 
-def scan(path: Path, hold_out_every: int | None, unpack_into: Path, hold_out_as: str = "val") -> Found:
+def scan(
+    path: Path,
+    hold_out_every: int | None,
+    unpack_into: Path,
+    hold_out_as: str = "val",
+    hold_out_seed: int | None = None,
+) -> Found:
     """Find the images of ``path``, with the class and the split of each.
 
     The class of an image is the name of its folder or nested tar. For an image without a folder, the class is the
     WordNet ID at the beginning of the file name. The classes of ILSVRC's flat validation and test images come from the
-    development kit in the same folder (ILSVRC2010 also requires ILSVRC2010_test_ground_truth.txt). Test images without
-    labels are ignored.
+    development kit in the same folder (ILSVRC2010 also requires ILSVRC2010_test_ground_truth.txt). ILSVRC's test images
+    become the split ``unlabelled``, in the order of their names, if their labels are missing.
 
     Splits are folders or tars named train, val and test above the class folders. If the source has no split
-    ``hold_out_as``, every ``hold_out_every``-th image of each class becomes that split (None: no image does). A
-    compressed tar is unpacked once, as one file, into ``unpack_into``.
+    ``hold_out_as``, every ``hold_out_every``-th image of each class becomes that split (None: no image does), or, with
+    ``hold_out_seed``, as many images drawn at random. A compressed tar is unpacked once, as one file, into
+    ``unpack_into``.
 
     Raises UserError if the path is missing, if there are no images, if a class folder is empty, or if a class has no
     training images.
@@ -69,8 +78,9 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path, hold_out_as:
         _read_tiny_imagenet(found, annotations[0])
     found.temporary = files[0].path if files[0].path.name.endswith(UNPACKED) else None
     numbered = {file for file in found.files if (match := devkit.NUMBERED.fullmatch(file.name)) and match[2] == "test"}
+    unlabelled: list[File] = []
     if numbered and devkit.truth(path, "test") is None:
-        found.ignored.append(f"{len(numbered)} test images (there is no {devkit.TRUTH['test']})")
+        unlabelled = [replace(file, split="unlabelled") for file in sorted(numbered, key=lambda file: file.name)]
         found.files = [file for file in found.files if file not in numbered]
 
     labelled = [_class_of(file, path) for file in found.files]
@@ -84,7 +94,10 @@ def scan(path: Path, hold_out_every: int | None, unpack_into: Path, hold_out_as:
     index = {name: i for i, name in enumerate(found.classes)}
     found.files = [replace(file, label=index[name]) for file, name in labelled]
     if hold_out_every and not any(file.split == hold_out_as for file in found.files):
-        _hold_out(found, hold_out_every, hold_out_as)
+        _hold_out(found, hold_out_every, hold_out_as, hold_out_seed)
+    if unlabelled:
+        found.files += unlabelled
+        found.class_numbers = devkit.class_numbers(path, found.classes)
     return found
 
 
@@ -181,13 +194,19 @@ def _read_tiny_imagenet(found: Found, annotations: File) -> None:
         found.ignored.append(f"{test} test images without labels")
 
 
-def _hold_out(found: Found, every: int, split: str) -> None:
-    seen: Counter[int] = Counter()
-    files = []
-    for file in found.files:
-        seen[file.label] += file.split == "train"
-        held = file.split == "train" and seen[file.label] % every == 0
-        files.append(replace(file, split=split) if held else file)
-    found.files = files
-    count = sum(file.split == split for file in files)
-    found.held_out = f"the source has no {split} split: one of {every} images of each class became it ({count} images)"
+def _hold_out(found: Found, every: int, split: str, seed: int | None) -> None:
+    of_class: dict[int, list[int]] = {}
+    for number, file in enumerate(found.files):
+        if file.split == "train":
+            of_class.setdefault(file.label, []).append(number)
+    for label, numbers in of_class.items():
+        order = range(len(numbers))
+        if seed is not None:
+            order = np.random.Generator(np.random.Philox(key=(seed, label))).permutation(len(numbers)).tolist()
+        for place in order[every - 1 :: every]:
+            found.files[numbers[place]] = replace(found.files[numbers[place]], split=split)
+    count = sum(file.split == split for file in found.files)
+    drawn = "" if seed is None else f", drawn with seed {seed},"
+    found.held_out = (
+        f"the source has no {split} split: one of {every} images of each class{drawn} became it ({count} images)"
+    )

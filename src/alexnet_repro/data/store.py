@@ -7,7 +7,7 @@ A store is a folder:
     <split>/00000.npy    (n, size, size, 3) uint8, RGB; n is at most 1024, and lower where files were skipped
     <split>/00000.jpegs  instead, with encoding=jpeg: n JPEGs, one after the other
     <split>/ends.npy     (count,) int64, with encoding=jpeg: where each of them ends in its file
-    <split>/labels.npy   (count,) int64
+    <split>/labels.npy   (count,) int64; -1 in the split unlabelled, which holds test images whose labels are not public
     <split>/crc32.npy    (count,) uint32, the CRC-32 of each image as stored; stores of version 0.1 have none
 
 A store is checked when it is opened: the manifest, the sizes of all files, labels and mean. An image is compared with its
@@ -143,7 +143,7 @@ class Store:
         return bool(self.manifest["splits"].get(split, {}).get("count"))
 
     def split(self, name: str) -> "Split":
-        """Return the images of ``train``, ``val`` or ``test``, the same object at each call.
+        """Return the images of ``train``, ``val``, ``test`` or ``unlabelled``, the same object at each call.
 
         Raises UserError if the store has no images in this split, or if its labels are damaged.
         """
@@ -156,8 +156,9 @@ class Store:
         for file in ("labels.npy", "crc32.npy", "ends.npy"):
             self._refuse_damage(f"{name}/{file}")
         split = Split(self.path / name, shards, self.image_size, self.encoding)
-        if not ((split.labels >= 0) & (split.labels < len(self.classes))).all():
-            raise UserError(f"{split.path / 'labels.npy'} holds a label outside 0 to {len(self.classes) - 1}", AGAIN)
+        least, most = (-1, -1) if name == "unlabelled" else (0, len(self.classes) - 1)
+        if not ((split.labels >= least) & (split.labels <= most)).all():
+            raise UserError(f"{split.path / 'labels.npy'} holds a label outside {least} to {most}", AGAIN)
         self._splits[name] = split
         return split
 

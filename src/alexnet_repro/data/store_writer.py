@@ -31,7 +31,7 @@ from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import written_whole
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "unlabelled")
 JPEG_SHARE = 0.135  # of the bytes of RGB values, as measured on Imagenette
 
 

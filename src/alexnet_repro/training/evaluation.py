@@ -1,6 +1,7 @@
 """Measure a trained net, or an ensemble of nets (Table 2), on one view or several crops (Section 4.1)."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from alexnet_repro.claims.paper import claim_of
-from alexnet_repro.claims.scores import errors, gathered, save_scores, score
+from alexnet_repro.claims.scores import errors, save_scores, score
 from alexnet_repro.claims.screen import table
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.data.module import StoreData
@@ -18,13 +19,17 @@ from alexnet_repro.training.ensemble import chosen_runs, common_facts, ensemble_
 from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement
 from alexnet_repro.training.measurement import (
     MEASURED_WITH,
+    checkpoint_of,
     circumstances,
     fitting_store,
     load_run,
-    predict,
+    predict_whole,
 )
 from alexnet_repro.training.run_folder import saved_config
+from alexnet_repro.training.submission import refuse_gaps, write_submission
 from alexnet_repro.training.trainer import make_trainer, on_gpu
+
+UNLABELLED = "unlabelled"
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -33,7 +38,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder. For several runs, the mean of
     their softmax outputs is measured, and the file is ensemble-<number of runs>-... in the parent folder of the first
     run. With ``ensemble.weights=search``, the weights of the mean are fitted on every second image, and the errors are
-    those of the other images. Raises UserError for runs that cannot be measured or combined.
+    those of the other images. With ``split=unlabelled``, there is nothing to measure: the guesses for each image are
+    written as a submission, in a text file of the same name. Raises UserError for runs that cannot be measured or
+    combined.
     """
     if cfg.views not in MEASURED_WITH:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
@@ -43,6 +50,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     facts = common_facts(runs) if len(runs) > 1 else {}
     if len(runs) == 1 and cfg.ensemble.weights == "search":
         raise UserError("ensemble.weights=search needs several runs", "name them with runs=[FOLDER,FOLDER]")
+    if cfg.split == UNLABELLED and cfg.ensemble.weights == "search":
+        raise UserError("ensemble.weights=search needs labels", "choose a split with labels, or ensemble.weights=equal")
     if ran_in_processes(cfg, "evaluate", task_overrides()):
         return {}
     meet(cfg, on_gpu(cfg))
@@ -54,37 +63,27 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         model, trained = load_run(run, cfg.checkpoint)
         store = fitting_store(store_path, model, run)
         data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
-        labels, softmax = predict(trainer, model, data, MEASURED_WITH[cfg.views])
-        if len(runs) > 1:
-            alone.append(gathered(score(softmax[cfg.views], labels), trainer))
+        if cfg.split == UNLABELLED:
+            refuse_gaps(store)
+        labels = torch.from_numpy(store.split(data.predict_split).labels)
+        softmax = predict_whole(
+            trainer, model, data, MEASURED_WITH[cfg.views], checkpoint_of(run, cfg.checkpoint), save=len(runs) > 1
+        )
+        if len(runs) > 1 and cfg.split != UNLABELLED:
+            alone.append(score(softmax[cfg.views], labels))
             own = errors(alone[-1])
             print(f"{run}: {own['top1_error']:.1f} / {own['top5_error']:.1f}")
-        if cfg.ensemble.weights == "search":
-            softmax = {view: gathered(scores, trainer) for view, scores in softmax.items()}
         for view, scores in softmax.items():
             members.setdefault(view, []).append(scores)
             if cfg.ensemble.weights == "equal":  # the sum is enough
                 members[view] = [sum(members[view])]  # type: ignore[list-item]
-    if cfg.ensemble.weights == "search":
-        labels = gathered(labels[:, None], trainer).squeeze(1).to(torch.int64)
-        facts["weights"], measured = fitted(members[cfg.views], labels)
-        print(f"weights, fitted on every second image: {', '.join(f'{weight:.2f}' for weight in facts['weights'])}")
-        equal = errors(score(weighted_mean(members[cfg.views])[measured], labels[measured]))
-        print(f"equal weights on the other images: {equal['top1_error']:.1f} / {equal['top5_error']:.1f}")
-        scores_by_view = {
-            view: score(weighted_mean(softmax, facts["weights"])[measured], labels[measured])
-            for view, softmax in members.items()
-        }
-    else:
-        scores_by_view = {
-            view: gathered(score(total / len(runs), labels), trainer) for view, (total,) in members.items()
-        }
-    if len(runs) > 1 and cfg.ensemble.weights == "equal":
-        facts["gain"] = {"view": cfg.views, **gain(alone, scores_by_view[cfg.views])}
-        lower = facts["gain"]["top1_error"]
-        print(
-            f"averaging lowers the top-1 error by {lower['value']:.1f} points ({lower['low']:.1f} to {lower['high']:.1f})"
-        )
+    if cfg.split == UNLABELLED:
+        (total,) = members[cfg.views]
+        path = _file(cfg, runs, "submission", UNLABELLED, ".txt")
+        if trainer.is_global_zero:
+            print(f"written to {path}: {len(total)} lines of class {write_submission(path, total, store)}")
+        return {}
+    scores_by_view = _mean_scores(cfg, members, alone, labels, facts)
     result = {
         **({"run": str(runs[0])} if len(runs) == 1 else {"runs": [str(run) for run in runs]}),
         "checkpoint": cfg.checkpoint,
@@ -98,13 +97,46 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     }
     print(table(result))
     if trainer.is_global_zero:
-        path = runs[0] / f"evaluation-{cfg.checkpoint}-{data.predict_split}-{cfg.views}.json"
-        if len(runs) > 1:
-            digest = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
-            fitted_name = "fitted-" if cfg.ensemble.weights == "search" else ""
-            name = path.name.removeprefix("evaluation-")
-            path = runs[0].parent / f"ensemble-{len(runs)}-{digest}-{fitted_name}{name}"
+        path = _file(cfg, runs, "evaluation", data.predict_split, ".json")
         write_json(path, result)
         save_scores(path.with_suffix(".npz"), scores_by_view)
         print(f"written to {path}")
     return result
+
+
+def _mean_scores(
+    cfg: DictConfig, members: dict[str, list[Tensor]], alone: list[Tensor], labels: Tensor, facts: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return the scores (N, 3) of the mean softmax by view; add the weights or the gain of an ensemble to ``facts``.
+
+    members: the members' softmax (N, classes) by view, or, with equal weights, their sum.
+    alone: the scores of each member, for an ensemble.
+    """
+    if cfg.ensemble.weights == "search":
+        facts["weights"], measured = fitted(members[cfg.views], labels)
+        print(f"weights, fitted on every second image: {', '.join(f'{weight:.2f}' for weight in facts['weights'])}")
+        equal = errors(score(weighted_mean(members[cfg.views])[measured], labels[measured]))
+        print(f"equal weights on the other images: {equal['top1_error']:.1f} / {equal['top5_error']:.1f}")
+        return {
+            view: score(weighted_mean(softmax, facts["weights"])[measured], labels[measured])
+            for view, softmax in members.items()
+        }
+    scores_by_view = {view: score(total / max(len(alone), 1), labels) for view, (total,) in members.items()}
+    if alone:
+        facts["gain"] = {"view": cfg.views, **gain(alone, scores_by_view[cfg.views])}
+        lower = facts["gain"]["top1_error"]
+        print(
+            f"averaging lowers the top-1 error by {lower['value']:.1f} points ({lower['low']:.1f} to {lower['high']:.1f})"
+        )
+    return scores_by_view
+
+
+def _file(cfg: DictConfig, runs: list[Path], kind: str, split: str, ending: str) -> Path:
+    """Return where to write what was found: the folder of the run, or the one that holds the first of several runs."""
+    name = f"{cfg.checkpoint}-{split}-{cfg.views}{ending}"
+    if len(runs) == 1:
+        return runs[0] / f"{kind}-{name}"
+    digest = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
+    fitted_name = "fitted-" if cfg.ensemble.weights == "search" else ""
+    kind = "ensemble" if kind == "evaluation" else f"{kind}-ensemble"
+    return runs[0].parent / f"{kind}-{len(runs)}-{digest}-{fitted_name}{name}"

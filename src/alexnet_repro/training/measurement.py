@@ -1,18 +1,21 @@
 """Measure a trained net: predict the images of a split, and score the predictions."""
 
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from alexnet_repro.claims.scores import VIEWS, errors, gathered, score
 from alexnet_repro.data.module import StoreData
-from alexnet_repro.data.store import Store
+from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import machine
+from alexnet_repro.provenance import machine, written_whole
 from alexnet_repro.training.checkpoints import kept, load_checkpoint
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.run_folder import saved_config
@@ -34,6 +37,49 @@ def predict(
     batches: Any = trainer.predict(model, datamodule=data)
     labels, *softmax = (torch.cat(column) for column in zip(*batches, strict=True))
     return labels, dict(zip(views, softmax, strict=True))
+
+
+def predict_whole(
+    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...], checkpoint: Path, save: bool
+) -> dict[str, Tensor]:
+    """Predict all images of ``data.predict_split``: return the softmax (N, classes) of each view, in every process.
+
+    With ``save``, a single process also writes it to softmax-<checkpoint>-<split>-<view>.npz in the folder of the run.
+    It is read from there if it came from the same weights, images, precision, machine and version of the program.
+    """
+    save = save and trainer.world_size == 1  # several processes need not see the same files
+    facts = {
+        "checkpoint": sha256(checkpoint),
+        "store": data.store.checksum,
+        **{key: value for key, value in circumstances(trainer).items() if key != "command"},
+    }
+    path = checkpoint.parents[1] / f"softmax-{checkpoint.stem}-{data.predict_split}-{views[-1]}.npz"
+    if save and (found := _saved_softmax(path, facts)) is not None:
+        print(f"read from {path}")
+        return found
+    softmax = {view: gathered(part, trainer) for view, part in predict(trainer, model, data, views)[1].items()}
+    if save:
+        try:
+            with written_whole(path) as file:
+                arrays: dict[str, Any] = {view: part.numpy() for view, part in softmax.items()}
+                np.savez(file, **arrays | {FACTS: np.array(json.dumps(facts))})
+        except OSError as error:  # a full disk, or a folder of another user
+            print(f"the softmax is not saved: {path}: {error.strerror}")
+    return softmax
+
+
+FACTS = "facts"
+
+
+def _saved_softmax(path: Path, facts: dict[str, Any]) -> dict[str, Tensor] | None:
+    """Return the softmax of each view that ``predict_whole`` saved with these facts, or None."""
+    try:
+        with np.load(path) as arrays:
+            if json.loads(str(arrays[FACTS])) == facts:
+                return {view: torch.from_numpy(arrays[view]) for view in arrays if view != FACTS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing, or damaged
+        pass
+    return None
 
 
 def measure(
