@@ -3,10 +3,14 @@
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from alexnet_repro.net.alexnet import AlexNet
@@ -216,6 +220,67 @@ def test_towers_without_communication_are_joined_only_in_the_last_layer(images: 
         assert first.any(), name
         assert not second.any(), name
     assert (before["fc8"] != after["fc8"]).all()
+
+
+def test_printed_net_equals_a_graph_of_figure_2_in_onnxruntime_on_photographs(tmp_path: Path) -> None:
+    """The graph is written here from Sections 3.1 to 3.5 and Figure 2, and run by an engine that shares no code with ours."""
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    torch.manual_seed(0)
+    own = AlexNet().eval()
+    for name, layer in own.named_children():
+        if name in PARAMETERS:  # responses of about one size in all layers, so that every layer counts
+            torch.nn.init.normal_(
+                layer.weight, std=(2 / layer.weight[0].numel()) ** 0.5 * (0.1 if name == "conv1" else 1)
+            )
+            torch.nn.init.normal_(layer.bias, std=0.3)
+    nodes: list[Any] = []
+
+    def add(kind: str, x: list[str], out: str, **options: Any) -> str:
+        nodes.append(helper.make_node(kind, x, [out], **options))
+        return out
+
+    def normalised(x: str, out: str) -> str:  # each GPU's own maps; ONNX divides alpha by n, the paper does not
+        nodes.append(helper.make_node("Split", [x], [f"{out}0", f"{out}1"], axis=1, num_outputs=2))
+        options = {"size": 5, "alpha": 5 * 1e-4, "beta": 0.75, "bias": 2.0}
+        return add("Concat", [add("LRN", [f"{out}{i}"], f"{out}n{i}", **options) for i in (0, 1)], out, axis=1)
+
+    def pooled(x: str, out: str) -> str:
+        return add("MaxPool", [x], out, kernel_shape=[3, 3], strides=[2, 2])
+
+    def neurons(kind: str, x: str, name: str, **options: Any) -> str:
+        return add("Relu", [add(kind, [x, f"{name}.weight", f"{name}.bias"], f"{name}.sum", **options)], name)
+
+    x = neurons("Conv", "images", "conv1", strides=[4, 4], pads=[0, 0, 3, 3])
+    x = pooled(normalised(x, "norm1"), "pool1")
+    x = neurons("Conv", x, "conv2", pads=[2] * 4, group=2)
+    x = pooled(normalised(x, "norm2"), "pool2")
+    for name, group in (("conv3", 1), ("conv4", 2), ("conv5", 2)):
+        x = neurons("Conv", x, name, pads=[1] * 4, group=group)
+    x = add("Flatten", [pooled(x, "pool5")], "flat")
+    for name in ("fc6", "fc7"):  # in testing, all neurons are used, and their outputs multiplied by 0.5
+        x = add("Mul", [neurons("Gemm", x, name, transB=1), "half"], f"{name}.half")
+    add("Gemm", [x, "fc8.weight", "fc8.bias"], "logits", transB=1)
+    values = {"half": torch.tensor(0.5), **own.state_dict()}
+    constants = [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in values.items()]
+    ends = [
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
+        for name, shape in (("images", ["N", 3, 224, 224]), ("logits", ["N", 1000]))
+    ]
+    graph = helper.make_graph(nodes, "figure_2", *ends, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "figure_2.onnx")
+
+    names = ("astronaut", "chelsea", "coffee", "rocket")
+    photographs = [Image.fromarray(getattr(skimage.data, name)()).resize((224, 224)) for name in names]
+    images = np.stack([np.asarray(image, np.float32).transpose(2, 0, 1) - 118 for image in photographs])
+    (expected,) = onnxruntime.InferenceSession(tmp_path / "figure_2.onnx").run(None, {"images": images})
+    with torch.no_grad():
+        found = own(torch.from_numpy(images)).numpy()
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.ptp(expected, 0).max() > 0.1 * np.abs(expected).max(), "the logits must depend on the images"
 
 
 @pytest.mark.parametrize(
