@@ -19,6 +19,7 @@ from alexnet_repro.page.cost import cost
 from alexnet_repro.page.drawings import first_layer
 from alexnet_repro.page.intervals import bar, reach
 from alexnet_repro.page.study import as_csv, baseline, forest_rows, markdown, sentences
+from alexnet_repro.page.study import cost as study_cost
 
 BASELINE = [35.0, 36.0, 34.5]
 CHANGED = {"no_lrn": [45.1, 46.0, 44.4], "no_dropout": [38.0, 36.5, 37.5], "one_gpu": [36.2, 37.3, 35.6]}
@@ -169,6 +170,13 @@ def test_bars_lie_at_the_shares_of_their_scale_and_large_effects_leave_it() -> N
     assert beyond["beyond"] == "right"
     assert reach([(1.0, -2.0), (3.0,), (-4.0,), (60.0,)]) == 3 * 3.5
     assert reach([(1.0, -2.0), (3.0,), (4.0,)]) == 4
+
+
+def test_cost_of_a_study_is_its_time_and_the_arithmetic_of_the_whole_experiment() -> None:
+    """Six runs of 300 s; 6 x 91 x 1,281,167 images at 10,000 per second take 19.4 hours."""
+    told = study_cost(study_of({"no_lrn": [48.0, 46.0, 44.0]}, of_epochs=91, hardware="1 threads of a processor"))
+    assert told.startswith("6 runs of 5.0 to 5.0 minutes took 0.5 hours (1 thread of a processor).")
+    assert "91 epochs each, they would take 19 hours at 10,000 images per second (arithmetic)" in told
 
 
 def test_costs_are_runs_times_epochs_times_images() -> None:

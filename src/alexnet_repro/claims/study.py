@@ -23,6 +23,7 @@ from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of, shared_
 from alexnet_repro.configs import CONF
 
 EXPERIMENT = "ablations"
+PAPER_EPOCHS = 90  # Section 5: "roughly 90 cycles through the training set"
 TRAINING_LEVEL = 50.0  # running training error, in percent, up to which updates are counted
 
 
@@ -85,7 +86,9 @@ class Study:
     baseline: dict[str, Estimate]  # the baseline's own errors, by column
     seeds: list[int]  # of the baseline
     changes: list[Change]
-    seconds: dict[str, float]  # mean duration of a run, by ablation
+    seconds: list[float]  # duration of each run
+    of_epochs: int  # of the whole schedule, of which the runs may do a part
+    hardware: list[str]
     colours: dict[str, list[list[float]]]  # shares of colour in conv1's kernels, by ablation: of each seed and tower
 
 
@@ -120,6 +123,7 @@ def _ablations(runs: Runs) -> list[str]:
 
 def _study(shared: dict[str, Any], runs: Runs) -> Study:
     baseline = runs["none"]
+    every = [run for side in runs.values() for run in side.values()]
     changes = [_change(name, runs[name], baseline) for name in _ablations(runs)]
     tested = [change.estimates for change in changes if change.estimates["ten_crop"].p is not None]
     for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):
@@ -129,7 +133,9 @@ def _study(shared: dict[str, Any], runs: Runs) -> Study:
         baseline=_own_numbers(list(baseline.values())),
         seeds=sorted(baseline),
         changes=sorted(changes, key=lambda change: -_finite(change.estimates["ten_crop"].value)),
-        seconds={name: float(np.mean([run["seconds"] for run in side.values()])) for name, side in runs.items()},
+        seconds=[run["seconds"] for run in every],
+        of_epochs=max(run.get("of_epochs") or PAPER_EPOCHS for run in every),
+        hardware=sorted({run["hardware"] for run in every if "hardware" in run}),
         colours={
             name: [run["colour_content"] for run in side.values() if run.get("colour_content")]
             for name, side in runs.items()

@@ -7,6 +7,7 @@ from typing import Any
 
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
+from alexnet_repro.page.cost import RATE, TRAINING_IMAGES
 from alexnet_repro.page.intervals import bar, reach
 
 NAMES = {  # what was done, in words
@@ -37,7 +38,7 @@ def presented(study: Study) -> dict[str, Any]:
         "columns": [column.title for column in COLUMNS],
         "lines": [_line(change, bounds) for change in study.changes],
         "sentences": sentences(study),
-        "seconds": f"{min(study.seconds.values()) / 60:.0f} to {max(study.seconds.values()) / 60:.0f} minutes",
+        "cost": cost(study),
         "proxy": study.shared["scale"] == "proxy" or not str(study.shared["data"]).startswith("ilsvrc"),
         "csv": as_csv(study),
     }
@@ -63,6 +64,20 @@ def baseline(study: Study) -> str:
         f"top-1 error of {own['ten_crop'].value:.1f}% with ten crops and {own['centre'].value:.1f}% with one view, a "
         f"log-loss of {own['log_loss'].value:.3f} nats and a training error of {own['training'].value:.1f}%, "
         f"{_seeds(study.seeds)}"
+    )
+
+
+def cost(study: Study) -> str:
+    """Return the measured duration of the runs, and, as arithmetic, that of the same runs on ILSVRC-2012."""
+    count, seconds = len(study.seconds), study.seconds
+    told = (
+        f"{count} runs of {min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes took {sum(seconds) / 3600:.1f} hours "
+        f"({', '.join(study.hardware).replace('1 threads', '1 thread') or 'unknown hardware'})."
+    )
+    images = count * study.of_epochs * TRAINING_IMAGES["ilsvrc2012"]
+    return told + (
+        f" With the full-size net on ILSVRC-2012, {study.of_epochs} epochs each, they would take {images / RATE / 3600:,.0f} hours at "
+        f"{RATE:,} images per second (arithmetic)."
     )
 
 
