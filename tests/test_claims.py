@@ -684,6 +684,11 @@ def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> 
         (tmp_path / folder / "result.json").write_text(json.dumps(one))
     (read,) = read_results(tmp_path / "published", tmp_path / "runs")
     assert read["experiment"] == "figure_1"
+    (tmp_path / "published" / "retrieval.json").write_text('{"queries": 5}')
+    (tmp_path / "published" / "result.json").rename(tmp_path / "published" / "none.json")
+    assert "retrieval" not in read_results(tmp_path / "published")[0]
+    (tmp_path / "published" / "none-retrieval.json").write_text('{"queries": 6}')
+    assert read_results(tmp_path / "published")[0]["retrieval"] == {"queries": 6}
     (tmp_path / "runs" / "a" / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         read_results(tmp_path / "runs")

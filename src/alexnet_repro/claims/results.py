@@ -105,13 +105,14 @@ NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # re
 def read_results(*folders: Path) -> list[Result]:
     """Read all results in these files and folders, recursively.
 
-    Each result gets a "file" field with its path, and a "retrieval" field if a retrieval.json lies beside it. If several
-    folders contain the same run, only the first copy is kept. Raises UserError for a damaged result.
+    Each result gets a "file" field with its path, and a "retrieval" field if a retrieval.json lies beside result.json, or
+    NAME-retrieval.json beside NAME.json. If several folders contain the same run, only the first copy is kept. Raises
+    UserError for a damaged result.
     """
     results: dict[Any, Result] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
-            if path.name == "retrieval.json" or path.name.startswith(("evaluation-", "job-")):
+            if path.name.endswith("retrieval.json") or path.name.startswith(("evaluation-", "job-")):
                 continue
             content = read_result(path)
             if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
@@ -127,7 +128,8 @@ def read_results(*folders: Path) -> list[Result]:
                     else option
                     for option in content.get("options", ())
                 ]
-            if (retrieval := path.parent / "retrieval.json").is_file():
+            of = "" if path.name == "result.json" else f"{path.stem}-"
+            if (retrieval := path.with_name(f"{of}retrieval.json")).is_file():
                 content["retrieval"] = read_result(retrieval)
             identity = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
             key = (*(str(content.get(k)) for k in identity), "ten_crop" in content)
