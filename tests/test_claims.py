@@ -438,6 +438,40 @@ def test_number_is_judged_by_its_interval() -> None:
     assert view.estimates["top1_error"].value == pytest.approx(2.0)
 
 
+def test_families_of_ablations_hold_only_comparable_results() -> None:
+    """A study in another precision must not change the p values of the first one."""
+
+    def study(precision: str) -> Results:
+        sides = {"none": 40.0, "no_lrn": 41.4, "non_overlapping_pooling": 41.0}
+        return [
+            result(base + spread, seed, ablation, precision=precision, data="imagenette")
+            for ablation, base in sides.items()
+            for seed, spread in enumerate((0.0, 0.1, 0.3 if ablation == "none" else 0.5))
+        ]
+
+    def p_values(results: Results) -> dict[str, float | None]:
+        return {
+            name: next(f.estimates["top1_error"].p for f in found if f.shared["precision"] == "32-true" and f.seeds)
+            for name, found in judge(results).items()
+            if name in ("no_lrn", "non_overlapping_pooling")
+        }
+
+    alone = p_values(study("32-true"))
+    assert all(p is not None for p in alone.values())
+    assert len(alone) == 2
+    assert p_values([*study("32-true"), *study("bf16-mixed")]) == alone
+
+
+def test_ensembles_that_share_nets_count_once_and_only_after_all_of_their_training() -> None:
+    seeds = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 5, 6, 7, 8], [10, 11, 12, 13, 14]]
+    facts = {"members": 5, "data": "ilsvrc2012", "split": "val"}
+    ensembles = [result(38.1, own[0], seeds=own, **facts) for own in seeds]
+    found = findings("five_cnns", ensembles)
+    assert [len(finding.seeds) for finding in found] == [2]
+    early = result(60.0, 20, seeds=[20, 21, 22, 23, 24], checkpoint="epoch-10", **facts)
+    assert findings("five_cnns", [*ensembles, early]) == found
+
+
 def test_ensemble_of_five_decides_five_cnns_but_not_one_cnn(tmp_path: Path) -> None:
     five = result(38.3, members=5, seeds=[0, 1, 2, 3, 4])
     five["ten_crop"]["top5_error"] = 16.5

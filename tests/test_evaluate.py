@@ -334,8 +334,11 @@ def test_submission_holds_the_five_most_probable_classes(
     assert NUMBERS[WNIDS.index(first)] == int(wanted[f"run={runs[0]}"][0].split()[0])
     (source / "test" / "ILSVRC2012_test_00000002.JPEG").write_bytes(b"no image")
     assert run_command(*again)[0] == 0
-    status, _, err = run_command("evaluate", f"run={runs[0]}", *options)
-    assert (status, "lacks 1 of the images to be submitted" in err) == (2, True), err
+    converted = ["data=folder", "data.image_size=110", "source=store", "data.store=copy", "encoding=jpeg"]
+    assert run_command("prepare", *converted)[0] == 0
+    for store in ("store", "copy"):
+        status, _, err = run_command("evaluate", f"run={runs[0]}", f"store={store}", *options)
+        assert (status, "lacks 1 of the images to be submitted" in err) == (2, True), err
 
 
 def test_softmax_of_members_is_saved_and_read_again(pair: Pair, cwd: Path, run_command: Run) -> None:

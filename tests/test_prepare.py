@@ -134,13 +134,13 @@ def test_files_beside_the_splits_are_ignored_and_named(
 ) -> None:
     shutil.copytree(source_folder, cwd / "in" / "imagenette2")
     (cwd / "in/imagenette2/noisy_imagenette.csv").write_text("a list")
-    save_picture(cwd / "in/imagenette2/ILSVRC2012_img_test_v10102019/ILSVRC2012_test_00000001.JPEG", 5)
+    save_picture(cwd / "in/imagenette2/ILSVRC2012_bbox_val_v3/ILSVRC2012_val_00000001.JPEG", 5)
     tar_of(cwd / "in", cwd / "in.tar")
     status, out, err = run_command("prepare", "data=folder", "source=in.tar", "data.store=stores/beside")
     assert status == 0, err
     assert same_store(Path("stores/beside"), small_store)
     assert "noisy_imagenette.csv" in out
-    assert "ILSVRC2012_img_test_v10102019/ (1 files)" in out
+    assert "ILSVRC2012_bbox_val_v3/ (1 files)" in out
 
 
 def test_class_may_be_named_train(cwd: Path, run_command: Run) -> None:
@@ -180,7 +180,7 @@ def ilsvrc(folder: Path, year: int = 2012) -> Path:
     """Write small versions of ImageNet's own archives and return their folder.
 
     They are a tar of class tars, tars of the val and test images, and the development kit with the labels. In 2012 the
-    tars are flat, and the test labels are not public. In 2010 the tars hold a folder, and the test labels are in a
+    tar of val is flat, and the test labels are not public. In 2010 the tars hold a folder, and the test labels are in a
     separate file.
     """
     img, kit_name = ("img", "devkit_t12") if year == 2012 else ("images", "devkit-1.0")
@@ -193,10 +193,11 @@ def ilsvrc(folder: Path, year: int = 2012) -> Path:
                     inner.add(file, f"{wnid}_{i}.JPEG")
             outer.add(folder / f"{wnid}.tar", f"{wnid}.tar")
     for split, seeds in (("val", (71, 72, 73)), ("test", (81, 82, 83, 84))):
-        with tarfile.open(folder / "source" / f"ILSVRC{year}_{img}_{split}.tar", "w") as tar:
+        revision = "_v10102019" if (year, split) == (2012, "test") else ""
+        with tarfile.open(folder / "source" / f"ILSVRC{year}_{img}_{split}{revision}.tar", "w") as tar:
             for i, seed in enumerate(seeds):
                 save_picture(folder / "one.jpg", seed)
-                inside = f"{split}/" if year == 2010 else ""
+                inside = f"{split}/" if year == 2010 or revision else ""
                 tar.add(folder / "one.jpg", f"{inside}ILSVRC{year}_{split}_{i + 1:08d}.JPEG")
     kit = folder / f"ILSVRC{year}_{kit_name}" / "data"
     kit.mkdir(parents=True)
@@ -279,6 +280,44 @@ def test_images_are_held_out_and_reported_if_the_source_has_no_val(cwd: Path, ru
     assert status == 0
     assert "16 train, 4 val" in out
     assert "one of 5 images of each class became it (4 images)" in out
+
+
+def test_sources_without_training_images_are_refused_and_too_few_are_named(cwd: Path, run_command: Run) -> None:
+    save_picture(cwd / "only" / "ILSVRC2012_test_00000001.JPEG", 1)
+    image_folder(cwd / "few", train=3, val=0)
+    status, _, err = run_command("prepare", "data=folder", "source=only")
+    assert (status, "has no training images" in err) == (2, True), err
+    status, out, _ = run_command("prepare", "data=folder", "source=few/train")
+    assert (status, "held out: no image: no class has the 10 images" in out) == (0, True), out
+
+
+def test_valid_is_a_name_of_the_validation_images(cwd: Path) -> None:
+    image_folder(cwd / "s", train=3, val=2)
+    (cwd / "s" / "val").rename(cwd / "s" / "valid")
+    found = scan(cwd / "s", 2, cwd)
+    assert (found.classes, sum(file.split == "val" for file in found.files)) == (["cat", "dog"], 4)
+
+
+def test_interrupted_removal_of_the_replaced_store_loses_nothing(
+    cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("prepare", "data=folder", "data.image_size=32", "data.store=s", "overwrite=true")
+    for name, count in (("old", 3), ("new", 4)):
+        image_folder(cwd / name, train=count, val=1)
+    assert run_command(*line, "source=old")[0] == 0
+    with monkeypatch.context() as patch:
+
+        def interrupted(path: Path, ignore_errors: bool = False) -> None:
+            if path.exists():
+                next(path.glob("train/*.npy")).unlink()
+                raise KeyboardInterrupt
+
+        patch.setattr(shutil, "rmtree", interrupted)
+        assert run_command(*line, "source=new")[0] != 0
+    assert len(Store("s").split("train")) == 8
+    assert run_command(*line, "source=old")[0] == 0
+    assert len(Store("s").split("train")) == 6
+    assert [path.name for path in cwd.glob("s*")] == ["s"]
 
 
 def test_half_of_each_class_is_drawn_with_a_seed(cwd: Path) -> None:

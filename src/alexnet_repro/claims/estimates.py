@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+SEEDS_NEEDED = 3  # to decide anything
 LEVEL = 0.05  # significance level; intervals are 95% intervals
 
 

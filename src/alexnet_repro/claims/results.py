@@ -152,7 +152,7 @@ def read_result(path: Path) -> Any:
         if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
             raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "repair or remove it")
         for key, types in TYPES.items():
-            if key in content and (not isinstance(content[key], types) or isinstance(content[key], bool)):
+            if content.get(key) is not None and (not isinstance(content[key], types) or isinstance(content[key], bool)):
                 raise UserError(f"{path}: {key}={content[key]!r} is not a {types[0].__name__}", "repair or remove it")
     return content
 

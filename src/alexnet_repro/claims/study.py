@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from alexnet_repro.claims.estimates import LEVEL, Estimate, estimate, holm
+from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, estimate, holm
 from alexnet_repro.claims.measures import MEASURES, crossing
 from alexnet_repro.claims.paper import Claim, read_claims
 from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of, shared_key
@@ -73,9 +73,14 @@ class Change:
 
     @property
     def distinct(self) -> bool:
-        """Whether the ten-crop error differs from the baseline's after Holm's correction."""
+        """Whether the ten-crop error, of enough seeds, differs from the baseline's after Holm's correction."""
         p = self.estimates["ten_crop"].p
-        return p is not None and p < LEVEL
+        return p is not None and p < LEVEL and self.is_tested
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there are enough seeds to decide anything."""
+        return len(self.seeds) >= SEEDS_NEEDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ def _study(shared: dict[str, Any], runs: Runs) -> Study:
     baseline = runs["none"]
     every = [run for side in runs.values() for run in side.values()]
     changes = [_change(name, runs[name], baseline) for name in _ablations(runs)]
-    tested = [change.estimates for change in changes if change.estimates["ten_crop"].p is not None]
+    tested = [c.estimates for c in changes if c.is_tested and c.estimates["ten_crop"].p is not None]
     for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):
         estimates["ten_crop"] = replace(estimates["ten_crop"], p=p)
     return Study(

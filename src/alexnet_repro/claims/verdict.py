@@ -32,14 +32,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_repro.claims.estimates import LEVEL, Estimate, estimate, holm
+from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, estimate, holm
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
 from alexnet_repro.claims.paper import Claim, Values, read_claims
 from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of
 
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
-SEEDS_NEEDED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +63,8 @@ class Finding:
 def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
     """Return the findings for each claim, keyed by claim name, with proxies last.
 
-    p values are corrected for multiple comparisons (Holm) within each family of claims, separately for each recipe, net
-    and data set.
+    p values are corrected for multiple comparisons (Holm) within each family of claims, separately for each group of
+    comparable results (SHARED_KEYS).
     """
     results = list(results)
     found = {name: _measure(claim, results) for name, claim in read_claims().items()}
@@ -73,7 +72,7 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
     for name, findings in found.items():
         for number, finding in enumerate(findings):
             if finding.claim.family and len(finding.seeds) >= SEEDS_NEEDED:
-                shared = (finding.shared.get(key) for key in ("recipe", "net", "data", "split", "epochs"))
+                shared = (finding.shared.get(key) for key in SHARED_KEYS)
                 families[(finding.claim.family, *shared)].append((name, number))
     for members in families.values():
         _correct(found, members)
@@ -146,13 +145,24 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
             finding = _compared(claim, run, against or bases.get(key[1:], []), shared)
         # numbers of a proxy are never compared with the paper's
         elif run and not (claim.kind == "number" and _proxy(claim, shared)):
-            by_seed = {tuple(r["seeds"]) if "seeds" in r else r.get("seed", 0): r for r in run}
+            by_seed = _of_different_nets(run)
             measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in by_seed.items()}
             finding = _finding(claim, measured, shared, list(by_seed.values()), {})
         else:
             finding = None
         if finding:
             found.append(finding)
+    return found
+
+
+def _of_different_nets(results: list[Result]) -> dict[Any, Result]:
+    """Return results by seed, or by the seeds of an ensemble; of ensembles that share a net, only the first counts."""
+    found: dict[Any, Result] = {}
+    for result in results:
+        if "seeds" not in result:
+            found[result.get("seed", 0)] = result
+        elif not any(set(result["seeds"]) & set(seeds) for seeds in found):
+            found[tuple(sorted(result["seeds"]))] = result
     return found
 
 
@@ -175,8 +185,9 @@ def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
 
 
 def _matches(result: Result, wanted: dict[str, Any]) -> bool:
-    # single nets without pre-training only, unless the claim says otherwise
+    # single nets without pre-training only, unless the claim says otherwise, and only after the whole of their training
     wanted = {**dict.fromkeys(("members", "pretrained_members", "weights", "pretraining")), **wanted}
+    wanted["checkpoint"] = [None, "last"]
     return all(
         result.get(key) in value if isinstance(value, list) else result.get(key) == value
         for key, value in wanted.items()

@@ -136,7 +136,11 @@ def convert(cfg: DictConfig, store: Store) -> Store:
         store.classes,
         Path(str(cfg.data.store)),
         image_size=store.image_size,
-        provenance={**kept, "from_store": store.checksum, "left_out_before": store.manifest.get("bad", [])},
+        provenance={
+            **kept,
+            "from_store": store.checksum,
+            "left_out_before": [*store.manifest.get("left_out_before", []), *store.manifest.get("bad", [])],
+        },
         max_bad=cfg.max_bad,
         overwrite=cfg.overwrite,
         workers=cfg.workers,

@@ -13,7 +13,7 @@ from alexnet_repro.data.archives import UNPACKED, File, entries
 from alexnet_repro.errors import UserError
 
 # train, val and test, and the corresponding names of ImageNet archives and of folders in other data sets
-SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|id|idation)?(?:_v\d+)?", re.IGNORECASE)
 ANNOTATIONS = ("val_annotations.txt",)  # of Tiny ImageNet
 WNID = re.compile(r"n\d{8}(?=_)")
 
@@ -85,6 +85,8 @@ def scan(
 
     labelled = [_class_of(file, path) for file in found.files]
     found.classes = sorted({name for file, name in labelled if file.split == "train"})
+    if not found.classes:
+        raise UserError(f"{path} has no training images", "set source to the folder that contains them")
     if len(found.classes) < 2:
         raise UserError(
             f"{path} has only one class: {found.classes[0]}", "set source to the folder that contains the class folders"
@@ -206,6 +208,9 @@ def _hold_out(found: Found, every: int, split: str, seed: int | None) -> None:
         for place in order[every - 1 :: every]:
             found.files[numbers[place]] = replace(found.files[numbers[place]], split=split)
     count = sum(file.split == split for file in found.files)
+    if not count:
+        found.held_out = f"no image: no class has the {every} images of which one would be held out for {split}"
+        return
     drawn = "" if seed is None else f", drawn with seed {seed},"
     found.held_out = (
         f"the source has no {split} split: one of {every} images of each class{drawn} became it ({count} images)"

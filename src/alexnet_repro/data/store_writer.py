@@ -155,14 +155,18 @@ def write_store(
     manifest["checksum"] = manifest_checksum(manifest)
     with written_whole(partial_store / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode())
-    for temporary in [*partial_store.glob("*/*.npz"), partial_store / "examples.sha256"]:
-        temporary.unlink()
     if alone and store.exists() and not overwrite:  # another process finished first
         shutil.rmtree(partial_store)
         return Store(store)
-    if store.exists():
-        shutil.rmtree(store)
+    replaced = store.with_name(store.name + ".replaced")
+    if store.exists():  # a large store takes long to remove: the new one is in place before
+        shutil.rmtree(replaced, ignore_errors=True)  # of an interrupted call
+        store.rename(replaced)
     partial_store.rename(store)
+    for temporary in [*store.glob("*/*.npz"), store / "examples.sha256"]:
+        temporary.unlink()
+    if replaced.exists():
+        shutil.rmtree(replaced)
     if bad:
         print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
     return Store(store)

@@ -41,7 +41,7 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
 def common_facts(runs: list[Path]) -> dict[str, Any]:
     """Return how the runs of an ensemble were trained, with their number and seeds.
 
-    Values that differ between runs are joined by "and". Raises UserError for an unfinished run.
+    Words that differ between runs are joined by "and", numbers are left out. Raises UserError for an unfinished run.
     """
     results = [read_result(finished_result(run)) for run in runs]
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
@@ -49,7 +49,8 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
         facts["pretrained_members"] = pretrained
     for key in ("ablation", "recipe", "experiment", "scale", "source", "net", "batch_size", "lr"):
         different = sorted({str(result.get(key)) for result in results})
-        facts[key] = results[0].get(key) if len(different) == 1 else " and ".join(different)
+        several = None if key in ("batch_size", "lr") else " and ".join(different)
+        facts[key] = results[0].get(key) if len(different) == 1 else several
     facts["options"] = sorted({option for result in results for option in result.get("options", ())})
     # members may have different protocols: what counts is the shortest of those that did not do all of theirs
     cut = [result["epochs"] for result in results if result["epochs"] != result.get("of_epochs")]

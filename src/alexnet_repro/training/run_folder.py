@@ -305,7 +305,8 @@ def csv_logger(run: Path, steps_done: int) -> CSVLogger:
     rows: list[dict[str, str]] = []
     if path.exists() and steps_done:
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps_done]
+            whole = (row for row in csv.DictReader(file) if (row.get("step") or "").isdigit())  # the last may be cut
+            rows = [row for row in whole if int(row["step"]) < steps_done]
     path.unlink(missing_ok=True)  # Lightning would remove it with a warning
     logger = CSVLogger(run, name="", version="")
     if rows:

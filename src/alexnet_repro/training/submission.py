@@ -14,7 +14,8 @@ GUESSES = 5
 
 def refuse_gaps(store: Store) -> None:
     """Raise UserError if an unlabelled image was left out of the store: each needs a line."""
-    left_out = [name for name in store.manifest.get("bad", ()) if name.startswith("unlabelled/")]
+    bad = [*store.manifest.get("left_out_before", ()), *store.manifest.get("bad", ())]
+    left_out = [name for name in bad if name.startswith("unlabelled/")]
     if left_out:
         raise UserError(
             f"the store {store.path} lacks {len(left_out)} of the images to be submitted, such as {left_out[0]}",
