@@ -238,7 +238,6 @@ evaluate run=a trainer.workers=-1 > at least 0
 evaluate run=a trainer.checkpoint_minutes=3 > has no effect on evaluate
 evaluate ensemble=three_cnns > there are: five_cnns, one_cnn, seven_cnns
 evaluate run=a ensemble.weights=fit > one of equal, search
-evaluate run=a ensemble.weights=search > needs several runs
 evaluate seed=3 > there is no option 'seed'
 report runs=nowhere > holds no finished run
 report results=nowhere > there is no folder nowhere
