@@ -58,6 +58,18 @@ def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
     return math.sqrt(total / (seeds * images)), freedom
 
 
+def compared(kind: str, one: float, other: float) -> float:
+    """Return the ratio of two numbers for kind="ratio", otherwise their difference.
+
+    An infinite number is a level that was never reached. The ratio of two of them is NaN.
+    """
+    if kind != "ratio":
+        return one - other
+    if math.isinf(one) and math.isinf(other):
+        return math.nan
+    return one / other if other else math.inf
+
+
 def estimate(kind: str, numbers: list[float], images: NDArray[np.float64] | None) -> Estimate:
     """Return the mean over seeds with its 95% interval. Ratios use the geometric mean.
 

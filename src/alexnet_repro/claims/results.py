@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -163,6 +163,17 @@ def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
     The columns are those of scores.read_scores. Raises UserError if the file is damaged.
     """
     return (_beside(result, read_scores) or {}).get(view)
+
+
+def differences_by_image(pairs: Sequence[tuple[Result, Result]], view: str) -> NDArray[np.float64] | None:
+    """Return the first result's scores of each test image minus the second's, for each pair: (pairs, N, 3).
+
+    Returns None if the scores of any result were not saved, or if a pair has different numbers of images.
+    """
+    scores = [(scores_of(one, view), scores_of(other, view)) for one, other in pairs]
+    if any(one is None or other is None or one.shape != other.shape for one, other in scores):
+        return None
+    return np.stack([one - other for one, other in scores])  # type: ignore[operator]
 
 
 def kernels_of(result: Result) -> NDArray[np.float32] | None:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, estimate, holm
+from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, compared, estimate, holm
 from alexnet_repro.claims.measures import MEASURES, crossing
 from alexnet_repro.claims.paper import Claim, read_claims
-from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of, shared_key
+from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image, shared_key
 from alexnet_repro.configs import CONF
 
 EXPERIMENT = "ablations"
@@ -159,15 +159,9 @@ def _change(ablation: str, side: dict[int, Result], baseline: dict[int, Result])
     for column in COLUMNS:
         pairs = [(column.of(side[seed]), column.of(baseline[seed])) for seed in seeds]
         if all(one is not None and other is not None for one, other in pairs):
-            numbers = [_compared(column, one, other) for one, other in pairs]  # type: ignore[arg-type]
+            numbers = [compared(column.kind, one, other) for one, other in pairs]  # type: ignore[arg-type]
             estimates[column.name] = estimate(column.kind, numbers, _images(column, seeds, side, baseline))
     return Change(ablation=ablation, seeds=seeds, estimates=estimates, claim=_claim_of(ablation))
-
-
-def _compared(column: Column, one: float, other: float) -> float:
-    if column.kind == "difference":
-        return one - other
-    return math.nan if math.isinf(one) and math.isinf(other) else one / other if other else math.inf
 
 
 def _images(
@@ -176,11 +170,10 @@ def _images(
     """Return the difference of each test image, (seeds, images), or None if the scores are not saved."""
     if column.view is None or len(seeds) < 2:
         return None
-    scores = [tuple(scores_of(runs[seed], column.view) for runs in (side, baseline)) for seed in seeds]
-    if any(one is None or other is None or one.shape != other.shape for one, other in scores):
+    differences = differences_by_image([(side[seed], baseline[seed]) for seed in seeds], column.view)
+    if differences is None:
         return None
-    unit = 1 if column.score == 2 else 100
-    return unit * np.stack([one[:, column.score] - other[:, column.score] for one, other in scores])  # type: ignore[index]
+    return (1 if column.score == 2 else 100) * differences[:, :, column.score]
 
 
 def _claim_of(ablation: str) -> Claim | None:

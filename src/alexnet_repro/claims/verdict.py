@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, estimate, holm
+from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, compared, estimate, holm
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
 from alexnet_repro.claims.paper import Claim, Values, read_claims
-from alexnet_repro.claims.results import SHARED_KEYS, Result, scores_of
+from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image
 
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
@@ -234,7 +234,7 @@ def _compared(claim: Claim, run: list[Result], against: list[Result], shared: di
             change = PAIR_MEASURES[claim.measure](run_by_seed[seed], against_by_seed[seed])
         else:
             measured = [MEASURES[claim.measure](side[seed]) or {} for side in (run_by_seed, against_by_seed)]
-            change = {key: _change(claim, measured[0][key], measured[1][key]) for key in measured[0]}
+            change = {key: compared(claim.kind, measured[0][key], measured[1][key]) for key in measured[0]}
         if change is not None:
             changes[seed] = change
     if not changes:
@@ -244,14 +244,6 @@ def _compared(claim: Claim, run: list[Result], against: list[Result], shared: di
     return _finding(claim, changes, shared, results, images, caveat)
 
 
-def _change(claim: Claim, run: float, against: float) -> float:
-    if claim.kind != "ratio":
-        return run - against
-    if math.isinf(run) and math.isinf(against):
-        return math.nan
-    return run / against if against else math.inf
-
-
 def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> dict[str, NDArray[np.float64]]:
     """Return the differences of each error between two sides, (seeds, images), in points.
 
@@ -259,10 +251,9 @@ def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> d
     """
     if claim.kind != "difference" or claim.measure not in ("centre", "ten_crop"):
         return {}
-    scores = [tuple(scores_of(result, claim.measure) for result in pair) for pair in pairs]
-    if any(one is None or other is None or one.shape != other.shape for one, other in scores):
+    differences = differences_by_image(pairs, claim.measure)
+    if differences is None:
         return {}
-    differences = np.stack([one - other for one, other in scores])  # type: ignore[operator]
     return {"top1_error": 100 * differences[:, :, 0], "top5_error": 100 * differences[:, :, 1]}
 
 

@@ -44,5 +44,9 @@ def cost(claim: Claim) -> str:
         images += own * length * TRAINING_IMAGES.get(data, 0)
     if not images:
         return ""
-    hours = images / RATE / 3600
-    return f"{runs:.0f} runs, {images / 1e6:,.0f} million images: {hours:,.1f} hours at {RATE:,} images per second (arithmetic)"
+    return f"{runs:.0f} runs, {images / 1e6:,.0f} million images: {hours(images, 1)}"
+
+
+def hours(images: float, decimals: int = 0) -> str:
+    """Return how long a GPU takes to train on so many images, as text."""
+    return f"{images / RATE / 3600:,.{decimals}f} hours at {RATE:,} images per second (arithmetic)"

@@ -7,7 +7,7 @@ from typing import Any
 
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
-from alexnet_repro.page.cost import RATE, TRAINING_IMAGES
+from alexnet_repro.page.cost import TRAINING_IMAGES, hours
 from alexnet_repro.page.intervals import bar, reach
 
 NAMES = {  # what was done, in words
@@ -76,8 +76,7 @@ def cost(study: Study) -> str:
     )
     images = count * study.of_epochs * TRAINING_IMAGES["ilsvrc2012"]
     return told + (
-        f" With the full-size net on ILSVRC-2012, {study.of_epochs} epochs each, they would take {images / RATE / 3600:,.0f} hours at "
-        f"{RATE:,} images per second (arithmetic)."
+        f" With the full-size net on ILSVRC-2012, {study.of_epochs} epochs each, they would take {hours(images)}."
     )
 
 

@@ -23,6 +23,7 @@ from alexnet_repro.training.measurement import (
     circumstances,
     fitting_store,
     load_run,
+    measure,
     predict_whole,
 )
 from alexnet_repro.training.run_folder import saved_config
@@ -65,11 +66,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         data = StoreData(store, cfg.batch_size, trained.seed, {"crop": model.crop}, cfg.trainer.workers, cfg.split)
         if cfg.split == UNLABELLED:
             refuse_gaps(store)
+        elif len(runs) == 1:
+            scores_by_view = measure(trainer, model, data, MEASURED_WITH[cfg.views])
+            break
+        saved = checkpoint_of(run, cfg.checkpoint) if len(runs) > 1 else None
+        softmax = predict_whole(trainer, model, data, MEASURED_WITH[cfg.views], saved)
         labels = torch.from_numpy(store.split(data.predict_split).labels)
-        softmax = predict_whole(
-            trainer, model, data, MEASURED_WITH[cfg.views], checkpoint_of(run, cfg.checkpoint), save=len(runs) > 1
-        )
-        if len(runs) > 1 and cfg.split != UNLABELLED:
+        if cfg.split != UNLABELLED:
             alone.append(score(softmax[cfg.views], labels))
             own = errors(alone[-1])
             print(f"{run}: {own['top1_error']:.1f} / {own['top5_error']:.1f}")
@@ -81,9 +84,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         (total,) = members[cfg.views]
         path = _file(cfg, runs, "submission", UNLABELLED, ".txt")
         if trainer.is_global_zero:
-            print(f"written to {path}: {len(total)} lines of class {write_submission(path, total, store)}")
+            print(f"written to {path}: {len(total)} lines, with {write_submission(path, total, store)}")
         return {}
-    scores_by_view = _mean_scores(cfg, members, alone, labels, facts)
+    if len(runs) > 1:
+        scores_by_view = _mean_scores(cfg, members, alone, labels, facts)
     result = {
         **({"run": str(runs[0])} if len(runs) == 1 else {"runs": [str(run) for run in runs]}),
         "checkpoint": cfg.checkpoint,
@@ -107,10 +111,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def _mean_scores(
     cfg: DictConfig, members: dict[str, list[Tensor]], alone: list[Tensor], labels: Tensor, facts: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Return the scores (N, 3) of the mean softmax by view; add the weights or the gain of an ensemble to ``facts``.
+    """Return the scores (N, 3) of an ensemble's mean softmax by view, and add its weights or its gain to ``facts``.
 
     members: the members' softmax (N, classes) by view, or, with equal weights, their sum.
-    alone: the scores of each member, for an ensemble.
+    alone: the scores of each member.
     """
     if cfg.ensemble.weights == "search":
         facts["weights"], measured = fitted(members[cfg.views], labels)
@@ -121,13 +125,12 @@ def _mean_scores(
             view: score(weighted_mean(softmax, facts["weights"])[measured], labels[measured])
             for view, softmax in members.items()
         }
-    scores_by_view = {view: score(total / max(len(alone), 1), labels) for view, (total,) in members.items()}
-    if alone:
-        facts["gain"] = {"view": cfg.views, **gain(alone, scores_by_view[cfg.views])}
-        lower = facts["gain"]["top1_error"]
-        print(
-            f"averaging lowers the top-1 error by {lower['value']:.1f} points ({lower['low']:.1f} to {lower['high']:.1f})"
-        )
+    scores_by_view = {view: score(total / len(alone), labels) for view, (total,) in members.items()}
+    facts["gain"] = {"view": cfg.views, **gain(alone, scores_by_view[cfg.views])}
+    lower = facts["gain"]["top1_error"]
+    print(
+        f"averaging lowers the top-1 error by {lower['value']:.1f} points ({lower['low']:.1f} to {lower['high']:.1f})"
+    )
     return scores_by_view
 
 

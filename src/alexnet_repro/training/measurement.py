@@ -40,31 +40,32 @@ def predict(
 
 
 def predict_whole(
-    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...], checkpoint: Path, save: bool
+    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...], checkpoint: Path | None
 ) -> dict[str, Tensor]:
     """Predict all images of ``data.predict_split``: return the softmax (N, classes) of each view, in every process.
 
-    With ``save``, a single process also writes it to softmax-<checkpoint>-<split>-<view>.npz in the folder of the run.
-    It is read from there if it came from the same weights, images, precision, machine and version of the program.
+    If the net's checkpoint is given, a single process also writes the softmax to softmax-<checkpoint>-<split>-<view>.npz
+    in the folder of the run. It is read from there if it came from the same weights, images, precision, machine and
+    version of the program.
     """
-    save = save and trainer.world_size == 1  # several processes need not see the same files
+    if checkpoint is None or trainer.world_size > 1:  # several processes need not see the same files
+        return {view: gathered(part, trainer) for view, part in predict(trainer, model, data, views)[1].items()}
     facts = {
         "checkpoint": sha256(checkpoint),
         "store": data.store.checksum,
         **{key: value for key, value in circumstances(trainer).items() if key != "command"},
     }
     path = checkpoint.parents[1] / f"softmax-{checkpoint.stem}-{data.predict_split}-{views[-1]}.npz"
-    if save and (found := _saved_softmax(path, facts)) is not None:
+    if (found := _saved_softmax(path, facts)) is not None:
         print(f"read from {path}")
         return found
-    softmax = {view: gathered(part, trainer) for view, part in predict(trainer, model, data, views)[1].items()}
-    if save:
-        try:
-            with written_whole(path) as file:
-                arrays: dict[str, Any] = {view: part.numpy() for view, part in softmax.items()}
-                np.savez(file, **arrays | {FACTS: np.array(json.dumps(facts))})
-        except OSError as error:  # a full disk, or a folder of another user
-            print(f"the softmax is not saved: {path}: {error.strerror}")
+    _, softmax = predict(trainer, model, data, views)
+    try:
+        with written_whole(path) as file:
+            arrays: dict[str, Any] = {view: part.numpy() for view, part in softmax.items()}
+            np.savez(file, **arrays | {FACTS: np.array(json.dumps(facts))})
+    except OSError as error:  # a full disk, or a folder of another user
+        print(f"the softmax is not saved: {path}: {error.strerror}")
     return softmax
 
 

@@ -37,4 +37,6 @@ def write_submission(path: Path, softmax: Tensor, store: Store) -> str:
     guesses = softmax.topk(min(GUESSES, len(names)), 1).indices.tolist()
     with written_whole(path) as file:
         file.write("".join(" ".join(names[label] for label in row) + "\n" for row in guesses).encode())
-    return "numbers of the development kit" if numbers else "WordNet IDs; the store was prepared without the kit"
+    return (
+        "the kit's numbers of the classes" if numbers else "WordNet IDs, since the store was prepared without the kit"
+    )
