@@ -1,8 +1,9 @@
 """Judge the claims from results. No verdict is written by hand.
 
 The ``run`` and ``against`` fields of a claim select results. Selected results that agree in all other fields form a
-group, and each recipe and net gets its own verdict. Intervals are 95% confidence intervals from Student's t over at
-least three seeds. The verdicts are:
+group, and each recipe and net gets its own verdict. Intervals are 95% confidence intervals from Student's t over seeds
+and, where the scores of the test images are saved, over these images, too. Fewer than three seeds decide nothing. The
+verdicts are:
 
 reproduced
     The interval lies inside the claim's tolerance around the paper's value. If the paper states only a direction, the
