@@ -13,17 +13,19 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from alexnet_repro.claims.paper import claim_of
-from alexnet_repro.claims.scores import errors, read_scores, save_scores, score
+from alexnet_repro.claims.scores import VIEWS, errors, read_scores, save_scores, score
 from alexnet_repro.claims.screen import table
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.augment import centre_crop, nine_crop
 from alexnet_repro.data.images import read_image
-from alexnet_repro.data.module import ValBatch
+from alexnet_repro.data.module import StoreData, ValBatch
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.ensemble import ensemble_claim, fitted
+from alexnet_repro.training.measurement import load_run, measure, predict_whole
 from alexnet_repro.training.run import train
 from alexnet_repro.training.setup import new_classifier
+from alexnet_repro.training.trainer import make_trainer
 from tests.conftest import save_picture, small_alexnet_options
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,7 +42,7 @@ def test_prediction_is_the_mean_softmax_of_ten_patches(small_store: Path) -> Non
     count = 18  # more than predict_step processes at once
     images = torch.stack([torch.from_numpy(split[i % 6].copy()) for i in range(count)])
     with torch.no_grad():
-        _, centre, ten = model.predict_step(ValBatch(images, torch.zeros(count, dtype=torch.long)), 0)
+        centre, ten = model.predict_step(ValBatch(images, torch.zeros(count, dtype=torch.long)), 0)
         mean = torch.from_numpy(store.mean)[16:240, 16:240]
         for n in (0, 5, 16, 17):
             patches = []
@@ -52,6 +54,22 @@ def test_prediction_is_the_mean_softmax_of_ten_patches(small_store: Path) -> Non
             torch.testing.assert_close(centre[n], softmax[8], atol=1e-5, rtol=1e-4)
         single = model.net(model.views(ValBatch(images[:2], torch.zeros(2)), centre_crop)).softmax(1)
         torch.testing.assert_close(centre[:2], single, atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_scores_of_each_image_are_kept(trained: Path, small_store: Path, tmp_path: Path) -> None:
+    # the softmax of all 4.45 million images of +experiment=fall_2009 would take 180 GB for each view
+    model, cfg = load_run(trained)
+    data = StoreData(Store(small_store), 4, 0, {"crop": model.crop}, 0)
+    trainer = make_trainer(cfg, tmp_path)
+    measured = measure(trainer, model, data)
+    rows = [part.shape[1] for batch in trainer.predict_loop.predictions for part in batch]
+    assert set(rows) == {3}
+    softmax = predict_whole(trainer, model, data, VIEWS[:2], None)
+    labels = torch.from_numpy(Store(small_store).split(data.predict_split).labels)
+    assert list(measured) == list(softmax)
+    for view in softmax:
+        assert softmax[view].shape == (len(labels), model.classes)
+        torch.testing.assert_close(measured[view], score(softmax[view], labels))
 
 
 def test_errors_equal_a_count() -> None:

@@ -122,7 +122,8 @@ class Classifier(L.LightningModule):
         self.classes = net["classes"]
         self.augment, self.crop, self.epochs, self.seed = augment, augment["crop"], epochs, seed
         self.image_size, self.class_names = image_size, class_names
-        self.predicted_views = VIEWS[:2]  # what predict_step returns, in this order
+        self.predicted_views = VIEWS[:2]  # the views that predict_step predicts, in this order
+        self.predicts_scores = False  # what predict_step returns of each view: its scores, or its softmax
         if not 0 < self.crop <= image_size:
             raise ValueError(f"augment.crop={self.crop}: the images are {image_size}x{image_size}")
         for key, allowed in {"mean": MEANS, "colour_unit": COLOUR_UNITS}.items():
@@ -280,12 +281,18 @@ class Classifier(L.LightningModule):
         return getattr(self.trainer.datamodule, "watched_split", "val")  # type: ignore[attr-defined]
 
     def predict_step(self, batch: ValBatch, batch_idx: int) -> tuple[Tensor, ...]:
-        """Return labels (N,) and the softmax (N, classes) of each of ``predicted_views``.
+        """Return the softmax (N, classes) of each of ``predicted_views``, which is the mean over the view's patches.
 
-        The softmax of a view is the mean over its patches.
+        With ``predicts_scores``, return the scores (N, 3) instead, as from ``scores.score``: the softmax of millions
+        of images does not fit in memory.
         """
+        softmax_by_view = self._softmax_by_view(batch)
+        return tuple(score(softmax, batch.labels) if self.predicts_scores else softmax for softmax in softmax_by_view)
+
+    def _softmax_by_view(self, batch: ValBatch) -> list[Tensor]:
+        """Return the softmax (N, classes) of each of ``predicted_views``."""
         if self.predicted_views == ("centre",):
-            return batch.labels, at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)
+            return [at_least_float32(self.net(self.views(batch, centre_crop))).softmax(1)]
         parts = []
         for images in batch.images.split(16):  # limits the memory for ten patches per image
             part = ValBatch(images, batch.labels)
@@ -294,7 +301,7 @@ class Classifier(L.LightningModule):
             if "nine_crop" in self.predicted_views:
                 views["nine_crop"] = self._softmax_of(self.views(part, nine_crop)).mean(1)
             parts.append([views[view] for view in self.predicted_views])
-        return batch.labels, *(torch.cat(column) for column in zip(*parts, strict=True))
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def _softmax_of(self, crops: Tensor) -> Tensor:
         """Return the softmax (N, crops, classes) of crops (N, crops, 3, s, s)."""

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from alexnet_repro.claims.scores import VIEWS, errors, gathered, score
+from alexnet_repro.claims.scores import VIEWS, errors, gathered
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.errors import UserError
@@ -26,17 +26,16 @@ MEASURED_WITH: dict[str, tuple[str, ...]] = {"centre": VIEWS[:1], "ten_crop": VI
 SAMPLE = 10_000  # maximum number of training images, evenly spaced, that measure_training_sample measures
 
 
-def predict(
-    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...] = VIEWS[:2]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Predict ``data.predict_split``: return labels (N,) and, for each view, softmax (N, classes).
+def _predict(
+    trainer: L.Trainer, model: Classifier, data: StoreData, views: tuple[str, ...], scores: bool
+) -> dict[str, Tensor]:
+    """Predict ``data.predict_split``: return the softmax (N, classes) of each view, or its scores (N, 3).
 
     One pass gives both the centre patch and the ten crops, because the centre patch is the fifth of the ten.
     """
-    model.predicted_views = views
+    model.predicted_views, model.predicts_scores = views, scores
     batches: Any = trainer.predict(model, datamodule=data)
-    labels, *softmax = (torch.cat(column) for column in zip(*batches, strict=True))
-    return labels, dict(zip(views, softmax, strict=True))
+    return {view: torch.cat(column) for view, column in zip(views, zip(*batches, strict=True), strict=True)}
 
 
 def predict_whole(
@@ -49,7 +48,9 @@ def predict_whole(
     version of the program.
     """
     if checkpoint is None or trainer.world_size > 1:  # several processes need not see the same files
-        return {view: gathered(part, trainer) for view, part in predict(trainer, model, data, views)[1].items()}
+        return {
+            view: gathered(part, trainer) for view, part in _predict(trainer, model, data, views, scores=False).items()
+        }
     facts = {
         "checkpoint": sha256(checkpoint),
         "store": data.store.checksum,
@@ -59,7 +60,7 @@ def predict_whole(
     if (found := _saved_softmax(path, facts)) is not None:
         print(f"read from {path}")
         return found
-    _, softmax = predict(trainer, model, data, views)
+    softmax = _predict(trainer, model, data, views, scores=False)
     try:
         with written_whole(path) as file:
             arrays: dict[str, Any] = {view: part.numpy() for view, part in softmax.items()}
@@ -90,8 +91,8 @@ def measure(
 
     With several processes, each returns the scores of all images.
     """
-    labels, softmax = predict(trainer, model, data, views)
-    return {view: gathered(score(p, labels), trainer) for view, p in softmax.items()}
+    scores_by_view = _predict(trainer, model, data, views, scores=True)
+    return {view: gathered(scores, trainer) for view, scores in scores_by_view.items()}
 
 
 def load_run(run: Path, checkpoint: str = "last") -> tuple[Classifier, DictConfig]:
