@@ -75,11 +75,6 @@ def _left_plateau(result: Result) -> Values | None:
     return {"updates": math.inf if result["left_plateau"] is None else result["left_plateau"]}
 
 
-def _seconds_per_update(result: Result) -> Values | None:
-    on_cpu = "threads of" in str(result.get("hardware", "threads of"))
-    return None if on_cpu or not result.get("steps") else {"seconds": result["seconds"] / result["steps"]}
-
-
 def _validation_minus_test(result: Result) -> Values | None:
     last = (result.get("history") or [{}])[-1]
     if result.get("split") != "test" or "val_top5_error" not in last:
@@ -108,6 +103,8 @@ def _specialised(result: Result) -> Values | None:
 
 
 def _loading(result: Result) -> Values | None:
+    if " x " in result.get("machine", ""):  # a GPU, whose host has other cores
+        return None
     speeds = result.get("images_per_s", {})
     loaded, trained = speeds.get("loader, one core: ours"), speeds.get("step bf16: paper")
     return {"share": trained / loaded} if loaded and trained else None
@@ -134,7 +131,6 @@ MEASURES: dict[str, Callable[[Result], Values | None]] = {
     "overfitting": _overfitting,
     "updates_to_converge": _updates_to_converge,
     "left_plateau": _left_plateau,
-    "seconds_per_update": _seconds_per_update,
     "validation_minus_test": _validation_minus_test,
     "specialised": _specialised,
     "loading": _loading,
@@ -161,8 +157,17 @@ def val_error_at_equal_training_error(run: Result, against: Result) -> Values | 
     return {"gap": val_error(histories[0]) - val_error(histories[1])}
 
 
+def seconds_per_update(run: Result, against: Result) -> Values | None:
+    """Return the ratio of the seconds per update of two runs, or None unless both ran on GPUs of the same model."""
+    models = [result.get("hardware", "").partition(" x ")[2] for result in (run, against)]  # as in "2 x NVIDIA H200"
+    if not models[0] or models[0] != models[1] or not (run.get("steps") and against.get("steps")):
+        return None
+    return {"seconds": run["seconds"] / run["steps"] / (against["seconds"] / against["steps"])}
+
+
 PAIR_MEASURES: dict[str, Callable[[Result, Result], Values | None]] = {
     "val_error_at_equal_training_error": val_error_at_equal_training_error,
+    "seconds_per_update": seconds_per_update,
 }
 
 

@@ -4,15 +4,20 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from alexnet_repro.claims.scores import Errors, read_kernels, read_scores
 from alexnet_repro.errors import UserError
 
 Read = TypeVar("Read")
+
+
+NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # fields that every run's result has
 
 
 class Result(TypedDict, total=False):
@@ -46,6 +51,7 @@ class Result(TypedDict, total=False):
     of_epochs: int | None
     steps: int
     precision: str
+    tf32: bool
     placement: str
     centre: Errors
     ten_crop: Errors
@@ -64,14 +70,14 @@ class Result(TypedDict, total=False):
     images_per_s: dict[str, float]
 
 
-# JSON types of the fields. Only the fields in NEEDED are required.
-TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("recipe", "ablation", "data", "split", "net", "precision", "command", "store_sha256"), (str,)),
-    **dict.fromkeys(("seed", "members", "batch_size", "epochs", "steps", "images"), (int,)),
-    **dict.fromkeys(("lr", "seconds"), (int, float)),
-    **dict.fromkeys(("centre", "ten_crop", "nine_crop", "train_sample", "ratios", "images_per_s"), (dict,)),
-    **dict.fromkeys(("history", "options", "colour_content", "seeds"), (list,)),
-}
+class _Epoch(TypedDict):
+    epoch: int
+    train_error: float
+
+
+class _History(TypedDict):
+    history: list[_Epoch]  # what each epoch must have; it has more
+
 
 # Fields that must be equal for results to be compared seed by seed, except those that the claim itself varies.
 SHARED_KEYS = (
@@ -89,6 +95,7 @@ SHARED_KEYS = (
     "batch_size",
     "lr",
     "precision",
+    "tf32",
     "options",
 )
 
@@ -97,9 +104,6 @@ def shared_key(result: Result) -> tuple[Any, ...]:
     """Return the fields SHARED_KEYS of a result, which comparable results have in common."""
     facts = {**result, "options": " ".join(result.get("options", ()))}
     return tuple(facts.get(key) for key in SHARED_KEYS)
-
-
-NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # required in a run's result
 
 
 def read_results(*folders: Path) -> list[Result]:
@@ -120,7 +124,7 @@ def read_results(*folders: Path) -> list[Result]:
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
                 content["experiment"] = named[1]  # for results written before this field existed
             if "centre" in content:
-                content.setdefault("scale", "full")  # for results written before this field existed
+                content = {"scale": "full", "tf32": False, **content}  # for results written before these fields existed
                 content["options"] = [
                     # runs that start from the nets of their own seeds have equal options
                     re.sub(rf"(?<=seed-){content['seed']}\b", "${seed}", option)
@@ -147,13 +151,15 @@ def read_result(path: Path) -> Any:
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
     if isinstance(content, dict) and "centre" in content:
-        missing = [key for key in NEEDED if key not in content]
-        history = content.get("history") or []
-        if missing or any(not {"epoch", "train_error"} <= set(epoch) for epoch in history):
-            raise UserError(f"{path} lacks {', '.join(missing) or 'errors in its history'}", "repair or remove it")
-        for key, types in TYPES.items():
-            if content.get(key) is not None and (not isinstance(content[key], types) or isinstance(content[key], bool)):
-                raise UserError(f"{path}: {key}={content[key]!r} is not a {types[0].__name__}", "repair or remove it")
+        try:
+            TypeAdapter(Result).validate_python(content, strict=True)
+            TypeAdapter(_History).validate_python({"history": content.get("history", [])}, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where, problem = ".".join(map(str, first["loc"])), first["msg"].replace("Input", "it")
+            raise UserError(f"{path} is no result of a run: {where}: {problem}", "repair or remove it") from None
+        if missing := [key for key in NEEDED if key not in content]:
+            raise UserError(f"{path} lacks {', '.join(missing)}", "repair or remove it")
     return content
 
 

@@ -115,8 +115,12 @@ def _groups(results: Iterable[Result]) -> Iterator[tuple[dict[str, Any], Runs]]:
     """Yield what the runs of each study share, and the runs."""
     groups: dict[tuple[Any, ...], Runs] = defaultdict(lambda: defaultdict(dict))
     for result in results:
-        if result.get("experiment") == EXPERIMENT and "members" not in result:
-            groups[shared_key(result)][result["ablation"]][result["seed"]] = result
+        if (
+            result.get("experiment") == EXPERIMENT
+            and "members" not in result
+            and {"ten_crop", "seconds"} <= set(result)
+        ):
+            groups[shared_key(result)][result["ablation"]].setdefault(result["seed"], result)
     for key, runs in groups.items():
         yield dict(zip(SHARED_KEYS, key, strict=True)), runs
 

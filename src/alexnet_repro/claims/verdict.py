@@ -39,6 +39,7 @@ from alexnet_repro.claims.paper import Claim, Values, read_claims
 from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image
 
 PROXY = "proxy: "
+SUFFICIENT = 0.9  # share of a protocol's epochs
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
 
 
@@ -137,7 +138,7 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
             continue
         for number, side in enumerate((claim.run or [{}], claim.against)):
             if any(_matches(result, wanted) for wanted in side):
-                groups[_shared_key(claim, result)][number].append(result)
+                groups[_group_key(claim, result)][number].append(result)
     bases = {key[1:]: against for key, (_, against) in groups.items() if against}
     found = []
     for key, (run, against) in groups.items():
@@ -146,7 +147,7 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
             finding = _compared(claim, run, against or bases.get(key[1:], []), shared)
         # numbers of a proxy are never compared with the paper's
         elif run and not (claim.kind == "number" and _proxy(claim, shared)):
-            by_seed = _of_different_nets(run)
+            by_seed = _by_seed(run)
             measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in by_seed.items()}
             finding = _finding(claim, measured, shared, list(by_seed.values()), {})
         else:
@@ -156,12 +157,15 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
     return found
 
 
-def _of_different_nets(results: list[Result]) -> dict[Any, Result]:
-    """Return results by seed, or by the seeds of an ensemble; of ensembles that share a net, only the first counts."""
+def _by_seed(results: list[Result]) -> dict[Any, Result]:
+    """Return results by seed, ensembles by their members' seeds, and benchmarks, which have none, by number.
+
+    Only the first of several results of one seed counts, and of several ensembles that share a net.
+    """
     found: dict[Any, Result] = {}
     for result in results:
         if "seeds" not in result:
-            found[result.get("seed", 0)] = result
+            found.setdefault(result.get("seed", len(found)), result)
         elif not any(set(result["seeds"]) & set(seeds) for seeds in found):
             found[tuple(sorted(result["seeds"]))] = result
     return found
@@ -174,12 +178,14 @@ def _keys(claim: Claim) -> tuple[str, ...]:
     return tuple(key for key in SHARED_KEYS if key not in free or (key == "experiment" and claim.fastest))
 
 
-def _shared_key(claim: Claim, result: Result) -> tuple[Any, ...]:
+def _group_key(claim: Claim, result: Result) -> tuple[Any, ...]:
+    """Return the fields that results about a claim have in common: the ablation, if the claim has several, and _keys."""
     facts = dict(result)
     facts["options"] = " ".join(result.get("options", ()))
     facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
-    if result.get("of_epochs") and result["epochs"] == result["of_epochs"]:
-        facts["epochs"] = "all"  # the 2012 log's runs differ in their number of epochs
+    replayed = result.get("of_epochs") or 0  # epochs of the run of the 2012 log whose schedule was followed
+    if result.get("epochs") == replayed and (replayed >= SUFFICIENT * claim.epochs or result.get("pretraining")):
+        facts["epochs"] = "all"  # the log's runs differ in their number of epochs
     variants = [wanted["ablation"] for wanted in claim.run if isinstance(wanted.get("ablation"), list)]
     ablation = result["ablation"] if any(result.get("ablation") in names for names in variants) else None
     return (ablation, *(facts.get(key) for key in _keys(claim)))
@@ -203,7 +209,7 @@ def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
     """Return why results with these fields are a proxy, or None if they are the claim's own experiment."""
     data, split, images = (shared.get(key) for key in ("data", "split", "images"))
     own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
-    if data not in own:
+    if data not in (None, *own):  # a benchmark has no data
         return "other data"
     if claim.split in ("val", "test") and split not in (None, claim.split):
         return f"measured on {split}"
@@ -211,7 +217,7 @@ def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
         return "validation images held out from the training images"
     if claim.images and images not in (None, claim.images):
         return f"measured on {images} images"
-    if _number(shared.get("epochs", math.inf)) < 0.9 * claim.epochs:
+    if _number(shared.get("epochs", math.inf)) < SUFFICIENT * claim.epochs:
         return f"{shared['epochs']} epochs"
     if shared.get("scale") == "proxy":
         return "smaller images and net"
@@ -228,7 +234,7 @@ def _compared(claim: Claim, run: list[Result], against: list[Result], shared: di
         (run_by_seed, run_caveat), (against_by_seed, against_caveat) = _fastest(run), _fastest(against)
         caveat = run_caveat or against_caveat
     else:
-        run_by_seed, against_by_seed = ({r["seed"]: r for r in side} for side in (run, against))
+        run_by_seed, against_by_seed = _by_seed(run), _by_seed(against)
     changes: dict[Any, Values] = {}
     for seed in sorted(set(run_by_seed) & set(against_by_seed)):
         if claim.measure in PAIR_MEASURES:
@@ -274,7 +280,7 @@ def _fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
     if not speed:
         return {}, None
     best = min(speed, key=lambda lr: (speed[lr][:2], lr))
-    chosen = {r["seed"]: r for r in side if r["lr"] == best}
+    chosen = _by_seed([r for r in side if r["lr"] == best])
     activation = side[0].get("activation", "")
     for word, others in (("below", [lr for lr in speed if lr < best]), ("above", [lr for lr in speed if lr > best])):
         nearest = (max if word == "below" else min)(others, default=None)
