@@ -151,6 +151,15 @@ def test_class_may_be_named_train(cwd: Path, run_command: Run) -> None:
     assert Store("stores/folder").classes == ["bus", "car", "train"]
 
 
+def test_train_beside_an_unknown_folder_is_a_split(source_folder: Path, cwd: Path, run_command: Run) -> None:
+    shutil.copytree(source_folder / "train", cwd / "in/train")
+    shutil.copytree(source_folder / "val", cwd / "in/extra")
+    status, out, err = run_command("prepare", "data=folder", "source=in", "data.hold_out_every=3")
+    assert status == 0, err
+    assert Store("stores/folder").classes == ["cat", "dog"]
+    assert "extra/ (6 files)" in out
+
+
 def test_reading_leaves_few_files_open(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of ImageNet has 1252 files. A process may open only 1024, or 256 on a Mac."""
     monkeypatch.setattr("alexnet_repro.data.split.OPEN_FILES", 48)
@@ -371,7 +380,7 @@ class TestBadFiles:
         np.testing.assert_array_equal(store.mean, whole.mean)
         assert all(np.array_equal(store.split("train")[i], whole.split("train")[i]) for i in range(12))
 
-    def test_too_many_bad_files_stop_preparation_and_a_higher_limit_resumes_it(
+    def test_too_many_bad_files_stop_preparation_until_they_are_repaired_or_allowed(
         self, cwd: Path, run_command: Run
     ) -> None:
         source = self.source(cwd, 4)
@@ -380,6 +389,14 @@ class TestBadFiles:
         assert "4 files can't be read" in err
         assert "max_bad=8" in err
         assert not Path("stores/folder").exists()
+        shutil.copy(source / "train/cat/000.jpg", source / "train/cat/bad0.jpg")
+        status, out, err = run_command("prepare", "data=folder", f"source={source}", "max_bad=3")
+        assert status == 0, err
+        assert "left out 3 files" in out
+        assert len(Store("stores/folder").split("train")) == 13
+        (source / "train/cat/bad0.jpg").write_bytes(b"no image")
+        shutil.rmtree("stores")
+        assert run_command("prepare", "data=folder", f"source={source}", "max_bad=3")[0] == 2
         assert run_command("prepare", "data=folder", f"source={source}", "max_bad=8")[0] == 0
         assert len(Store("stores/folder").split("train")) == 12
 

@@ -121,15 +121,19 @@ def _into_splits(files: list[File]) -> Found:
     """Assign each file to the split that its top-level folder names.
 
     If no folders name splits, all images are train. If there are split folders, files outside them (ImageNet's test
-    archive, bounding boxes, lists) are ignored and listed in the result. Raises UserError for val/ or test/ without
-    train/.
+    archive, bounding boxes, lists) are ignored and listed in the result. A class may be named train. Raises UserError
+    for val/ or test/ without train/.
     """
     tops = Counter(file.name.split("/", 1)[0] for file in files if "/" in file.name)
     split_of = {top: match[1].lower() for top in tops if (match := SPLIT_NAME.fullmatch(top))}
     if split_of and "train" not in split_of.values():
         raise UserError(f"there is no folder train/ beside {', '.join(sorted(split_of))}/")
-    if len(set(split_of.values())) < 2 and set(split_of) != set(tops):
-        split_of = {}  # a class may be named train
+    if (
+        len(set(split_of.values())) < 2
+        and set(split_of) != set(tops)
+        and any(_is_class(top, files) for top in split_of)
+    ):
+        split_of = {}
     twice = {  # ILSVRC2010_images_val.tar contains a folder val
         top: f"{top}/{split}/"
         for top, split in split_of.items()
@@ -149,6 +153,12 @@ def _into_splits(files: list[File]) -> Found:
     if split_of:
         found.ignored += [f"{top}/ ({count} files)" for top, count in tops.items() if top not in split_of]
     return found
+
+
+def _is_class(folder: str, files: list[File]) -> bool:
+    """Return whether a folder named like a split is a class: it holds images, and neither folders nor WordNet IDs."""
+    inside = [file.name.removeprefix(f"{folder}/") for file in files if file.name.startswith(f"{folder}/")]
+    return any("/" not in name and not WNID.match(name) for name in inside)
 
 
 def _refuse_empty_classes(path: Path, folders: set[str], files: list[File]) -> None:

@@ -103,7 +103,7 @@ def write_store(
                     if len(bad) > max_bad:
                         raise UserError(
                             f"{len(bad)} files can't be read as images: {', '.join(bad[:3])}, ...",
-                            f"remove them, or raise the limit with max_bad={2 * len(bad)}; finished files are kept",
+                            f"repair them, or leave them out with max_bad={2 * len(bad)}; either continues from here",
                         )
                     if split == "train":
                         mean_sum += statistics["sum"]
@@ -286,13 +286,17 @@ def _shards(
 
 
 def _finished(file: Path, encoding: str) -> dict[str, Any] | None:
-    """Return the statistics of a shard that an earlier call wrote, or None if there is none."""
+    """Return the statistics of a shard that an earlier call wrote, or None if there is none.
+
+    A shard with unreadable images is written again, because they may have been repaired.
+    """
     statistics_path = file.with_suffix(".npz")
     if not (statistics_path.exists() and file.exists()):
         return None
     with np.load(statistics_path) as found:
         statistics = dict(found)
-    return statistics if "crc32" in statistics else None  # otherwise version 0.1 wrote it
+    # version 0.1 wrote no "crc32"
+    return statistics if "crc32" in statistics and not statistics["bad"].size else None
 
 
 def _read(example: Example, encoding: str) -> Read | str:
