@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -105,9 +106,12 @@ def test_table_shows_the_papers_errors_and_names_the_data() -> None:
     view = {"top1_error": 12.34, "top5_error": 1.0}
     result = {"claim": "no_lrn", "data": "imagenette", "centre": view, "ten_crop": view}
     text = table(result)
-    assert "42.1" in text
+    assert "42.1" not in text  # never beside errors on other data
     assert "Section 3.3" in text
+    assert "1.4 / 1.2 higher" in text
     assert "imagenette is not ImageNet" in text
+    assert re.search(r"from the paper's difference, ten crops +42\.1 +19\.4", table({**result, "data": "ilsvrc2012"}))
+    assert re.search(r"the paper, ten crops +40\.7 +18\.2", table({**result, "data": "ilsvrc2012", "claim": "one_cnn"}))
     assert "not ImageNet" not in table({**result, "data": "ilsvrc2012"})
     assert "no measure of the paper's" not in table({**result, "data": "ilsvrc2012"})
     assert "no measure of the paper's" in table({**result, "data": "ilsvrc2010"})

@@ -17,8 +17,10 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     if claim := result["claim"]:
         paper = read_claims()[claim]
-        if expected := expected_errors(claim):
-            rows.append(("the paper, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}", ""))
+        expected = expected_errors(claim)
+        if expected and result["data"] == paper.data:
+            source = "the paper" if paper.kind == "number" else "from the paper's difference"
+            rows.append((f"{source}, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}", ""))
         lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
         if {paper.data, result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
             lines.append(
