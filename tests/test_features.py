@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from alexnet_repro.net.alexnet import GroupedLinear
 from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.lrn import SameMapNorm
 from alexnet_repro.sharing.feature_file import Partial
+from alexnet_repro.sharing.index import index
+from alexnet_repro.sharing.nets import load
 from alexnet_repro.training.checkpoints import load_checkpoint
 from tests.conftest import picture, save_picture
 
@@ -121,6 +124,19 @@ def test_wrong_arguments_are_named(model: Classifier, images: object, layers: li
 def test_devices_that_are_not_there_are_told(device: str, model: Classifier) -> None:
     with pytest.raises(UserError, match=f"device={device} cannot be used here"):
         features(model, [picture(0)], device=device)
+
+
+def test_error_before_an_unfinished_epoch_is_not_that_of_the_weights(small_alexnet: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(small_alexnet, tmp_path / "run")
+    for name in run.glob("*.json"):
+        name.unlink()
+    path = run / "checkpoints/last.ckpt"
+    assert load(run, at_chance=True).facts["validation_error"] is not None
+    checkpoint = torch.load(path)
+    checkpoint["training_means"] = torch.tensor([[3.0, 9.0, 12.0]])  # 12 images of the next epoch
+    torch.save(checkpoint, path)
+    assert load(run).facts["validation_error"] is None
+    assert re.search(r",none,.*,last,1,,", index([run]))
 
 
 def test_net_at_chance_is_refused_unless_told(small_alexnet: Path, tmp_path: Path, run_command: Run) -> None:

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from alexnet_repro.data.store import sha256
 from alexnet_repro.errors import UserError
 from alexnet_repro.sharing.nets import validation_error
@@ -33,7 +35,7 @@ def index(runs: Iterable[Path]) -> str:
             except UserError as error:
                 print(f"not in the index: {error.problem}")
                 continue
-            epoch = (checkpoint.get("history") or [{}])[-1]
+            history = checkpoint.get("history") or []
             writer.writerow(
                 [
                     run.as_posix(),
@@ -42,8 +44,8 @@ def index(runs: Iterable[Path]) -> str:
                     config.data.name,
                     config.get("seed"),
                     name,
-                    epoch.get("epoch"),
-                    validation_error(epoch),
+                    history[-1]["epoch"] if history else None,
+                    validation_error(history, checkpoint.get("training_means", torch.zeros(1, 3))),
                     sha256(path),
                 ]
             )

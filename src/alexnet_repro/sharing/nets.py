@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from alexnet_repro.data.store import sha256
 from alexnet_repro.errors import UserError, needed
@@ -93,14 +93,21 @@ def _from_checkpoint(path: Path, run: Path) -> TrainedNet:
             result = json.loads((run / "result.json").read_text())
             facts = {key: result[key] for key in RECORDED if result.get(key) is not None}
     if model.history:
-        facts["validation_error"] = validation_error(model.history[-1])
+        facts["validation_error"] = validation_error(model.history, model.training_means.sums)
         facts["epochs"] = model.history[-1]["epoch"]
     return TrainedNet(model, facts, sha256(path))
 
 
-def validation_error(epoch: dict[str, Any]) -> float | None:
-    """Return the error in percent that an epoch of a run's history was watched by, of val or else of test images."""
-    return epoch.get("val_error", epoch.get("test_error"))
+def validation_error(history: list[dict[str, Any]], sums: Tensor) -> float | None:
+    """Return the error of a checkpoint's weights in percent, of the val images, or else of the test images.
+
+    Returns None if it was not measured, because another epoch has begun since the last one of the history.
+
+    history, sums: of the checkpoint. The sums are (files, 3), with the numbers of images of the current epoch last.
+    """
+    if not history or sums[:, -1].sum() > 0:
+        return None
+    return history[-1].get("val_error", history[-1].get("test_error"))
 
 
 def _from_safetensors(path: Path) -> TrainedNet:
