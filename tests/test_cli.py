@@ -191,6 +191,17 @@ def test_user_error_in_a_real_process_exits_with_status_2(cwd: Path) -> None:
     assert "no_lrn" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["train", "export"])
+def test_help_explains_the_options_and_may_be_cut_off(name: str, cwd: Path) -> None:
+    call = f"set -o pipefail; {sys.executable} -m alexnet_repro.{name} --help"
+    whole = subprocess.run(["bash", "-c", call], capture_output=True, text=True)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert whole.stdout.startswith(f"# python -m alexnet_repro.{name}")
+    assert "+GROUP=NAME" in whole.stdout
+    cut = subprocess.run(["bash", "-c", f"{call} | head -1"], capture_output=True, text=True)
+    assert (cut.returncode, cut.stderr) == (0, "")
+
+
 def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -> None:
     program = (
         "import sys, alexnet_repro.training.evaluation, alexnet_repro.cli as cli\n"

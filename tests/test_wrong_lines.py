@@ -85,6 +85,11 @@ train augment.mean=none > one of patch, centre
 train augment.mirror=left > true or false
 train augment.random_crops=9 > true or false
 train augment.crops=224 > did you mean augment.crop?
+train schedule=run_148 data=imagenette > add schedule.rule=by_hand
+train +ablation=no_lrn +ablation=tanh > '+ablation=[no_lrn,tanh]'
+train +experiment=figure_1 +experiment=ablations > choose one
+train learning_rate=0.1 > did you mean optim.lr?
+train data=cifar10 > prepare data=cifar10
 train schedule.rule=cosine > one of when_error_stalls, by_hand, constant
 train schedule.when_error_stalls.factor=0 schedule.rule=when_error_stalls > above 1
 train schedule.when_error_stalls.factor=1 schedule.rule=when_error_stalls > above 1

@@ -112,6 +112,10 @@ def command(name: str) -> None:
     sys.argv[1:] = [_quoted(argument, sweep) for argument in arguments]
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=name)(guarded)()
+        sys.stdout.flush()
+    except BrokenPipeError:  # train --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, name))
     except (ValueError, TypeError, AttributeError) as error:
@@ -184,6 +188,17 @@ def _about_files(error: OSError) -> str:
     return ""
 
 
+# What other programs call some options.
+OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "devices": "trainer.devices",
+    "gpus": "trainer.devices",
+    "num_workers": "trainer.workers",
+}
+
+
 def _explain(error: Exception, command_name: str) -> str:
     """Return Hydra's message in a line or two: what is wrong, and what the choices are."""
     text = str(error)
@@ -193,6 +208,10 @@ def _explain(error: Exception, command_name: str) -> str:
         return f"there is no {group}={name}\n  " + (
             (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
         )
+    if twice := re.match(r"Multiple values for (\w+)\.", text):
+        chosen = [a.partition("=")[2] for a in sys.argv if a.lstrip("+").startswith(f"{twice[1]}=")]
+        together = f"combine them as '+{twice[1]}=[{','.join(chosen)}]'" if twice[1] == "ablation" else "choose one"
+        return f"there is more than one {twice[1]}=NAME\n  {together}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
     if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
@@ -209,9 +228,12 @@ def _explain(error: Exception, command_name: str) -> str:
             return f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --cfg job"
         if key in known:
             return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
-        near = get_close_matches(key, known, 1, 0.75) or [
-            name for name in known if get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)
-        ]
+        near = (
+            [OTHER_NAMES[key]]
+            if OTHER_NAMES.get(key) in known
+            else get_close_matches(key, known, 1, 0.75)
+            or [name for name in known if get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)]
+        )
         return f"there is no option '{key}'\n  " + (
             f"did you mean {near[0]}?" if near else "list the options with --cfg job"
         )

@@ -1,4 +1,4 @@
-"""Locate the config files, and resolve schedule=log to a run of the authors' 2012 log."""
+"""Locate the config files, resolve schedule=log to a run of the authors' 2012 log, and give --help the files' text."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -40,6 +40,13 @@ def _schedule(name: str) -> dict[str, Any]:
 # ${log_run:data,ablation,key} in a config: the value of key in that run's schedule
 OmegaConf.register_new_resolver(
     "log_run", lambda data, ablation, key: _schedule(log_run(data, ablation or {}))[key], replace=True
+)
+
+# ${command_file:train} in a config: the text of conf/train.yaml, as a template of string.Template, without Hydra's part
+OmegaConf.register_new_resolver(
+    "command_file",
+    lambda name: (Path(CONF) / f"{name}.yaml").read_text().partition("\nhydra:")[0].strip().replace("$", "$$"),
+    replace=True,
 )
 
 

@@ -34,7 +34,8 @@ def check_options(cfg: DictConfig, command: str, given: list[str], default: Call
             raise UserError(f"{override} has no effect on {command}", f"remove {key}")
         for condition in (condition for name, condition in conditions if name == key and not condition.holds(cfg)):
             other = re.sub(r"\{([\w.]+)\}", lambda name: str(OmegaConf.select(cfg, name[1])), condition.otherwise)
-            raise UserError(f"{override} has no effect with {other}", "remove one of the two")
+            remedy = "add schedule.rule=by_hand, or remove it" if key == "schedule" else "remove one of the two"
+            raise UserError(f"{override} has no effect with {other}", remedy)
 
 
 def _conditions(model: type[BaseModel], cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, OnlyIf]]:

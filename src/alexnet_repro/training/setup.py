@@ -61,6 +61,18 @@ def _not_in_effect(cfg: DictConfig, file: str, prefix: str = "") -> Iterator[tup
             yield key, value
 
 
+def _to_prepare(cfg: DictConfig) -> str:
+    """Return the command that prepares the store of ``cfg``."""
+    usual = OmegaConf.load(Path(CONF) / "data" / f"{cfg.data.name}.yaml").data
+    own = [
+        f"data.{key}={cfg.data[key]}"
+        for key in ("image_size", "store", "train_per_class", "val_per_class")
+        if cfg.data.get(key) != usual.get(key)
+    ]
+    source = ["source=PATH"] if cfg.data.source == "yours" else []
+    return " ".join(["python -m alexnet_repro.prepare", f"data={cfg.data.name}", *source, *own])
+
+
 def open_store(cfg: DictConfig) -> Store:
     """Open the store of the data set; prepare that of the embedded data set if it does not exist.
 
@@ -74,11 +86,7 @@ def open_store(cfg: DictConfig) -> Store:
     except UserError as error:
         if path.exists():
             raise
-        usual = OmegaConf.load(Path(CONF) / "data" / f"{cfg.data.name}.yaml").data
-        own = "".join(f" data.{k}={cfg.data[k]}" for k in ("image_size", "store") if cfg.data[k] != usual.get(k))
-        raise UserError(
-            error.problem, f"make it with: python -m alexnet_repro.prepare data={cfg.data.name} source=PATH{own}"
-        ) from None
+        raise UserError(error.problem, f"make it with: {_to_prepare(cfg)}") from None
     if store.image_size != cfg.data.image_size:
         raise UserError(
             f"the images of {path} are {store.image_size}x{store.image_size}, this net's data is {cfg.data.image_size}x{cfg.data.image_size}",
@@ -101,7 +109,7 @@ def open_store(cfg: DictConfig) -> Store:
         if wanted and (found := len(store.split(split))) != wanted * len(store.classes):
             raise UserError(
                 f"{path} has {found} {split} images, not {wanted} for each of the {len(store.classes)} classes",
-                "make it again with: python -m alexnet_repro.prepare overwrite=true and the same options",
+                f"make it again with: {_to_prepare(cfg)} overwrite=true; or keep it, and add data.store=PATH for another",
             )
     if cfg.batch_size > (count := len(store.split("train"))):
         raise UserError(
