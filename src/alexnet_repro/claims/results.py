@@ -127,9 +127,7 @@ def read_results(*folders: Path) -> list[Result]:
                 content = {"scale": "full", "tf32": False, **content}  # for results written before these fields existed
                 content["options"] = [
                     # runs that start from the nets of their own seeds have equal options
-                    re.sub(rf"(?<=seed-){content['seed']}\b", "${seed}", option)
-                    if "pretrained.run=" in option
-                    else option
+                    re.sub(rf"(?<=seed-){content['seed']}\b", "N", option) if "pretrained.run=" in option else option
                     for option in content.get("options", ())
                 ]
             of = "" if path.name == "result.json" else f"{path.stem}-"

@@ -1,9 +1,11 @@
 """Write the content of the report as Markdown: the tables of report.md and of W&B, and the README's block."""
 
+from statistics import fmean
 from typing import Any
 
+from alexnet_repro.claims.results import Result
 from alexnet_repro.page.content import summary
-from alexnet_repro.page.study import markdown
+from alexnet_repro.page.study import DIFFERENCES, heading, markdown
 
 README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
 
@@ -37,17 +39,28 @@ def _table(lines: list[dict[str, Any]], *columns: str) -> str:
     return "\n".join([*head, *("| " + " | ".join(line[column] or "-" for column in columns) + " |" for line in lines)])
 
 
+def _mean_errors(results: list[Result]) -> str:
+    views = [[r["centre"] for r in results], [r["ten_crop"] for r in results if "ten_crop" in r]]
+    means = " / ".join(f"{fmean(view['top1_error'] for view in of_view):.1f}" for of_view in views if of_view)
+    seeds = ", ".join(str(r["seed"]) for r in results)
+    return f"{means} ({'mean of seeds' if len(results) > 1 else 'seed'} {seeds})"
+
+
 def readme_block(page: dict[str, Any]) -> str:
     """Return the README's block about the claims: experiments, counted properties, and claims not run."""
-    columns = ("name", "paper", "here", "interval", "where", "verdict")
+    columns = ("says", "paper", "here", "interval", "where", "verdict")
     answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
     lines = []
     for number, study in enumerate(page["studies"]):
-        heading = "The study again" if number else "What each ingredient is worth"
-        lines += [f"**{heading}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
+        title = heading(study["study"], page["studies"][0]["study"])
+        lines += [f"**{title}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
         lines += ["\n\n".join(study["sentences"]), ""]
         table = [markdown(study["study"], README_COLUMNS), ""]
-        lines += ["<details><summary>Its table</summary>", "", *table, "</details>", ""] if number else table
+        lines += (
+            ["<details><summary>Its table</summary>", "", *table, "</details>", ""]
+            if number
+            else [*table, DIFFERENCES, ""]
+        )
     lines += [f"**The baseline alone** ({line['title']}) has a {line['baseline']}.\n" for line in page["baselines"]]
     lines += [
         f"Averaging the predictions ({line['what']}) lowers the top-1 error from {line['alone']}% to {line['together']}%: by "
@@ -57,7 +70,7 @@ def readme_block(page: dict[str, Any]) -> str:
     lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
     if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
         lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
-        lines += [_table(several, "name", "here", "interval", "where", "why", "verdict")]
+        lines += [_table(several, "says", "here", "interval", "where", "why", "verdict")]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":
@@ -71,14 +84,12 @@ def readme_block(page: dict[str, Any]) -> str:
     ]
     for data in ("photos", "imagenette"):
         own = [r for r in page["results"] if r.get("data") == data and r["net"] == "alexnet" and "members" not in r]
-        of_data = [r for r in own if r.get("experiment") != "ablations"]
-        errors = (
-            f"{', '.join(part for part in ('recipe=' + r['recipe'], r['ablation'], *r.get('options', ())) if part != 'none')}: "
-            f"{r['centre']['top1_error']:.1f} / {r['ten_crop']['top1_error']:.1f} ({r['epochs']} epochs, seed {r['seed']})"
-            for r in of_data
-        )
-        if of_data:
-            lines.append(
-                f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {'; '.join(errors)}."
-            )
+        groups: dict[str, list[Result]] = {}
+        for r in own:
+            if r.get("experiment") != "ablations":
+                what = ("recipe=" + r["recipe"], r["ablation"], *r.get("options", ()), f"{r['epochs']} epochs")
+                groups.setdefault(", ".join(part for part in what if part != "none"), []).append(r)
+        if groups:
+            errors = "; ".join(f"{what}: {_mean_errors(of_what)}" for what, of_what in groups.items())
+            lines.append(f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {errors}.")
     return "\n".join([*lines, "</details>", "", f"{summary(page)}."])

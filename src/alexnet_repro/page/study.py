@@ -57,6 +57,15 @@ def title(study: Study) -> str:
     return ", ".join(str(part) for part in (*parts, facts["options"]) if part)  # fmt: skip
 
 
+def heading(study: Study, first: Study) -> str:
+    """Return the heading of a study, which says in what it differs from the first one."""
+    if study is first:
+        return "What each ingredient is worth"
+    keys = ("data", "scale", "recipe", "epochs", "precision", "options")
+    others = [f"{key}={study.shared[key]}" for key in keys if study.shared[key] != first.shared[key]]
+    return f"The same with {' '.join(others)}"
+
+
 def baseline(study: Study) -> str:
     """Return the baseline's own errors."""
     own = study.baseline
@@ -99,8 +108,8 @@ def sentences(study: Study) -> list[str]:
     if rest:
         widest = max(high - low for c in rest if (ends := _ends(c.estimates["ten_crop"])) for low, high in [ends])
         told.append(
-            f"No effect is shown, nor excluded, with {_joined([c.ablation for c in rest])}: their intervals contain 0 and "
-            f"are up to {widest:.1f} points wide."
+            f"An effect is neither shown nor excluded for {_joined([c.ablation for c in rest])}: their intervals contain 0 "
+            f"and are up to {widest:.1f} points wide."
         )
     return told
 
@@ -217,8 +226,11 @@ def _seeds(seeds: list[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
+DIFFERENCES = (
+    "Differences are ablation minus baseline, in points, with 95% intervals over seeds and test images. Overfitting is the "
+    "error of one view minus the training error, both measured without dropout and random crops."
+)
 READING = (
-    f"Differences are ablation minus baseline, in points, with 95% intervals over seeds and test images. Overfitting is the "
-    f"error of one view minus the training error, both measured without dropout and random crops. Updates are those until "
-    f"the running training error falls to {TRAINING_LEVEL:.0f}%, as a multiple of the baseline's."
+    f"{DIFFERENCES} Updates are those until the running training error falls to {TRAINING_LEVEL:.0f}%, as a multiple of the "
+    f"baseline's."
 )
