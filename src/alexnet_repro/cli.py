@@ -225,7 +225,7 @@ def _explain(error: Exception, command_name: str) -> str:
                 f"{key} is a group of options, and can't be set to this\n  set one of its options, such as {inner}=..."
             )
         if key in known and not key.startswith("schedule.by_hand.changes"):
-            return f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --cfg job"
+            return f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --help"
         if key in known:
             return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
         near = (
@@ -235,7 +235,7 @@ def _explain(error: Exception, command_name: str) -> str:
             or [name for name in known if get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)]
         )
         return f"there is no option '{key}'\n  " + (
-            f"did you mean {near[0]}?" if near else "list the options with --cfg job"
+            f"did you mean {near[0]}?" if near else "list the options with --help"
         )
     if "ambiguous value" in lines[0].lower():
         return f"{lines[0]}\n  use -m to train with each of these values"

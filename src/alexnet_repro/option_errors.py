@@ -90,7 +90,7 @@ def _told(error: ErrorDetails, cfg: DictConfig, default: Callable[[str], Any]) -
             "the recipes paper and as_run are for net=alexnet; the other nets use recipe=cuda_convnet",
         )
     if kind == "extra_forbidden":
-        return UserError(f"there is no option '{key}'", "list the options with --cfg job")
+        return UserError(f"there is no option '{key}'", "list the options with --help")
     if kind == "missing" and location[0] == "net":
         return UserError(
             f"recipe={cfg.recipe} does not set net.{location[-1]}",
