@@ -256,7 +256,7 @@ def test_killed_process_ends_the_run_and_it_resumes_with_another_placement(works
     setup = [*SETUP, *PAPER, F64, "run=killed"]
     process = start_and_wait_for_the_first_epoch(workspace, *setup, *TOWERS)
     workers = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "run=killed"], capture_output=True, text=True, check=True
+        ["pgrep", "-P", str(process.pid), "-f", "alexnet_repro.train"], capture_output=True, text=True, check=True
     )
     began = time.monotonic()
     os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)

@@ -225,7 +225,9 @@ def _explain(error: Exception, command_name: str) -> str:
                 f"{key} is a group of options, and can't be set to this\n  set one of its options, such as {inner}=..."
             )
         if key in known and not key.startswith("schedule.by_hand.changes"):
-            return f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --help"
+            return (
+                f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --help"
+            )
         if key in known:
             return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
         near = (
