@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from alexnet_repro.data.photos import patches
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.dropout import Dropout, philox
 from alexnet_repro.net.lrn import plain_local_response_norm
@@ -149,6 +150,23 @@ def test_other_image_sizes_have_the_maps_that_torch_computes(size: int, pooling:
     assert seen["pool5"][0].numel() == net.fc6.in_features
     assert seen["conv3"].shape[2] == net.pool2_side
     assert seen["conv1"].shape[2] == math.ceil((size - 11) / 4) + 1  # no pixel is left out
+
+
+@pytest.mark.parametrize(
+    ("init", "divisor", "spread"),
+    [("as_run", 1, 0.042), ("paper", 1, 0.0030), ("as_run", 58, 0.0014), ("paper", 58, 0.00007)],
+)
+def test_logits_of_images_differ_at_first_as_a_forward_pass_in_numpy_predicts(
+    init: str, divisor: int, spread: float
+) -> None:
+    """The predictions are for synthetic images; photographs differ a little from them."""
+    photographs = [read() for split, _, _, read in patches(0, 2, 224) if split == "val"]
+    images = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2).float()
+    torch.manual_seed(0)
+    net = AlexNet(init=init).eval()
+    with torch.inference_mode():
+        found = net((images - images.mean((0, 2, 3), keepdim=True)) / divisor).std(0).mean().item()
+    assert found == pytest.approx(spread, rel=0.35)
 
 
 @pytest.mark.parametrize("init", ["paper", "as_run"])
