@@ -34,12 +34,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, compared, estimate, holm
+from alexnet_repro.claims.evidence import by_seed, comparable, fastest, number_of, why_proxy
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
 from alexnet_repro.claims.paper import Claim, Values, read_claims
 from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image
 
 PROXY = "proxy: "
-SUFFICIENT = 0.9  # share of a protocol's epochs
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
 
 
@@ -85,7 +85,7 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
                 f.proxy is not None,
                 -len(f.seeds),
                 f.shared.get("precision") != "32-true",
-                -_number(f.shared.get("epochs")),
+                -number_of(f.shared.get("epochs")),
             ),
         )
         for name, findings in found.items()
@@ -132,24 +132,15 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
         return [Finding(claim=claim, estimates={key: Estimate(value=value) for key, value in values.items()})]
     if not claim.is_tested:
         return []
-    groups: dict[tuple[Any, ...], tuple[list[Result], list[Result]]] = defaultdict(lambda: ([], []))
-    for result in results:
-        if claim.measure in MEASURES and MEASURES[claim.measure](result) is None:
-            continue
-        for number, side in enumerate((claim.run or [{}], claim.against)):
-            if any(_matches(result, wanted) for wanted in side):
-                groups[_group_key(claim, result)][number].append(result)
-    bases = {key[1:]: against for key, (_, against) in groups.items() if against}
     found = []
-    for key, (run, against) in groups.items():
-        shared = dict(zip(("ablation", *_keys(claim)), key, strict=True))
+    for shared, run, against in comparable(claim, results):
         if claim.against:
-            finding = _compared(claim, run, against or bases.get(key[1:], []), shared)
+            finding = _compared(claim, run, against, shared)
         # numbers of a proxy are never compared with the paper's
-        elif run and not (claim.kind == "number" and _proxy(claim, shared)):
-            by_seed = _by_seed(run)
-            measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in by_seed.items()}
-            finding = _finding(claim, measured, shared, list(by_seed.values()), {})
+        elif run and not (claim.kind == "number" and why_proxy(claim, shared)):
+            nets = by_seed(run)
+            measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in nets.items()}
+            finding = _finding(claim, measured, shared, list(nets.values()), {})
         else:
             finding = None
         if finding:
@@ -157,84 +148,14 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
     return found
 
 
-def _by_seed(results: list[Result]) -> dict[Any, Result]:
-    """Return results by seed, ensembles by their members' seeds, and benchmarks, which have none, by number.
-
-    Only the first of several results of one seed counts, and of several ensembles that share a net.
-    """
-    found: dict[Any, Result] = {}
-    for result in results:
-        if "seeds" not in result:
-            found.setdefault(result.get("seed", len(found)), result)
-        elif not any(set(result["seeds"]) & set(seeds) for seeds in found):
-            found[tuple(sorted(result["seeds"]))] = result
-    return found
-
-
-def _keys(claim: Claim) -> tuple[str, ...]:
-    """Return the fields that results must share, except those that the claim varies or leaves open."""
-    free = {key for side in (claim.run, claim.against) for wanted in side for key in wanted} - {"net"}
-    free |= {"lr", "epochs"} if claim.fastest else set()
-    return tuple(key for key in SHARED_KEYS if key not in free or (key == "experiment" and claim.fastest))
-
-
-def _group_key(claim: Claim, result: Result) -> tuple[Any, ...]:
-    """Return the fields that results about a claim have in common: the ablation, if the claim has several, and _keys."""
-    facts = dict(result)
-    facts["options"] = " ".join(result.get("options", ()))
-    facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
-    replayed = result.get("of_epochs") or 0  # epochs of the run of the 2012 log whose schedule was followed
-    if result.get("epochs") == replayed and (replayed >= SUFFICIENT * claim.epochs or result.get("pretraining")):
-        facts["epochs"] = "all"  # the log's runs differ in their number of epochs
-    variants = [wanted["ablation"] for wanted in claim.run if isinstance(wanted.get("ablation"), list)]
-    ablation = result["ablation"] if any(result.get("ablation") in names for names in variants) else None
-    return (ablation, *(facts.get(key) for key in _keys(claim)))
-
-
-def _matches(result: Result, wanted: dict[str, Any]) -> bool:
-    # single nets without pre-training only, unless the claim says otherwise, and only after the whole of their training
-    wanted = {**dict.fromkeys(("members", "pretrained_members", "weights", "pretraining")), **wanted}
-    wanted["checkpoint"] = [None, "last"]
-    return all(
-        result.get(key) in value if isinstance(value, list) else result.get(key) == value
-        for key, value in wanted.items()
-    )
-
-
-def _number(epochs: Any) -> float:
-    return math.inf if epochs == "all" else float(epochs or 0)
-
-
-def _proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
-    """Return why results with these fields are a proxy, or None if they are the claim's own experiment."""
-    data, split, images = (shared.get(key) for key in ("data", "split", "images"))
-    own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
-    if data not in (None, *own):  # a benchmark has no data
-        return "other data"
-    if claim.split in ("val", "test") and split not in (None, claim.split):
-        return f"measured on {split}"
-    if claim.split == "val" and shared.get("held_out"):
-        return "validation images held out from the training images"
-    if claim.images and images not in (None, claim.images):
-        return f"measured on {images} images"
-    if _number(shared.get("epochs", math.inf)) < SUFFICIENT * claim.epochs:
-        return f"{shared['epochs']} epochs"
-    if shared.get("scale") == "proxy":
-        return "smaller images and net"
-    for key, value in claim.settings.items():
-        if key in shared and shared[key] != value:
-            return f"{key}={shared[key]}"
-    return f"options: {shared['options']}" if shared.get("options") else None
-
-
 def _compared(claim: Claim, run: list[Result], against: list[Result], shared: dict[str, Any]) -> Finding | None:
     """Compare two sides seed by seed and return the finding, or None if they share no seed."""
     caveat = None
     if claim.fastest:
-        (run_by_seed, run_caveat), (against_by_seed, against_caveat) = _fastest(run), _fastest(against)
+        (run_by_seed, run_caveat), (against_by_seed, against_caveat) = fastest(run), fastest(against)
         caveat = run_caveat or against_caveat
     else:
-        run_by_seed, against_by_seed = _by_seed(run), _by_seed(against)
+        run_by_seed, against_by_seed = by_seed(run), by_seed(against)
     changes: dict[Any, Values] = {}
     for seed in sorted(set(run_by_seed) & set(against_by_seed)):
         if claim.measure in PAIR_MEASURES:
@@ -264,53 +185,25 @@ def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> d
     return {"top1_error": 100 * differences[:, :, 0], "top5_error": 100 * differences[:, :, 1]}
 
 
-def _fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
-    """Return the results at the fastest learning rate, keyed by seed, and a caveat or None.
-
-    The first seed determines the fastest rate. The caveat says why this rate is not established as the fastest: a lower
-    and a higher rate must have been slower. A rate is slower if it reached 25% later, or ran at least as long without
-    reaching 25%.
-    """
-    first = min((r["seed"] for r in side), default=None)
-    speed: dict[float, tuple[float, float, float]] = {}  # epochs to 25%, final error and epochs by learning rate
-    for r in side:
-        if r["seed"] == first:
-            epochs, history = (MEASURES["epochs_to_25"](r) or {})["epochs"], r["history"]
-            speed[r["lr"]] = (epochs, history[-1]["train_error"], float(history[-1]["epoch"]))
-    if not speed:
-        return {}, None
-    best = min(speed, key=lambda lr: (speed[lr][:2], lr))
-    chosen = _by_seed([r for r in side if r["lr"] == best])
-    activation = side[0].get("activation", "")
-    for word, others in (("below", [lr for lr in speed if lr < best]), ("above", [lr for lr in speed if lr > best])):
-        nearest = (max if word == "below" else min)(others, default=None)
-        if nearest is None:
-            return chosen, f"no learning rate {word} {best:g} was tried for {activation}"
-        epochs, _, length = speed[nearest]
-        if math.isinf(epochs) and length < min(speed[best][0], speed[best][2]):
-            return chosen, f"the run with {activation} at a learning rate of {nearest:g} was stopped too early"
-    return chosen, None
-
-
 def _finding(
     claim: Claim,
-    by_seed: dict[Any, Values],
+    values_by_seed: dict[Any, Values],
     shared: dict[str, Any],
     results: list[Result],
     images: dict[str, NDArray[np.float64]],
     caveat: str | None = None,
 ) -> Finding:
-    measured = list(by_seed.values())
+    measured = list(values_by_seed.values())
     estimates = {
         key: estimate(claim.kind, [values[key] for values in measured], images.get(key)) for key in measured[0]
     }
     return Finding(
         claim=claim,
         estimates=estimates,
-        seeds=sorted(by_seed),
+        seeds=sorted(values_by_seed),
         shared=shared,
         results=results,
-        proxy=_proxy(claim, shared),
+        proxy=why_proxy(claim, shared),
         caveat=caveat,
     )
 

@@ -1,0 +1,125 @@
+"""Select the results that are evidence about a claim, and say what makes them a proxy of its experiment."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from alexnet_repro.claims.measures import MEASURES
+from alexnet_repro.claims.paper import Claim
+from alexnet_repro.claims.results import SHARED_KEYS, Result
+
+SUFFICIENT = 0.9  # share of a protocol's epochs
+
+
+def comparable(claim: Claim, results: list[Result]) -> Iterator[tuple[dict[str, Any], list[Result], list[Result]]]:
+    """Yield groups of comparable results: the fields they share, those of ``claim.run``, and those of ``claim.against``."""
+    groups: dict[tuple[Any, ...], tuple[list[Result], list[Result]]] = defaultdict(lambda: ([], []))
+    for result in results:
+        if claim.measure in MEASURES and MEASURES[claim.measure](result) is None:
+            continue
+        for number, side in enumerate((claim.run or [{}], claim.against)):
+            if any(_matches(result, wanted) for wanted in side):
+                groups[_group_key(claim, result)][number].append(result)
+    bases = {key[1:]: against for key, (_, against) in groups.items() if against}
+    for key, (run, against) in groups.items():
+        yield dict(zip(("ablation", *_keys(claim)), key, strict=True)), run, against or bases.get(key[1:], [])
+
+
+def by_seed(results: list[Result]) -> dict[Any, Result]:
+    """Return results by seed, ensembles by their members' seeds, and benchmarks, which have none, by number.
+
+    Only the first of several results of one seed counts, and of several ensembles that share a net.
+    """
+    found: dict[Any, Result] = {}
+    for result in results:
+        if "seeds" not in result:
+            found.setdefault(result.get("seed", len(found)), result)
+        elif not any(set(result["seeds"]) & set(seeds) for seeds in found):
+            found[tuple(sorted(result["seeds"]))] = result
+    return found
+
+
+def fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
+    """Return the results at the fastest learning rate, keyed by seed, and a caveat or None.
+
+    The first seed determines the fastest rate. The caveat says why this rate is not established as the fastest: a lower
+    and a higher rate must have been slower. A rate is slower if it reached 25% later, or ran at least as long without
+    reaching 25%.
+    """
+    first = min((r["seed"] for r in side), default=None)
+    speed: dict[float, tuple[float, float, float]] = {}  # epochs to 25%, final error and epochs by learning rate
+    for r in side:
+        if r["seed"] == first:
+            epochs, history = (MEASURES["epochs_to_25"](r) or {})["epochs"], r["history"]
+            speed[r["lr"]] = (epochs, history[-1]["train_error"], float(history[-1]["epoch"]))
+    if not speed:
+        return {}, None
+    best = min(speed, key=lambda lr: (speed[lr][:2], lr))
+    chosen = by_seed([r for r in side if r["lr"] == best])
+    activation = side[0].get("activation", "")
+    for word, others in (("below", [lr for lr in speed if lr < best]), ("above", [lr for lr in speed if lr > best])):
+        nearest = (max if word == "below" else min)(others, default=None)
+        if nearest is None:
+            return chosen, f"no learning rate {word} {best:g} was tried for {activation}"
+        epochs, _, length = speed[nearest]
+        if math.isinf(epochs) and length < min(speed[best][0], speed[best][2]):
+            return chosen, f"the run with {activation} at a learning rate of {nearest:g} was stopped too early"
+    return chosen, None
+
+
+def why_proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
+    """Return why results with these fields are a proxy, or None if they are the claim's own experiment."""
+    data, split, images = (shared.get(key) for key in ("data", "split", "images"))
+    own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
+    if data not in (None, *own):  # a benchmark has no data
+        return "other data"
+    if claim.split in ("val", "test") and split not in (None, claim.split):
+        return f"measured on {split}"
+    if claim.split == "val" and shared.get("held_out"):
+        return "validation images held out from the training images"
+    if claim.images and images not in (None, claim.images):
+        return f"measured on {images} images"
+    if number_of(shared.get("epochs", math.inf)) < SUFFICIENT * claim.epochs:
+        return f"{shared['epochs']} epochs"
+    if shared.get("scale") == "proxy":
+        return "smaller images and net"
+    for key, value in claim.settings.items():
+        if key in shared and shared[key] != value:
+            return f"{key}={shared[key]}"
+    return f"options: {shared['options']}" if shared.get("options") else None
+
+
+def number_of(epochs: Any) -> float:
+    """Return a number of epochs; all of a run of the log are enough for any claim."""
+    return math.inf if epochs == "all" else float(epochs or 0)
+
+
+def _keys(claim: Claim) -> tuple[str, ...]:
+    """Return the fields that results must share, except those that the claim varies or leaves open."""
+    free = {key for side in (claim.run, claim.against) for wanted in side for key in wanted} - {"net"}
+    free |= {"lr", "epochs"} if claim.fastest else set()
+    return tuple(key for key in SHARED_KEYS if key not in free or (key == "experiment" and claim.fastest))
+
+
+def _group_key(claim: Claim, result: Result) -> tuple[Any, ...]:
+    """Return the fields that results about a claim have in common: the ablation, if the claim has several, and _keys."""
+    facts = dict(result)
+    facts["options"] = " ".join(result.get("options", ()))
+    facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
+    replayed = result.get("of_epochs") or 0  # epochs of the run of the 2012 log whose schedule was followed
+    if result.get("epochs") == replayed and (replayed >= SUFFICIENT * claim.epochs or result.get("pretraining")):
+        facts["epochs"] = "all"  # the log's runs differ in their number of epochs
+    variants = [wanted["ablation"] for wanted in claim.run if isinstance(wanted.get("ablation"), list)]
+    ablation = result["ablation"] if any(result.get("ablation") in names for names in variants) else None
+    return (ablation, *(facts.get(key) for key in _keys(claim)))
+
+
+def _matches(result: Result, wanted: dict[str, Any]) -> bool:
+    # single nets without pre-training only, unless the claim says otherwise, and only after the whole of their training
+    wanted = {**dict.fromkeys(("members", "pretrained_members", "weights", "pretraining")), **wanted}
+    wanted["checkpoint"] = [None, "last"]
+    return all(
+        result.get(key) in value if isinstance(value, list) else result.get(key) == value
+        for key, value in wanted.items()
+    )
