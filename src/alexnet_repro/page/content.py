@@ -16,7 +16,7 @@ from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, stat
 from alexnet_repro.configs import CONF
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
-from alexnet_repro.page.study import baseline, markdown, presented, title
+from alexnet_repro.page.study import baseline, heading, markdown, presented, title
 from alexnet_repro.provenance import machine
 
 CLASS_OF = {  # CSS class that sets the colour of a verdict
@@ -41,13 +41,17 @@ def content(results: list[Result]) -> dict[str, Any]:
         for finding in findings
         if not any(finding is decides for decides in deciding(findings))
     ]
+    compared = studies(results)
     rows = [row(claims[name], deciding(findings)) for name, findings in found.items()]
     return {
         "rows": rows,
         "others": others,
         "verdicts": verdicts(rows),
         "headline": headline(rows, others),
-        "studies": [presented(study) | {"markdown": markdown(study), "study": study} for study in studies(results)],
+        "studies": [
+            presented(study) | {"heading": heading(study, compared[0]), "markdown": markdown(study), "study": study}
+            for study in compared
+        ],
         "baselines": [
             {"title": title(study), "baseline": baseline(study), "study": study} for study in baselines(results)
         ],

@@ -13,7 +13,7 @@ from alexnet_repro.claims.study import Study
 from alexnet_repro.claims.verdict import Finding
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
-from alexnet_repro.page.study import forest_rows, title
+from alexnet_repro.page.study import forest_rows, heading, title
 
 
 def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, str]]:
@@ -28,7 +28,7 @@ def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, 
     for number, study in enumerate(compared):
         drawn[f"study-{number}" if number else "study"] = (
             figures.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
-            f"What each ingredient of the recipe is worth: error without it minus error with it ({title(study)}; n: seeds).",
+            f"{heading(study, compared[0])}: error without it minus error with it ({title(study)}; n: seeds).",
         )
     if changes := deltas(found):
         drawn["ablations"] = (

@@ -5,7 +5,7 @@ from typing import Any
 
 from alexnet_repro.claims.results import Result
 from alexnet_repro.page.content import summary
-from alexnet_repro.page.study import DIFFERENCES, heading, markdown
+from alexnet_repro.page.study import DIFFERENCES, markdown
 
 README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
 
@@ -52,8 +52,7 @@ def readme_block(page: dict[str, Any]) -> str:
     answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
     lines = []
     for number, study in enumerate(page["studies"]):
-        title = heading(study["study"], page["studies"][0]["study"])
-        lines += [f"**{title}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
+        lines += [f"**{study['heading']}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
         lines += ["\n\n".join(study["sentences"]), ""]
         table = [markdown(study["study"], README_COLUMNS), ""]
         lines += (

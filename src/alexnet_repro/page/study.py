@@ -60,7 +60,7 @@ def title(study: Study) -> str:
 def heading(study: Study, first: Study) -> str:
     """Return the heading of a study, which says in what it differs from the first one."""
     if study is first:
-        return "What each ingredient is worth"
+        return "What each ingredient of the recipe is worth"
     keys = ("data", "scale", "recipe", "epochs", "precision", "options")
     others = [f"{key}={study.shared[key]}" for key in keys if study.shared[key] != first.shared[key]]
     return f"The same with {' '.join(others)}"

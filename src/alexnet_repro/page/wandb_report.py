@@ -87,7 +87,9 @@ def blocks(page: dict[str, Any], wr: Any) -> list[Any]:
         wr.H1("What was found"),
         wr.MarkdownBlock("\n".join(f"- {sentence}" for sentence in page["headline"])),
         *(
-            wr.MarkdownBlock(f"{study['title']}. {' '.join(study['sentences'])}\n\n{study['markdown']}")
+            wr.MarkdownBlock(
+                f"**{study['heading']}**: {study['title']}. {' '.join(study['sentences'])}\n\n{study['markdown']}"
+            )
             for study in page["studies"]
         ),
         wr.H1("Claims"),
