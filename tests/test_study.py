@@ -142,6 +142,15 @@ def test_sentences_tell_apart_what_survives_the_correction() -> None:
     assert "lower with no_lrn (-10.0 points" in sentences(better)[0]
 
 
+def test_nets_that_did_not_train_are_told() -> None:
+    runs = [run(error, seed, left_plateau=100) for seed, error in enumerate(BASELINE)]
+    runs += [run(90.0, seed, "tanh", left_plateau=updates) for seed, updates in enumerate((None, 1400, None))]
+    (found,) = studies(runs)
+    assert "With tanh, the loss of 2 of 3 runs never left the plateau" in " ".join(sentences(found))
+    (found,) = studies([r | {"left_plateau": 100} for r in runs])  # type: ignore[operator]
+    assert "plateau" not in " ".join(sentences(found))
+
+
 def test_csv_has_every_estimate_and_a_proxy_shows_no_value_of_the_paper() -> None:
     found = study_of(CHANGED)
     rows = list(csv.DictReader(io.StringIO(as_csv(found))))

@@ -70,6 +70,7 @@ class Change:
     seeds: list[int]
     estimates: dict[str, Estimate]
     claim: Claim | None  # what the paper says of this ablation
+    stuck: int = 0  # number of runs whose loss never left the plateau of guessing
 
     @property
     def distinct(self) -> bool:
@@ -165,7 +166,8 @@ def _change(ablation: str, side: dict[int, Result], baseline: dict[int, Result])
         if all(one is not None and other is not None for one, other in pairs):
             numbers = [compared(column.kind, one, other) for one, other in pairs]  # type: ignore[arg-type]
             estimates[column.name] = estimate(column.kind, numbers, _images(column, seeds, side, baseline))
-    return Change(ablation=ablation, seeds=seeds, estimates=estimates, claim=_claim_of(ablation))
+    stuck = sum(side[seed].get("left_plateau", 0) is None for seed in seeds)
+    return Change(ablation=ablation, seeds=seeds, estimates=estimates, claim=_claim_of(ablation), stuck=stuck)
 
 
 def _images(

@@ -99,6 +99,12 @@ def sentences(study: Study) -> list[str]:
     told = []
     if worse:
         told.append(f"Corrected for {len(changes)} comparisons, the ten-crop error is higher with {_listed(worse)}.")
+    told += [
+        f"With {c.ablation}, the loss of {c.stuck} of {len(c.seeds)} runs never left the plateau of guessing: these nets did "
+        f"not train, and their errors say nothing about a trained one."
+        for c in changes
+        if c.stuck
+    ]
     if better:
         told.append(f"Corrected for {len(changes)} comparisons, the ten-crop error is lower with {_listed(better)}.")
     if alone:
