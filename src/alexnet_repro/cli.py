@@ -116,12 +116,12 @@ def command(name: str) -> None:
     except BrokenPipeError:  # train --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, name))
     except OSError as error:
         if composed or not (told := _about_files(error)):
             raise
         _fail(told)
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error, name))
     except (ValueError, TypeError, AttributeError) as error:
         if composed:
             raise
