@@ -117,29 +117,37 @@ def test_sixth_layer_is_new_in_a_net_that_starts_from_one_without(
             assert torch.equal(model.net.state_dict()[name], value) == (not name.startswith("fc8")), name
 
 
-def test_rates_of_run_146_of_the_2012_log() -> None:
-    """New layers start at 0.01, copied ones at 0.001, conv1 at 0.0001; lowered after 22 and 42 epochs, conv1 frozen at 7."""
+# Rates of weights by epoch as the comments of the log's parameter files give them: new layers, copied ones, conv1.
+STEPS_OF_RUN_146 = {
+    "log_2_fall2009": {0: (0.01, 0.001, 0.001), 1: (0.01, 0.001, 0.001), 2: (0.001, 0.001, 0.001), 6: (0.001, 0.001, 0.001)},
+    "log_3_fall2011": {0: (0.01, 0.001, 0.001), 5: (0.01, 0.001, 0.001), 6: (0.001, 0.001, 0.001), 7: (0.001, 0.001, 0.001)},
+    "log_4_ilsvrc2012": {
+        0: (0.01, 0.001, 0.0001), 4: (0.01, 0.001, 0.0001), 5: (0.01, 0.001, 0.00001), 6: (0.01, 0.001, 0.00001),
+        7: (0.01, 0.001, 0), 8: (0.01, 0.001, 0), 9: (0.001, 0.001, 0), 21: (0.001, 0.001, 0), 22: (0.0001, 0.0001, 0),
+        41: (0.0001, 0.0001, 0), 42: (0.00001, 0.00001, 0), 53: (0.00001, 0.00001, 0),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS_OF_RUN_146)
+def test_rates_of_run_146_are_those_of_the_2012_log(step: str) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
-        schedule = compose("train", ["data=ilsvrc2012", "schedule=run_146_2012_2011", "schedule.rule=by_hand"]).schedule
-    by_hand = schedule.by_hand
-    copied = {"layers": [f"conv{i}" for i in range(1, 7)] + ["fc6", "fc7"], "rate": 0.1, "conv1_rate": 0.01}
-    groups = parameter_groups(AlexNet(10, conv6=True), 0.01, 0.0005, 2, False, copied=copied)
-    optimizer = PaperSGD(groups)
+        cfg = compose("train", ["+experiment=one_cnn_pretrained_as_run", f"+pretraining={step}"])
+    by_hand = cfg.schedule.by_hand
+    layers = cfg.pretrained.layers or [f"conv{i}" for i in range(1, 7)] + ["fc6", "fc7"]
+    copied = {"layers": list(layers), "rate": cfg.pretrained.rate, "conv1_rate": cfg.pretrained.conv1_rate}
+    net = AlexNet(10, conv6=True, bottleneck=cfg.net.bottleneck)
+    optimizer = PaperSGD(parameter_groups(net, cfg.optim.lr, 0.0005, cfg.optim.bias_rate, False, copied=copied))
     changes = {name: dict(at) for name, at in by_hand.changes.items()}
-    hand = ByHand(optimizer, 54, by_hand.of_epochs, changes, lr=0.01, copied=copied)
-    assert (by_hand.of_epochs, by_hand.colour_noise_epochs) == (54, 38)
-    seen = {}
-    for epoch in range(54):
-        seen[epoch] = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    hand = ByHand(optimizer, cfg.epochs, by_hand.of_epochs, changes, lr=cfg.optim.lr, copied=copied)
+    assert cfg.schedule.rule == "by_hand"
+    for epoch in range(cfg.epochs):
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        if epoch in STEPS_OF_RUN_146[step]:
+            own = tuple(rates[f"{layers}weights"] for layers in ("", "copied_", "conv1_"))
+            assert own == pytest.approx(STEPS_OF_RUN_146[step][epoch]), epoch
         hand.after_epoch(50)
-    assert seen[0] == pytest.approx({
-        "weights": 0.01, "biases": 0.02, "copied_weights": 0.001, "copied_biases": 0.002,
-        "conv1_weights": 0.0001, "conv1_biases": 0.0002,
-    })  # fmt: skip
-    assert seen[6]["conv1_weights"] == pytest.approx(0.0001)
-    assert seen[7]["conv1_weights"] == seen[7]["conv1_biases"] == 0
-    assert [seen[epoch]["weights"] for epoch in (21, 22, 41, 42)] == pytest.approx([0.01, 0.001, 0.001, 0.0001])
-    assert [seen[epoch]["copied_weights"] for epoch in (21, 22, 41, 42)] == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5])
+    assert epoch == max(STEPS_OF_RUN_146[step])
 
 
 def test_copied_layers_never_train_faster_than_their_share() -> None:
@@ -164,7 +172,7 @@ def test_net_without_new_layers_follows_the_schedule() -> None:
     hand.after_epoch(50)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({
-        "copied_weights": 0.0005, "copied_biases": 0.01, "conv1_weights": 0.01, "conv1_biases": 0.02,
+        "copied_weights": 0.0005, "copied_biases": 0.01, "conv1_weights": 0.001, "conv1_biases": 0.02,
     })  # fmt: skip
 
 

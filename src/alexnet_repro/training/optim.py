@@ -188,10 +188,6 @@ class ByHand:
         lr: float,
         copied: dict[str, Any] | None = None,
     ) -> None:
-        copied_share, conv1_share = 1.0, 1.0
-        if copied is not None:
-            copied_share = copied["rate"]
-            conv1_share = copied["conv1_rate"] if "conv1" in copied["layers"] else 1.0
         self.optimizer = optimizer  # not its param_groups, which loading a state replaces
         if unknown := set(changes) - set(GROUPS):
             raise ValueError(f"schedule.changes: there is no group {', '.join(sorted(unknown))}")
@@ -207,14 +203,13 @@ class ByHand:
             for name, at in changes.items()
         }
         self.first_rate = lr
-        for name in (
-            "copied_weights",
-            "copied_biases",
-            *(("conv1_weights", "conv1_biases") if conv1_share != 1 else ()),
-        ):
-            share = conv1_share if name.startswith("conv1") else copied_share
-            followed = self.changes.get(name, self.changes.get(name.partition("_")[2], []))
-            self.changes[name] = [(at, epoch, multiple * share) for at, epoch, multiple in followed]
+        shares = {} if copied is None else {"copied": copied["rate"]}
+        if copied is not None and "conv1" in copied["layers"]:
+            shares["conv1"] = copied["conv1_rate"]
+        for layers, share in shares.items():
+            for kind in ("weights", "biases"):
+                followed = self.changes.get(f"{layers}_{kind}", self.changes.get(kind, []))
+                self.changes[f"{layers}_{kind}"] = [(at, epoch, multiple * share) for at, epoch, multiple in followed]
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:
