@@ -84,6 +84,8 @@ def test_layer_sizes_equal_the_layer_files() -> None:
     assert parameters(FourLayer()) == 2_432 + 25_632 + 51_264 + 10_250
     shapes = {name: tuple(x.shape[1:]) for name, x in FourLayer().activations(torch.zeros(2, 3, 32, 32)).items()}
     assert shapes == {"conv1": (32, 32, 32), "conv2": (32, 16, 16), "conv3": (64, 8, 8), "fc10": (10,)}
+    with pytest.raises(ValueError, match="8x8: the net was built for 6x6"):
+        LocallyConnected()(torch.zeros(1, 3, 32, 32))
     for size in (25, 20):
         with pytest.raises(ValueError, match="image_size"):
             FourLayer(image_size=size)

@@ -205,7 +205,8 @@ def test_biases_start_at_one_or_at_zero() -> None:
 def test_conv1_has_55_positions_on_patches_of_227_without_padding(images: torch.Tensor) -> None:
     """On patches of 227x227, which many texts print, the last window of conv1 ends at the edge of the patch."""
     torch.manual_seed(0)
-    net = AlexNet(2).eval()
+    net, smaller = AlexNet(2, image_size=227).eval(), AlexNet(2).eval()
+    smaller.load_state_dict(net.state_dict())
     larger = torch.randn(2, 3, 227, 227)
     seen = net.activations(larger)
     assert seen["conv1"].shape == (2, 96, 55, 55)
@@ -215,7 +216,9 @@ def test_conv1_has_55_positions_on_patches_of_227_without_padding(images: torch.
     # a patch of 224 equals a patch of 227 whose last three rows and columns are the mean, which is zero
     padded = torch.zeros(2, 3, 227, 227)
     padded[:, :, :224, :224] = larger[:, :, :224, :224]
-    torch.testing.assert_close(net(padded), net(larger[:, :, :224, :224]))
+    torch.testing.assert_close(net(padded), smaller(larger[:, :, :224, :224]))
+    with pytest.raises(ValueError, match="227x227: the net was built for 224x224"):
+        smaller(larger)
 
 
 def test_non_overlapping_pooling_keeps_partial_windows() -> None:
@@ -324,10 +327,20 @@ def test_initialisation_has_the_deviations_of_2012() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"init": "xavier"}, {"activation": "gelu"}, {"towers": 3}, {"towers": 1, "communication": False}]
+    "options",
+    [
+        {"init": "xavier"},
+        {"activation": "gelu"},
+        {"towers": 3},
+        {"towers": 1, "communication": False},
+        {"bottleneck": -1},
+        {"bottleneck": 3},
+        {"lrn_k": 0},
+        {"lrn_alpha": -1e-4},
+    ],
 )
 def test_invalid_options_are_refused(options: dict) -> None:
-    with pytest.raises(ValueError, match=r"must be one of|no communication"):
+    with pytest.raises(ValueError, match=r"must be one of|no communication|even|must be positive"):
         AlexNet(**options)
 
 

@@ -244,6 +244,22 @@ def test_2012_biases_have_their_own_rate_and_no_decay() -> None:
     assert {(g["lr"], g["weight_decay"]) for g in same} == {(0.01, 0.0005)}
 
 
+def test_group_that_is_added_later_is_updated_by_the_same_rule() -> None:
+    whole, parts = [[torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)] for _ in range(2)]
+    together = PaperSGD(whole, lr=0.1)
+    apart = PaperSGD(parts[:1], lr=0.1)
+    apart.add_param_group({"params": parts[1:]})
+    for rate in (0.1, 0.1, 0.01):
+        for optimizer, tensors in ((together, whole), (apart, parts)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for tensor in tensors:
+                tensor.grad = tensor.detach() ** 2
+            optimizer.step()
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_negative_options_are_refused() -> None:
     for options in ({"lr": -1.0}, {"momentum": -0.1}, {"weight_decay": -1.0}):
         with pytest.raises(ValueError, match="Invalid"):

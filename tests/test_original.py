@@ -299,6 +299,9 @@ def test_mistakes_are_measured_on_a_trained_net(small_store: Path, cwd: Path, ru
     measured = json.loads(Path("r/result.json").read_text())["centre"]["top1_error"]
     assert (lines[0]["change"], lines[0]["top1_error"]) == (0, pytest.approx(measured))
     assert min(line["change"] for line in lines[1:]) > 0
+    write_run(cwd / "source", "148", norm=False)  # the same shapes, but another net
+    status, _, err = run_command("compare_2012", "source=source", "layers=148", "mistakes=r")
+    assert (status, "its logits differ" in err) == (2, True)
     write_run(cwd / "other", "148", norm=False)
     status, _, err = run_command("compare_2012", "source=other", "layers=148", "mistakes=nowhere")
     assert status == 2

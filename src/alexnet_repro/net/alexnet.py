@@ -10,15 +10,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
+
+def refuse_other_size(images: Tensor, size: int) -> None:
+    """Raise ValueError unless images or maps (N, C, H, W) are size x size. While torch.fx traces, sizes are not known."""
+    if not isinstance(images, Proxy) and images.shape[2:] != (size, size):
+        raise ValueError(f"{images.shape[2]}x{images.shape[3]}: the net was built for {size}x{size}")
+
+
+def abs_tanh(x: Tensor) -> Tensor:
+    """Return |tanh x|, the nonlinearity of Jarrett et al. 2009, cited in Section 3.1."""
+    return torch.tanh(x).abs()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu_,  # in place, since nothing else uses the layer output that it overwrites
     "tanh": torch.tanh,
-    "abs_tanh": lambda x: torch.tanh(x).abs(),  # Jarrett et al. 2009, cited in Section 3.1
+    "abs_tanh": abs_tanh,
     "sigmoid": torch.sigmoid,
 }
 LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
@@ -133,6 +146,8 @@ class AlexNet(nn.Module):
             one_of("floor_pools", name, POOLS)
         if pool_first and (layer1_order != "relu_norm_pool" or same_map_norm):
             raise ValueError("net.pool_first=true needs net.layer1_order=relu_norm_pool and net.same_map_norm=false")
+        if bottleneck < 0 or bottleneck % 2:
+            raise ValueError(f"net.bottleneck={bottleneck}: this must be even, and not negative")
         if width <= 0 or not float(16 * width).is_integer():
             raise ValueError(f"net.width={width:g}: this must be a multiple of 1/16 = 0.0625")
         self.image_size, self.towers, self.layer1_order, self.pooling = image_size, towers, layer1_order, pooling
@@ -183,7 +198,7 @@ class AlexNet(nn.Module):
         self.same_map_norm: nn.Module = (
             SameMapNorm(5, 0.001 / 25, 0.75, 1.0) if lrn and same_map_norm else nn.Identity()
         )
-        self.dropout = Dropout(dropout, masks=towers)
+        self.dropout = Dropout(dropout, towers)
         wider = dict.fromkeys(WEIGHT_STD[init], width**-0.5)
         wider |= {"conv1": 1.0, "fc6": wider["fc6"] * sides(224)[1] / side}
         if bottleneck:
@@ -204,11 +219,14 @@ class AlexNet(nn.Module):
                 layer.bias.fill_(bias if name in BIAS_ONE else 0)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, classes) for images (N, 3, image_size, image_size)."""
+        """Return logits (N, classes) for images (N, 3, image_size, image_size).
+
+        Raises ValueError for images of another size.
+        """
         return self._run(images, None)
 
     def activations(self, images: Tensor, layers: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Return the outputs of layers by name, in the order of computation.
+        """Return the outputs of layers by name.
 
         layers: names out of ``layer_names``. None: conv1 ... conv5, pool5, conv6 if there is one, fc6, fc7 and fc8.
 
@@ -218,7 +236,8 @@ class AlexNet(nn.Module):
         the next layer reads. With layer1_order="norm_pool_relu", conv1 is the activation function applied to the
         responses before normalisation.
 
-        The layers above the last of these names are not computed. Raises ValueError for an unknown name.
+        The layers above the last of these names are not computed. Raises ValueError for an unknown name, or for images of
+        another size than the net's.
         """
         known = self.layer_names
         if layers is None:
@@ -239,8 +258,6 @@ class AlexNet(nn.Module):
         elif self.pool_first:
             middle = ("pool1", "norm1", "pool2", "norm2")
         first = ["conv1.linear", "conv1", *middle[:2]]
-        if self.layer1_order == "norm_pool_relu":
-            first = ["conv1.linear", "conv1", "norm1", "pool1"] if middle[0] else first
         names = [*first, "conv2.linear", "conv2", *middle[2:]]
         for name in self.deep:
             names += [f"{name}.linear", name]
@@ -276,6 +293,7 @@ class AlexNet(nn.Module):
             x = record(f"norm{number}", x)
             return x if self.pool_first else record(f"pool{number}", self.pool(x, f"pool{number}"))
 
+        refuse_other_size(images, self.image_size)
         pad = (11 - self.image_size) % 4  # 3 for 224 pixels
         x = F.pad(images, (0, pad, 0, pad))  # pad right and bottom
         if self.layer1_order == "relu_norm_pool":

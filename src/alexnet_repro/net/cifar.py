@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.alexnet import ACTIVATIONS, one_of
+from alexnet_repro.net.alexnet import ACTIVATIONS, one_of, refuse_other_size
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 
@@ -154,7 +154,8 @@ class LocalConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(side**2, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, outputs, side, side) for x (N, inputs, side, side)."""
+        """Return (N, outputs, side, side) for x (N, inputs, side, side). Raise ValueError for maps of another size."""
+        refuse_other_size(x, self.side)
         padded = F.pad(x, (1, 1, 1, 1)).permute(2, 3, 0, 1)  # rows, columns, N, inputs
         shifted = [
             padded[row : row + self.side, column : column + self.side] for row in range(3) for column in range(3)

@@ -17,19 +17,19 @@ class Dropout(nn.Module):
     ``draw_from``, masks come from PyTorch's global generator.
 
     p: probability of setting an output to zero.
-    masks: number of towers; each tower has its own mask.
+    towers: number of towers; each tower has its own mask.
 
     Raises ValueError unless 0 <= p < 1.
     """
 
     source: Tensor
 
-    def __init__(self, p: float = 0.5, masks: int = 2) -> None:
+    def __init__(self, p: float = 0.5, towers: int = 2) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout={p}: this must be a probability, at least 0 and below 1")
         self.p = p
-        self.towers = list(range(masks))  # towers whose neurons the input holds, concatenated in this order
+        self.towers = list(range(towers))  # towers whose neurons the input holds, concatenated in this order
         # Both words of the seed, the step and the first row. A tensor, so that a CUDA graph reads the current values.
         self.register_buffer("source", torch.zeros(4, dtype=torch.int64), persistent=False)
         self.drawn_from_source = False

@@ -35,6 +35,14 @@ def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k
     return torch.cat(normalised, dim=1)
 
 
+def refuse_undefined(alpha: float, k: float) -> None:
+    """Raise ValueError for constants with which responses of 0 or a large sum of squares have no power."""
+    if alpha < 0 or k <= 0:
+        raise ValueError(
+            f"normalisation with alpha={alpha:g} and k={k:g}: alpha must not be negative, k must be positive"
+        )
+
+
 class LocalResponseNorm(nn.Module):
     """Local response normalisation across adjacent maps of the same tower (Section 3.3).
 
@@ -44,13 +52,15 @@ class LocalResponseNorm(nn.Module):
     alpha, beta, k: as printed; alpha multiplies the plain sum of squares.
     groups: number of towers. Windows do not cross towers. C must be a multiple of ``groups``.
 
-    Raises ValueError if ``size`` is not odd and positive, or if C is not a multiple of ``groups``.
+    Raises ValueError if ``size`` is not odd and positive, if alpha is negative or k is not positive, or if C is not a
+    multiple of ``groups``.
     """
 
     def __init__(self, size: int, alpha: float, beta: float, k: float, groups: int = 1) -> None:
         super().__init__()
         if size < 1 or size % 2 == 0:
             raise ValueError(f"the window of local response normalisation must be odd and positive, not {size}")
+        refuse_undefined(alpha, k)
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, a: Tensor) -> Tensor:
@@ -77,6 +87,7 @@ class SameMapNorm(nn.Module):
         super().__init__()
         if size < 1 or size % 2 == 0:
             raise ValueError(f"the window of same-map normalisation must be odd and positive, not {size}")
+        refuse_undefined(alpha, k)
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, a: Tensor) -> Tensor:

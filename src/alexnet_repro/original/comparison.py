@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import isclose
 from pathlib import Path
 from typing import Any, cast
@@ -223,6 +224,6 @@ def _schedule(net: AlexNet, layers: list[Layer], log: Log, recipe: Any, schedule
 
 def photographs(count: int) -> Tensor:
     """Return the centres of patches of different photographs without their mean, (count, 3, 224, 224) float64."""
-    pixels = np.stack([read() for _, _, _, read in patches(0, 1, 256)][:count])[:, 16:240, 16:240]
+    pixels = np.stack([read() for _, _, _, read in islice(patches(0, 1, 256), count)])[:, 16:240, 16:240]
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
     return images - images.mean(0)

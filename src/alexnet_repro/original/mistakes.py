@@ -18,6 +18,7 @@ from alexnet_repro.original.translation import plain_copy, relative
 from alexnet_repro.training.measurement import fitting_store, load_run
 
 IMAGES, BATCH = 200, 20
+EQUAL = 1e-9  # greatest relative difference of equal nets' logits in float64
 
 
 def mistakes_of(layers: list[Layer], run: Path) -> list[dict[str, Any]]:
@@ -36,7 +37,7 @@ def mistakes_of(layers: list[Layer], run: Path) -> list[dict[str, Any]]:
         raise UserError(f"{run} has another net than the layer file", remedy)
     try:
         plain = plain_copy(net.double(), layers)
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{run} has another net than the layer file: {error}", remedy) from None
     store = fitting_store(str(trained.data.store), model, run)
     split = store.split(store.measured_split)
@@ -48,7 +49,10 @@ def mistakes_of(layers: list[Layer], run: Path) -> list[dict[str, Any]]:
         for mistake in (None, *MISTAKES):
             plain.mistake = mistake
             found[mistake] = torch.cat([plain.logits(part) for part in images.split(BATCH)])
+        own = net.eval()(images[:BATCH])
     right = found[None]
+    if relative(right[:BATCH], own) > EQUAL:
+        raise UserError(f"{run} has another net than the layer file: its logits differ", remedy)
     return [
         {
             "what": "no mistake" if mistake is None else MISTAKES[mistake],

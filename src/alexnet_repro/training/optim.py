@@ -21,6 +21,8 @@ class PaperSGD(torch.optim.SGD):
 
     A learning rate of exactly 0 leaves a group's parameters and velocity unchanged (2012 code: "freezing" conv1).
 
+    Gradients must have the memory layout of their parameters, as those of ``backward`` do.
+
     lr: learning rate, epsilon in the paper. Raises ValueError for a negative lr, momentum or weight_decay.
     """
 
@@ -32,9 +34,13 @@ class PaperSGD(torch.optim.SGD):
         weight_decay: float = 0.0005,
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        for group in self.param_groups:
-            group["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
-            group["velocity_lr"] = group["lr"]  # momentum buffer * velocity_lr = -v
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with options as of ``torch.optim.SGD``."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
+        group["velocity_lr"] = group["lr"]  # momentum buffer * velocity_lr = -v
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a saved state.
