@@ -142,6 +142,26 @@ def test_sentences_tell_apart_what_survives_the_correction() -> None:
     assert "lower with no_lrn (-10.0 points" in sentences(better)[0]
 
 
+def test_two_seeds_have_no_corrected_p_value_and_are_told_apart() -> None:
+    found = study_of(CHANGED | {"one_gpu": CHANGED["one_gpu"][:2]})
+    told = " ".join(sentences(found))
+    assert "Corrected for 2 comparisons" in told
+    assert "Nothing can be said of one_gpu: there are fewer than 3 seeds" in told
+    rows = {r["ablation"]: r["p_holm"] for r in csv.DictReader(io.StringIO(as_csv(found))) if r["p_holm"]}
+    assert set(rows) == {"no_lrn", "no_dropout"}
+    line = next(line for line in markdown(found).splitlines() if line.startswith("| one_gpu"))
+    assert line.endswith("| - | 0, 1 |")
+
+
+def test_levels_that_were_not_reached_and_nan_errors_are_told_apart() -> None:
+    errors = {"no_lrn": [45.1, 80.0, 44.4], "no_dropout": [float("nan"), 36.5, 37.5], "one_gpu": [80.0, 80.0, 80.0]}
+    lines = {line.split(":")[0].strip("| "): line for line in markdown(study_of(errors)).splitlines()}
+    assert "| not in every run |" in lines["no_lrn"]
+    assert "| never |" in lines["one_gpu"]
+    assert "| not a number |" in lines["no_dropout"]
+    assert "Nothing can be said of no_dropout" in " ".join(sentences(study_of({"no_dropout": errors["no_dropout"]})))
+
+
 def test_nets_that_did_not_train_are_told() -> None:
     runs = [run(error, seed, left_plateau=100) for seed, error in enumerate(BASELINE)]
     runs += [run(90.0, seed, "tanh", left_plateau=updates) for seed, updates in enumerate((None, 1400, None))]

@@ -73,6 +73,8 @@ def compared(kind: str, one: float, other: float) -> float:
 def estimate(kind: str, numbers: list[float], images: NDArray[np.float64] | None) -> Estimate:
     """Return the mean over seeds with its 95% interval. Ratios use the geometric mean.
 
+    The interval is at least as wide as Student's t over seeds makes it, and as the sampling error of the images does.
+
     kind: as in paper.yaml. numbers: one for each seed. images: the number of each image, (seeds, images), or None.
     """
     ratio = kind == "ratio"
@@ -84,10 +86,11 @@ def estimate(kind: str, numbers: list[float], images: NDArray[np.float64] | None
     mean, seeds = statistics.fmean(values), len(values)
     if seeds < 2 or kind == "every":
         return Estimate(value=back(mean))
-    error, freedom = statistics.stdev(values) / math.sqrt(seeds), float(seeds - 1)
+    errors = [(statistics.stdev(values) / math.sqrt(seeds), float(seeds - 1))]
     if images is not None:
-        error, freedom = standard_error(images)
-    half = float(student.ppf(1 - LEVEL / 2, freedom)) * error
+        # With few seeds, the degrees of freedom can grow by more than the error does. The wider of both intervals counts.
+        errors.append(standard_error(images))
+    half = max(float(student.ppf(1 - LEVEL / 2, freedom)) * error for error, freedom in errors)
     away = abs(mean)  # "no effect" is a difference of 0, or a ratio of 1, whose logarithm is 0
-    p = 2 * float(student.sf(away / error, freedom)) if error else float(away == 0)
+    p = max(2 * float(student.sf(away / error, freedom)) if error else float(away == 0) for error, freedom in errors)
     return Estimate(value=back(mean), low=back(mean - half), high=back(mean + half), p=p, images=images is not None)

@@ -208,7 +208,10 @@ def numbers(claim: Claim, values: dict[str, Any]) -> str:
     if kind == "every":
         return " / ".join(f"{100 * value:.0f}% of the runs" for value in values.values())
     if kind == "ratio":
-        return " / ".join(f"{value:.3g} times" if 0 < value < math.inf else "never" for value in values.values())
+        return " / ".join(
+            f"{value:.3g} times" if 0 < value < math.inf else "not in every run" if math.isnan(value) else "never"
+            for value in values.values()
+        )
     if kind == "difference" or measure == "validation_minus_test":
         return " / ".join(f"{value:+.1f}" for value in values.values())
     if kind == "count":

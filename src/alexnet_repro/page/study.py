@@ -5,7 +5,8 @@ import io
 import math
 from typing import Any
 
-from alexnet_repro.claims.estimates import Estimate
+from alexnet_repro.claims.estimates import SEEDS_NEEDED, Estimate
+from alexnet_repro.claims.results import SHARED_KEYS
 from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
 from alexnet_repro.page.cost import TRAINING_IMAGES, hours
 from alexnet_repro.page.intervals import bar, reach
@@ -61,8 +62,7 @@ def heading(study: Study, first: Study) -> str:
     """Return the heading of a study, which says in what it differs from the first one."""
     if study is first:
         return "What each ingredient of the recipe is worth"
-    keys = ("data", "scale", "recipe", "epochs", "precision", "options")
-    others = [f"{key}={study.shared[key]}" for key in keys if study.shared[key] != first.shared[key]]
+    others = [f"{key}={study.shared[key]}" for key in SHARED_KEYS if study.shared[key] != first.shared[key]]
     return f"The same with {' '.join(others)}"
 
 
@@ -91,7 +91,8 @@ def cost(study: Study) -> str:
 
 def sentences(study: Study) -> list[str]:
     """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
-    changes = [change for change in study.changes if len(change.seeds) >= 2]
+    changes = [change for change in study.changes if change.is_tested and change.estimates["ten_crop"].p is not None]
+    others = [change.ablation for change in study.changes if change not in changes]
     worse = [c for c in changes if c.distinct and c.estimates["ten_crop"].value > 0]
     better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
     alone = [c for c in changes if not c.distinct and _excludes_zero(c)]
@@ -117,6 +118,8 @@ def sentences(study: Study) -> list[str]:
             f"An effect is neither shown nor excluded for {_joined([c.ablation for c in rest])}: their intervals contain 0 "
             f"and are up to {widest:.1f} points wide."
         )
+    if others:
+        told.append(f"Nothing can be said of {_joined(others)}: there are fewer than {SEEDS_NEEDED} seeds, or a NaN.")
     return told
 
 
@@ -161,7 +164,7 @@ def as_csv(study: Study) -> str:
     for change in study.changes:
         for column in COLUMNS:
             if e := change.estimates.get(column.name):
-                p = e.p if column.name == "ten_crop" else None
+                p = e.p if column.name == "ten_crop" and change.is_tested else None
                 row = [change.ablation, column.title, column.kind, e.value, e.low, e.high, p, " ".join(map(str, change.seeds))]  # fmt: skip
                 writer.writerow(row)
     return out.getvalue()
@@ -183,7 +186,7 @@ def _line(change: Change, bounds: tuple[float, float]) -> dict[str, Any]:
         "label": f"{change.ablation}: {NAMES[change.ablation]}" if change.ablation in NAMES else change.ablation,
         "paper": _said(change),
         "cells": cells,
-        "p": "" if ten.p is None else f"{ten.p:.3f}" if ten.p >= 0.001 else "< 0.001",
+        "p": "" if ten.p is None or not change.is_tested else f"{ten.p:.3f}" if ten.p >= 0.001 else "< 0.001",
         "class": "bad" if change.distinct and ten.value > 0 else "good" if change.distinct else "none",
         "seeds": ", ".join(map(str, change.seeds)),
         "bar": bar(ten, bounds, 0.0),
@@ -201,7 +204,9 @@ def _said(change: Change) -> str:
 
 def _number(kind: str, value: float, score: int) -> str:
     if not math.isfinite(value):
-        return "never" if math.isinf(value) else "neither reaches it"
+        return "never" if math.isinf(value) else "not in every run" if kind == "ratio" else "not a number"
+    if kind == "ratio" and not value:
+        return "the baseline never"
     return f"{value:.2f} times" if kind == "ratio" else f"{value:+.3f}" if score == 2 else f"{value:+.1f}"
 
 
@@ -233,8 +238,9 @@ def _seeds(seeds: list[int]) -> str:
 
 
 DIFFERENCES = (
-    "Differences are ablation minus baseline, in points, with 95% intervals over seeds and test images. Overfitting is the "
-    "error of one view minus the training error, both measured without dropout and random crops."
+    "Differences are ablation minus baseline, in points, with 95% intervals over seeds and, for errors and log-loss of the "
+    "test images, over these images. Overfitting is the error of one view minus the training error, both measured without "
+    "dropout and random crops."
 )
 READING = (
     f"{DIFFERENCES} Updates are those until the running training error falls to {TRAINING_LEVEL:.0f}%, as a multiple of the "
