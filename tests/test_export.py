@@ -12,7 +12,7 @@ from torch import nn
 
 from alexnet_repro import AlexNet, features, load_net
 from alexnet_repro.errors import UserError
-from alexnet_repro.net.alexnet import GroupedLinear
+from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.sharing.exporting import SUFFIXES
 from alexnet_repro.sharing.onnx_file import write_onnx
 from alexnet_repro.sharing.steps import PlainNet

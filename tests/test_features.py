@@ -23,8 +23,8 @@ import alexnet_repro
 from alexnet_repro import Classifier, LocalResponseNorm, Store, features, load_net, preprocess
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
-from alexnet_repro.net.alexnet import GroupedLinear
 from alexnet_repro.net.dropout import Dropout
+from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.net.lrn import SameMapNorm
 from alexnet_repro.sharing.feature_file import Partial
 from alexnet_repro.sharing.index import index

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.alexnet import ACTIVATIONS, one_of, refuse_other_size
+from alexnet_repro.net.layers import ACTIVATIONS, one_of, refuse_other_size
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 

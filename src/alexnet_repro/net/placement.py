@@ -26,7 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.net.lrn import LocalResponseNorm
 
 TOWERS = 2

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.net.placement import crossing_bytes
 from alexnet_repro.page.intervals import reach
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.alexnet import AlexNet, GroupedLinear
+from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 
