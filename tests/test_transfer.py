@@ -146,8 +146,13 @@ def test_rates_of_run_146_are_those_of_the_2012_log(step: str) -> None:
         if epoch in STEPS_OF_RUN_146[step]:
             own = tuple(rates[f"{layers}weights"] for layers in ("", "copied_", "conv1_"))
             assert own == pytest.approx(STEPS_OF_RUN_146[step][epoch]), epoch
+        if step == "log_4_ilsvrc2012":
+            biases = tuple(rates[f"{layers}biases"] for layers in ("", "copied_", "conv1_"))
+            assert biases == pytest.approx((0.02, 0.002, 0.0002 if epoch < 7 else 0)), epoch
         hand.after_epoch(50)
     assert epoch == max(STEPS_OF_RUN_146[step])
+    assert by_hand.of_epochs == cfg.epochs
+    assert by_hand.colour_noise_epochs == (38 if step == "log_4_ilsvrc2012" else None)
 
 
 def test_copied_layers_never_train_faster_than_their_share() -> None:

@@ -234,12 +234,10 @@ def _explain(error: Exception, command_name: str) -> str:
             )
         if key in known:
             return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
-        near = (
-            [OTHER_NAMES[key]]
-            if OTHER_NAMES.get(key) in known
-            else get_close_matches(key, known, 1, 0.75)
-            or [name for name in known if get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)]
-        )
+        ours = OTHER_NAMES.get(key, key)
+        near = get_close_matches(ours, known, 1, 0.75) or [
+            name for name in known if get_close_matches(ours.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)
+        ]
         return f"there is no option '{key}'\n  " + (
             f"did you mean {near[0]}?" if near else "list the options with --help"
         )

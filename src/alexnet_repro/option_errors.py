@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any
@@ -27,15 +28,14 @@ def check_options(cfg: DictConfig, command: str, given: list[str], default: Call
         raise _told(error.errors(include_url=False)[0], cfg, default) from None
     conditions = list(_conditions(model, cfg))
     if command == "train":
-        conditions.append(("schedule", by_hand))  # the group
+        conditions.append(("schedule", replace(by_hand, remedy="add schedule.rule=by_hand, or remove it")))  # the group
     for override in given:
         key = override.lstrip("+~").partition("=")[0]
         if re.fullmatch(UNUSED[command], key):
             raise UserError(f"{override} has no effect on {command}", f"remove {key}")
         for condition in (condition for name, condition in conditions if name == key and not condition.holds(cfg)):
             other = re.sub(r"\{([\w.]+)\}", lambda name: str(OmegaConf.select(cfg, name[1])), condition.otherwise)
-            remedy = "add schedule.rule=by_hand, or remove it" if key == "schedule" else "remove one of the two"
-            raise UserError(f"{override} has no effect with {other}", remedy)
+            raise UserError(f"{override} has no effect with {other}", condition.remedy)
 
 
 def _conditions(model: type[BaseModel], cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, OnlyIf]]:

@@ -16,6 +16,7 @@ class OnlyIf:
 
     holds: Callable[[Any], bool]
     otherwise: str
+    remedy: str = "remove one of the two"
 
 
 class Group(BaseModel):

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,10 @@ class _Epoch(TypedDict):
 
 
 class _History(TypedDict):
-    history: list[_Epoch]  # what each epoch must have; it has more
+    history: NotRequired[list[_Epoch]]  # what each epoch must have; it has more
+
+
+_SHAPES: tuple[TypeAdapter[Any], ...] = TypeAdapter(Result), TypeAdapter(_History)
 
 
 # Fields that must be equal for results to be compared seed by seed, except those that the claim itself varies.
@@ -150,8 +153,8 @@ def read_result(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
     if isinstance(content, dict) and "centre" in content:
         try:
-            TypeAdapter(Result).validate_python(content, strict=True)
-            TypeAdapter(_History).validate_python({"history": content.get("history", [])}, strict=True)
+            for shape in _SHAPES:
+                shape.validate_python(content, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where, problem = ".".join(map(str, first["loc"])), first["msg"].replace("Input", "it")

@@ -75,13 +75,12 @@ class Change:
     @property
     def distinct(self) -> bool:
         """Whether the ten-crop error, of enough seeds, differs from the baseline's after Holm's correction."""
-        p = self.estimates["ten_crop"].p
-        return p is not None and p < LEVEL and self.is_tested
+        return self.is_tested and (self.estimates["ten_crop"].p or 0.0) < LEVEL
 
     @property
     def is_tested(self) -> bool:
-        """Whether there are enough seeds to decide anything."""
-        return len(self.seeds) >= SEEDS_NEEDED
+        """Whether the ten-crop error has a p value, which needs enough seeds and numbers that are not NaN."""
+        return self.estimates["ten_crop"].p is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ def _study(shared: dict[str, Any], runs: Runs) -> Study:
     baseline = runs["none"]
     every = [run for side in runs.values() for run in side.values()]
     changes = [_change(name, runs[name], baseline) for name in _ablations(runs)]
-    tested = [c.estimates for c in changes if c.is_tested and c.estimates["ten_crop"].p is not None]
+    tested = [change.estimates for change in changes if change.is_tested]
     for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):
         estimates["ten_crop"] = replace(estimates["ten_crop"], p=p)
     return Study(
@@ -165,7 +164,8 @@ def _change(ablation: str, side: dict[int, Result], baseline: dict[int, Result])
         pairs = [(column.of(side[seed]), column.of(baseline[seed])) for seed in seeds]
         if all(one is not None and other is not None for one, other in pairs):
             numbers = [compared(column.kind, one, other) for one, other in pairs]  # type: ignore[arg-type]
-            estimates[column.name] = estimate(column.kind, numbers, _images(column, seeds, side, baseline))
+            found = estimate(column.kind, numbers, _images(column, seeds, side, baseline))
+            estimates[column.name] = found if len(seeds) >= SEEDS_NEEDED else replace(found, p=None)
     stuck = sum(side[seed].get("left_plateau", 0) is None for seed in seeds)
     return Change(ablation=ablation, seeds=seeds, estimates=estimates, claim=_claim_of(ablation), stuck=stuck)
 

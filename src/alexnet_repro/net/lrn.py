@@ -36,7 +36,7 @@ def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k
 
 
 def refuse_undefined(alpha: float, k: float) -> None:
-    """Raise ValueError for constants with which responses of 0 or a large sum of squares have no power."""
+    """Raise ValueError for constants with which the denominator can be 0 or undefined."""
     if alpha < 0 or k <= 0:
         raise ValueError(
             f"normalisation with alpha={alpha:g} and k={k:g}: alpha must not be negative, k must be positive"

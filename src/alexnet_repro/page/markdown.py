@@ -86,7 +86,13 @@ def readme_block(page: dict[str, Any]) -> str:
         groups: dict[str, list[Result]] = {}
         for r in own:
             if r.get("experiment") != "ablations":
-                what = ("recipe=" + r["recipe"], r["ablation"], *r.get("options", ()), f"{r['epochs']} epochs")
+                what = (
+                    "recipe=" + r["recipe"],
+                    r["ablation"],
+                    *r.get("options", ()),
+                    f"{r['epochs']} epochs",
+                    r["precision"],
+                )
                 groups.setdefault(", ".join(part for part in what if part != "none"), []).append(r)
         if groups:
             errors = "; ".join(f"{what}: {_mean_errors(of_what)}" for what, of_what in groups.items())

@@ -91,8 +91,8 @@ def cost(study: Study) -> str:
 
 def sentences(study: Study) -> list[str]:
     """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
-    changes = [change for change in study.changes if change.is_tested and change.estimates["ten_crop"].p is not None]
-    others = [change.ablation for change in study.changes if change not in changes]
+    changes = [change for change in study.changes if change.is_tested]
+    others = [change.ablation for change in study.changes if not change.is_tested]
     worse = [c for c in changes if c.distinct and c.estimates["ten_crop"].value > 0]
     better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
     alone = [c for c in changes if not c.distinct and _excludes_zero(c)]
@@ -164,7 +164,7 @@ def as_csv(study: Study) -> str:
     for change in study.changes:
         for column in COLUMNS:
             if e := change.estimates.get(column.name):
-                p = e.p if column.name == "ten_crop" and change.is_tested else None
+                p = e.p if column.name == "ten_crop" else None
                 row = [change.ablation, column.title, column.kind, e.value, e.low, e.high, p, " ".join(map(str, change.seeds))]  # fmt: skip
                 writer.writerow(row)
     return out.getvalue()
@@ -186,7 +186,7 @@ def _line(change: Change, bounds: tuple[float, float]) -> dict[str, Any]:
         "label": f"{change.ablation}: {NAMES[change.ablation]}" if change.ablation in NAMES else change.ablation,
         "paper": _said(change),
         "cells": cells,
-        "p": "" if ten.p is None or not change.is_tested else f"{ten.p:.3f}" if ten.p >= 0.001 else "< 0.001",
+        "p": "" if ten.p is None else f"{ten.p:.3f}" if ten.p >= 0.001 else "< 0.001",
         "class": "bad" if change.distinct and ten.value > 0 else "good" if change.distinct else "none",
         "seeds": ", ".join(map(str, change.seeds)),
         "bar": bar(ten, bounds, 0.0),
