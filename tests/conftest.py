@@ -18,8 +18,9 @@ from PIL import Image
 from alexnet_repro.cli import command
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.preparation import prepare
+from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.split import Split
-from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.run import train
@@ -78,7 +79,7 @@ def one_image_per_file(path: Path, count: int) -> Split:
         for i in range(count)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_repro.data.store_writer.SHARD", 1)
+        patch.setattr("alexnet_repro.data.shard_writer.SHARD", 1)
         return write_store(examples, ["even", "odd"], path, image_size=8).split("train")
 
 

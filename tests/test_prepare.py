@@ -22,9 +22,10 @@ from PIL import Image
 
 from alexnet_repro.data import devkit, photos
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.source import scan
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -404,7 +405,7 @@ class TestBadFiles:
 def test_interrupted_preparation_resumes_where_it_stopped(
     cwd: Path, monkeypatch: pytest.MonkeyPatch, small_store: Path, source_folder: Path
 ) -> None:
-    monkeypatch.setattr("alexnet_repro.data.store_writer.SHARD", 4)
+    monkeypatch.setattr("alexnet_repro.data.shard_writer.SHARD", 4)
     files = [(s, f) for s in ("train", "val") for f in sorted((source_folder / s).rglob("*.jpg"))]
     reads: list[str] = []
 

@@ -14,7 +14,8 @@ import torch
 from conftest import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.data.shard_writer import Example
+from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.training import trainer as trainer_module
 from alexnet_repro.training.classifier import LOG_EVERY, Classifier

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from alexnet_repro.data import photos
 from alexnet_repro.data.images import read_image
 from alexnet_repro.data.module import EpochSampler, TrainImages, already_a_batch
+from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.provenance import cores
 
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
 
+from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_writer import Example, write_store
+from alexnet_repro.data.store_writer import write_store
 
 PHOTOGRAPHS = (
     "brick", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon", "retina",

@@ -10,8 +10,9 @@ from alexnet_repro.data import source
 from alexnet_repro.data.cifar10 import cifar10_batches, in_official_order
 from alexnet_repro.data.images import read_image
 from alexnet_repro.data.photos import prepare_photos
+from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_writer import Example, refuse_taken, write_store
+from alexnet_repro.data.store_writer import refuse_taken, write_store
 from alexnet_repro.errors import UserError
 
 
