@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from alexnet_repro.claims.estimates import estimate, holm, standard_error
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts, crossing
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
-from alexnet_repro.claims.results import read_results, scores_of, shared_key
+from alexnet_repro.claims.results import differences_by_image, read_results, scores_of, shared_key
 from alexnet_repro.claims.scores import save_scores
 from alexnet_repro.claims.verdict import Finding, deciding, judge, status
 from alexnet_repro.errors import UserError
@@ -292,9 +292,22 @@ def test_sampling_error_of_images_is_included_if_predictions_are_saved(tmp_path:
     kept = scores_of(results[0], "ten_crop")
     assert kept is not None
     assert kept.shape == (400, 3)
-    Path(results[0]["file"]).with_suffix(".npz").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="is damaged"):
-        findings("no_lrn", results)
+    assert differences_by_image([(results[0], results[1])], "ten_crop") is not None
+    file = Path(results[0]["file"]).with_suffix(".npz")
+    whole = file.read_bytes()
+    middle = len(whole) // 3
+    for damaged in (
+        b"no archive",
+        b"",
+        whole[:-100],
+        whole[:middle],
+        whole[:middle] + bytes(40) + whole[middle + 40 :],
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            findings("no_lrn", results)
+    save_scores(file, {"ten_crop": torch.zeros(300, 3)})
+    assert differences_by_image([(results[0], results[0]), (results[2], results[3])], "ten_crop") is None
 
 
 def test_interval_over_seeds_and_images_covers_the_true_mean() -> None:
@@ -670,7 +683,8 @@ def test_measures_equal_hand_computed_values() -> None:
     ]
     one = result(40, history=history, colour_content=[0.1, 0.7], left_plateau=130, seconds=50.0, steps=500)
     one |= {"hardware": "1 x NVIDIA H100", "train_sample": {"top1_error": 12.0}}
-    one["retrieval"] = {"same_class": {"fc7": 80.0, "pixels": 30.0, "codes of fc7": 70.0, "codes of pixels": 25.0}}
+    shares = {"fc7": 80.0, "pixels": 30.0, "codes of fc7": 70.0, "codes of pixels": 25.0}
+    one["retrieval"] = {"queries": 1000, "images": 5000, "same_class": shares}
     values = {name: measure(one) for name, measure in MEASURES.items()}
     assert values["training_error"] == {"train_error": 12.0}
     assert values["overfitting"] == {"gap": 30.0}
@@ -680,6 +694,8 @@ def test_measures_equal_hand_computed_values() -> None:
     assert values["left_plateau"] == {"updates": 130}
     assert values["fc7_minus_pixels"] == {"points": 50.0}
     assert values["codes_minus_pixels"] == {"points": 45.0}
+    for few in ({"queries": 99}, {"images": 999}):
+        assert MEASURES["fc7_minus_pixels"](one | {"retrieval": one["retrieval"] | few}) is None
     assert MEASURES["left_plateau"](one | {"left_plateau": None}) == {"updates": math.inf}
     test = one | {"split": "test", "history": [{"epoch": 1, "train_error": 5.0, "val_top5_error": 20.3}]}
     assert MEASURES["validation_minus_test"](test) == {"top5_error": pytest.approx(0.3)}
@@ -750,14 +766,19 @@ def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> 
         (tmp_path / folder / "result.json").write_text(json.dumps(one))
     (read,) = read_results(tmp_path / "published", tmp_path / "runs")
     assert read["experiment"] == "figure_1"
-    (tmp_path / "published" / "retrieval.json").write_text('{"queries": 5}')
+    retrieval = {"queries": 5, "images": 9, "same_class": {"fc7": 60.0, "pixels": 40.0}}
+    (tmp_path / "published" / "retrieval.json").write_text(json.dumps(retrieval))
     (tmp_path / "published" / "result.json").rename(tmp_path / "published" / "none.json")
     assert "retrieval" not in read_results(tmp_path / "published")[0]
-    (tmp_path / "published" / "none-retrieval.json").write_text('{"queries": 6}')
-    assert read_results(tmp_path / "published")[0]["retrieval"] == {"queries": 6}
+    (tmp_path / "published" / "none-retrieval.json").write_text(json.dumps(retrieval))
+    assert read_results(tmp_path / "published")[0]["retrieval"] == retrieval
+    (tmp_path / "published" / "none-retrieval.json").write_text("[]")
+    with pytest.raises(UserError, match=r"none-retrieval\.json is not a result"):
+        read_results(tmp_path / "published")
     (tmp_path / "runs" / "a" / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         read_results(tmp_path / "runs")
+    epoch = {"epoch": 1, "steps": 10, "lr": 0.01, "train_error": 50.0, "train_loss": 2.0}
     for key, value, problem in (
         ("seed", "zero", "seed: it should be a valid integer"),
         ("lr", "fast", "lr: it should be a valid number"),
@@ -765,8 +786,10 @@ def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> 
         ("centre", 5.0, "centre: it should be a valid dictionary"),
         ("history", {}, "history: it should be a valid list"),
         ("history", [5], "history.0: it should be a valid dictionary"),
-        ("history", [{"epoch": 1, "train_error": "high"}], "history.0.train_error: it should be a valid number"),
-        ("history", [{"epoch": 1}], "history.0.train_error: Field required"),
+        ("history", [epoch | {"train_error": "high"}], "history.0.train_error: it should be a valid number"),
+        ("centre", {}, "lacks centre.top1_error, centre.top5_error"),
+        ("gain", {"view": "centre", "top1_error": 2.0}, "gain.top1_error: it should be a valid dictionary"),
+        ("history", [{"epoch": 1}], "lacks history.0.steps, history.0.lr, history.0.train_error"),
     ):
         (tmp_path / "runs" / "a" / "result.json").write_text(json.dumps(one | {key: value}))
         with pytest.raises(UserError, match=rf"result\.json.*{problem}"):

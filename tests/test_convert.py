@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from alexnet_repro import features, load_net
 from alexnet_repro.errors import UserError
 from alexnet_repro.sharing.caffe import read_layers
+from alexnet_repro.sharing.conversion import from_caffe, from_onnx
 from tests.conftest import picture
 
 Run = Callable[..., tuple[int, str, str]]
@@ -151,6 +152,20 @@ def test_onnx_bvlcalexnet_gives_onnxruntimes_logits(tmp_path: Path, run_command:
     (expected,) = onnxruntime.InferenceSession(path).run(["r24"], {"data_0": inputs})
     found = features(load_net(tmp_path / "run"), [image], ["fc8"])["fc8"]
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    changes: list[tuple[str, Callable[[onnx.ModelProto], None]]] = [
+        ("Conv 1 has strides", lambda model: model.graph.node[0].attribute[0].ints.__setitem__(0, 2)),
+        ("Conv 2 has group 1", lambda model: model.graph.node[4].attribute.pop(0)),
+        ("MaxPool 3 has kernel_shape", lambda model: model.graph.node[14].attribute[2].ints.__setitem__(1, 2)),
+        ("Gemm 1 has alpha", lambda model: model.graph.node[16].attribute.append(helper.make_attribute("alpha", 2.0))),
+        ("it is damaged", lambda model: model.graph.initializer[0].ClearField("raw_data")),
+        ("fc6.bias has shape", lambda model: model.graph.initializer[11].dims.append(1)),
+    ]
+    for problem, change in changes:
+        changed = onnx.load(path)
+        change(changed)
+        (tmp_path / "changed.onnx").write_bytes(changed.SerializeToString())
+        with pytest.raises(UserError, match=problem):
+            from_onnx(tmp_path / "changed.onnx")
 
 
 def test_an_exported_graph_is_not_converted(small_alexnet: Path, tmp_path: Path, run_command: Run) -> None:
@@ -171,6 +186,16 @@ def test_evaluate_takes_a_converted_net(small_store: Path, tmp_path: Path, run_c
     assert run_command("convert", *names, f"run={run}")[0] == 0
     status, out, err = run_command("evaluate", f"run={run}", "trainer=cpu")
     assert (status, "top-1" in out) == (0, True), err
+    (tmp_path / "again.tmp").mkdir()
+    (tmp_path / "again.tmp" / "mine").touch()
+    assert run_command("convert", *names, f"run={tmp_path / 'again'}")[0] == 0
+    assert (tmp_path / "again.tmp" / "mine").exists(), "convert must leave other folders alone"
+    assert not list(tmp_path.glob("again.?*[!p]"))
+    status, out, err = run_command("export", f"run={run}", f"out={tmp_path / 'shared'}", "format=hub")
+    assert status == 0, err
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "converted by `alexnet_repro`" in card
+    assert "| seed |" not in card
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "other net"])
@@ -193,10 +218,22 @@ def test_every_cut_of_a_file_is_an_error_and_not_a_traceback(tmp_path: Path) -> 
     own = {name: value[:1] for name, value in weights().items()}
     content = caffemodel(own, pool_first=False, old=False)
     path = tmp_path / "net.caffemodel"
-    for end in np.random.default_rng(0).integers(0, len(content), 200):
+    rng = np.random.default_rng(0)
+    for end in rng.integers(0, len(content), 200):
         path.write_bytes(content[:end])
         with suppress(UserError):
             assert len(read_layers(path)) < 16
+    for place in rng.integers(0, len(content), 500):  # other keys, types and sizes
+        damaged = bytearray(content)
+        damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        with suppress(UserError):
+            from_caffe(path)
+    for wrong in ("conv1_w", "fc6_b"):
+        other = own | {wrong: own[wrong].ravel() if wrong == "conv1_w" else np.zeros(0, np.float32)}
+        path.write_bytes(caffemodel(other, pool_first=False, old=False))
+        with pytest.raises(UserError, match=r"has shape|without numbers|damaged"):
+            from_caffe(path)
 
 
 def test_torchvisions_weights_are_refused_with_the_reason(tmp_path: Path, run_command: Run) -> None:

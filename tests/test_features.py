@@ -216,6 +216,16 @@ def test_an_interrupted_command_continues(
         file.write(b"part of a row")  # a kill may leave this
     status, _, err = run_command("features", *options("stopped.npz"), "layers=[fc6]")
     assert (status, "other layers" in err) == (2, True)
+    for name, content, problem in (
+        ("fc7.f32", b"too short", "lacks some of 3 rows"),
+        ("progress.json", b"{", "is damaged"),
+    ):
+        path = tmp_path / "stopped.npz.partial" / name
+        before = path.read_bytes()
+        path.write_bytes(content)
+        status, _, err = run_command("features", *options("stopped.npz"))
+        assert (status, problem in err) == (2, True), err
+        path.write_bytes(before)
     assert run_command("features", *options("stopped.npz"))[0] == 0
     whole, resumed = (np.load(tmp_path / name)["fc7"] for name in ("whole.npz", "stopped.npz"))
     np.testing.assert_array_equal(whole, resumed)

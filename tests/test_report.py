@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from alexnet_repro.claims.paper import read_claims
-from alexnet_repro.claims.results import read_results
+from alexnet_repro.claims.results import Result, read_results
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
 from alexnet_repro.page.content import content
-from alexnet_repro.page.drawings import to_25
+from alexnet_repro.page.drawings import distinct, to_25
 from alexnet_repro.page.markdown import readme_block
 from alexnet_repro.page.report import report
 
@@ -140,6 +140,38 @@ def test_page_is_written_without_results(cwd: Path, run_command: Run) -> None:
     assert status == 0
     assert "not run" in out
     assert "Figures 3 and 4 are drawn of a run" in Path("report/index.html").read_text()
+
+
+def test_runs_with_a_damaged_checkpoint_or_no_config_are_reported_without_figures(
+    trained: Path, cwd: Path, run_command: Run
+) -> None:
+    Path("empty").mkdir()
+    cut, bare = (shutil.copytree(trained, cwd / "runs" / name) for name in ("cut", "bare"))
+    (cut / "checkpoints" / "last.ckpt").write_bytes((cut / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    (bare / "config.yaml").unlink()
+    for shown in (cut, bare):
+        (shown / "result.json").touch()  # figures are those of the latest run
+        status, out, err = run_command("report", "results=empty", "trainer=cpu")
+        assert status == 0, err
+        assert "no Figures 3 and 4: " in out
+        assert "not in the index: " in out
+        assert "training error. Dashed" in Path("report/index.html").read_text()
+
+
+def test_retrieval_from_fewer_images_does_not_replace_a_better_one(trained: Path, cwd: Path, run_command: Run) -> None:
+    Path("empty").mkdir()
+    run = shutil.copytree(trained, cwd / "runs" / "seed-0")
+    for options, images in (([], 12), (["images=6"], 12)):
+        assert run_command("report", "results=empty", "trainer=cpu", *options)[0] == 0
+        assert json.loads((run / "retrieval.json").read_text())["images"] == images
+
+
+def test_runs_with_equal_names_have_their_own_curves() -> None:
+    results = read_results(RESULTS)
+    alike = [r | {"file": f"results/{i}.json"} for i, r in enumerate([results[0], results[0], results[-1]])]
+    names = distinct(cast(list[Result], alike))
+    assert len(set(names)) == 3
+    assert [name.endswith(".json") for name in names] == [True, True, False]
 
 
 def test_damaged_result_is_named(cwd: Path) -> None:

@@ -217,3 +217,11 @@ def test_costs_are_runs_times_epochs_times_images() -> None:
     hours = runs * epochs * images / 10_000 / 3600
     assert cost(claim) == f"6 runs, {runs * epochs * images / 1e6:,.0f} million images: {hours:,.1f} hours at 10,000 images per second (arithmetic)"  # fmt: skip
     assert cost(claims["parameters"]) == ""
+    # Fall 2011, then ILSVRC-2012; batches 1 to 4 until batch 5 joins (facts of CIFAR-10); until 25% is reached
+    for name, runs, told in (
+        ("one_cnn_pretrained", 6, 3 * (8 * 15_000_000 + 54 * 1_281_167)),
+        ("cifar10_thirteen", 3, 3 * (100 * 40_000 + 60 * 50_000)),
+        ("cifar10_eleven", 3, 3 * (350 * 40_000 + 170 * 50_000)),
+    ):
+        assert cost(claims[name]).startswith(f"{runs} runs, {told / 1e6:,.0f} million images: "), name
+    assert cost(claims["figure_1"]).startswith("10 runs, at most 40 million images: ")

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -222,8 +223,7 @@ def _explain(error: Exception, command_name: str) -> str:
         key = unknown[1]
         if (Path(CONF) / key).is_dir():
             return f"there is no option '{key}'\n  add a config group that is not in use yet with +{key}=..."
-        with hydra.initialize_config_dir(CONF, version_base="1.3"):
-            known = dict(leaves(hydra.compose(command_name)))
+        known = dict(leaves(composed(command_name)))
         if inner := next((name for name in known if name.startswith(f"{key}.")), None):
             return (
                 f"{key} is a group of options, and can't be set to this\n  set one of its options, such as {inner}=..."
@@ -259,6 +259,14 @@ def check(cfg: DictConfig, name: str) -> None:
         return OmegaConf.select(hydra.compose(name, groups), key)
 
     check_options(cfg, name, list(overrides), default)
+
+
+def composed(name: str, options: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Return the config of a command with these options; with_hydra: and Hydra's own, under the key hydra."""
+    if GlobalHydra.instance().is_initialized():  # in a command
+        return hydra.compose(name, list(options), return_hydra_config=with_hydra)
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose(name, list(options), return_hydra_config=with_hydra)
 
 
 def task_overrides() -> list[str]:

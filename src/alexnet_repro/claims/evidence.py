@@ -50,13 +50,13 @@ def fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
     first = min((r["seed"] for r in side), default=None)
     speed: dict[float, tuple[float, float, float]] = {}  # epochs to 25%, final error and epochs by learning rate
     for r in side:
-        if r["seed"] == first:
+        if r["seed"] == first and (lr := r.get("lr")) is not None:
             epochs, history = (MEASURES["epochs_to_25"](r) or {})["epochs"], r["history"]
-            speed[r["lr"]] = (epochs, history[-1]["train_error"], float(history[-1]["epoch"]))
+            speed[lr] = (epochs, history[-1]["train_error"], float(history[-1]["epoch"]))
     if not speed:
         return {}, None
     best = min(speed, key=lambda lr: (speed[lr][:2], lr))
-    chosen = by_seed([r for r in side if r["lr"] == best])
+    chosen = by_seed([r for r in side if r.get("lr") == best])
     activation = side[0].get("activation", "")
     for word, others in (("below", [lr for lr in speed if lr < best]), ("above", [lr for lr in speed if lr > best])):
         nearest = (max if word == "below" else min)(others, default=None)

@@ -110,9 +110,15 @@ def _loading(result: Result) -> Values | None:
     return {"share": trained / loaded} if loaded and trained else None
 
 
+FEWEST_QUERIES, FEWEST_RETRIEVED = 100, 1000  # images for which shares of a class are worth comparing
+
+
 def _retrieval_gain(better: str, worse: str) -> Callable[[Result], Values | None]:
     def gain(result: Result) -> Values | None:
-        shares = result.get("retrieval", {}).get("same_class", {})
+        found = result.get("retrieval", {})
+        if found.get("queries", 0) < FEWEST_QUERIES or found.get("images", 0) < FEWEST_RETRIEVED:
+            return None
+        shares = found["same_class"]
         return {"points": shares[better] - shares[worse]} if {better, worse} <= shares.keys() else None
 
     return gain

@@ -2,9 +2,11 @@
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypeVar
+from typing import Any, Literal, NotRequired, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,6 @@ from alexnet_repro.claims.scores import Errors, read_kernels, read_scores
 from alexnet_repro.errors import UserError
 
 Read = TypeVar("Read")
-
-
-NEEDED = ("recipe", "ablation", "data", "net", "seed", "epochs", "centre")  # fields that every run's result has
 
 
 class Result(TypedDict, total=False):
@@ -45,8 +44,8 @@ class Result(TypedDict, total=False):
     seed: int
     seeds: list[int]  # ensembles only
     members: int
-    lr: float
-    batch_size: int
+    lr: float | None  # None for an ensemble of nets that differ in it
+    batch_size: int | None
     epochs: int
     of_epochs: int | None
     steps: int
@@ -70,16 +69,67 @@ class Result(TypedDict, total=False):
     images_per_s: dict[str, float]
 
 
+# What results must have to be read; they have more.
+
+
+class _Errors(TypedDict):
+    top1_error: float
+    top5_error: float
+    log_loss: NotRequired[float]
+
+
 class _Epoch(TypedDict):
     epoch: int
+    steps: int
+    lr: float
     train_error: float
+    train_loss: float
 
 
-class _History(TypedDict):
-    history: NotRequired[list[_Epoch]]  # what each epoch must have; it has more
+class _Mean(TypedDict):
+    value: float
+    low: float
+    high: float
 
 
-_SHAPES: tuple[TypeAdapter[Any], ...] = TypeAdapter(Result), TypeAdapter(_History)
+class _Gain(TypedDict):
+    view: Literal["centre", "ten_crop", "nine_crop"]
+    top1_error: _Mean
+
+
+class _Run(TypedDict):
+    recipe: str
+    ablation: str
+    data: str
+    net: str
+    seed: int
+    epochs: int
+    centre: _Errors
+    ten_crop: NotRequired[_Errors]
+    nine_crop: NotRequired[_Errors]
+    train_sample: NotRequired[_Errors]
+    history: NotRequired[list[_Epoch]]
+    gain: NotRequired[_Gain]
+
+
+class _Benchmark(TypedDict):
+    machine: str
+    command: str
+    ratios: dict[str, float | None]
+    images_per_s: dict[str, float]
+
+
+class _Retrieval(TypedDict):
+    queries: int
+    images: int
+    same_class: dict[str, float]
+
+
+_SHAPES: dict[str, tuple[TypeAdapter[Any], ...]] = {  # by a field that only results of this kind have
+    "centre": (TypeAdapter(Result), TypeAdapter(_Run)),
+    "ratios": (TypeAdapter(_Benchmark),),
+    "same_class": (TypeAdapter(_Retrieval),),
+}
 
 
 # Fields that must be equal for results to be compared seed by seed, except those that the claim itself varies.
@@ -135,32 +185,33 @@ def read_results(*folders: Path) -> list[Result]:
                 ]
             of = "" if path.name == "result.json" else f"{path.stem}-"
             if (retrieval := path.with_name(f"{of}retrieval.json")).is_file():
-                content["retrieval"] = read_result(retrieval)
+                content["retrieval"] = read_result(retrieval, "same_class")
             identity = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
             key = (*(str(content.get(k)) for k in identity), "ten_crop" in content)
             results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())
 
 
-def read_result(path: Path) -> Any:
-    """Read one result.
+def read_result(path: Path, kind: str | None = None) -> Any:
+    """Read one result: of the given kind, a key of _SHAPES, or by default of the kind that its fields show.
 
-    Raises UserError if it is damaged, lacks a required field or has a field of the wrong type.
+    Raises UserError if it is damaged, lacks a field that results of its kind have, or has a field of the wrong type.
     """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
-    if isinstance(content, dict) and "centre" in content:
+    kind = kind or next((key for key in _SHAPES if isinstance(content, dict) and key in content), None)
+    for shape in _SHAPES[kind] if kind else ():
         try:
-            for shape in _SHAPES:
-                shape.validate_python(content, strict=True)
+            shape.validate_python(content, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            where, problem = ".".join(map(str, first["loc"])), first["msg"].replace("Input", "it")
-            raise UserError(f"{path} is no result of a run: {where}: {problem}", "repair or remove it") from None
-        if missing := [key for key in NEEDED if key not in content]:
-            raise UserError(f"{path} lacks {', '.join(missing)}", "repair or remove it")
+            wrong = [(".".join(map(str, one["loc"])), one["type"], one["msg"]) for one in error.errors()]
+            if missing := [where for where, problem, _ in wrong if problem == "missing"]:
+                raise UserError(f"{path} lacks {', '.join(missing)}", "repair or remove it") from None
+            where, _, problem = wrong[0]
+            problem = f"{where}: {problem.replace('Input', 'it')}".removeprefix(": ")
+            raise UserError(f"{path} is not a result: {problem}", "repair or remove it") from None
     return content
 
 
@@ -175,12 +226,12 @@ def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
 def differences_by_image(pairs: Sequence[tuple[Result, Result]], view: str) -> NDArray[np.float64] | None:
     """Return the first result's scores of each test image minus the second's, for each pair: (pairs, N, 3).
 
-    Returns None if the scores of any result were not saved, or if a pair has different numbers of images.
+    Returns None if the scores of any result were not saved, or if results have different numbers of images.
     """
-    scores = [(scores_of(one, view), scores_of(other, view)) for one, other in pairs]
-    if any(one is None or other is None or one.shape != other.shape for one, other in scores):
+    scores = [scores_of(result, view) for pair in pairs for result in pair]
+    if any(one is None or scores[0] is None or one.shape != scores[0].shape for one in scores):
         return None
-    return np.stack([one - other for one, other in scores])  # type: ignore[operator]
+    return np.stack([one - other for one, other in zip(scores[::2], scores[1::2], strict=True)])  # type: ignore[operator]
 
 
 def kernels_of(result: Result) -> NDArray[np.float32] | None:
@@ -201,7 +252,7 @@ def _beside(result: Result, read: Callable[[Path], Read]) -> Read | None:
         return None
     try:
         return read(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
 
 

@@ -13,6 +13,7 @@ from alexnet_repro.claims.study import Study
 from alexnet_repro.claims.verdict import Finding
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures
+from alexnet_repro.page.content import source
 from alexnet_repro.page.study import forest_rows, heading, title
 
 
@@ -43,13 +44,11 @@ def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, 
         for r in chosen
         if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in figure_1_experiments)
     ]
-    histories = {label(r): r["history"] for r in chosen}
-    if histories:
-        drawn_histories = dict(list(histories.items())[: len(figures.COLOURS)])
-        left_out = len(histories) - len(drawn_histories)
+    if chosen:
+        shown, left_out = chosen[: len(figures.COLOURS)], len(chosen[len(figures.COLOURS) :])
         note = f" Runs not drawn: {left_out}." if left_out else ""
         drawn["curves"] = (
-            figures.training_curves(drawn_histories),
+            figures.training_curves([(name, r["history"]) for name, r in zip(distinct(shown), shown, strict=True)]),
             "Errors by epoch. Solid: running training error. Dashed: validation or test error of one view." + note,
         )
     races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
@@ -75,11 +74,19 @@ def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, 
     return drawn
 
 
+def distinct(results: list[Result]) -> list[str]:
+    """Return the label of each result, with its file if another one has the same label."""
+    labels = [label(r) for r in results]
+    return [
+        f"{own}, {source(r)['file']}" if labels.count(own) > 1 else own for own, r in zip(labels, results, strict=True)
+    ]
+
+
 def first_layer(results: list[Result]) -> dict[str, tuple[Figure, str]]:
     """Return Figure 3 of the full-size net with the most epochs whose kernels are saved beside its result."""
     full = [r for r in results if r.get("net") == "alexnet" and r.get("scale") == "full" and r["ablation"] == "none"]
     for result in sorted(full, key=lambda r: (-r["epochs"], r["seed"])):
-        if (kernels := kernels_of(result)) is not None:
+        if result.get("colour_content") and (kernels := kernels_of(result)) is not None:
             whose = (
                 f"the full-size net on {result['data']} (recipe={result['recipe']}, {result['epochs']} epochs, "
                 f"{result['precision']}, seed {result['seed']})"

@@ -50,17 +50,17 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> Iterato
         yield Figure(figsize=(width, height), layout=layout)
 
 
-def training_curves(runs: dict[str, list[dict[str, float]]]) -> Figure:
+def training_curves(runs: Sequence[tuple[str, list[dict[str, float]]]]) -> Figure:
     """Draw the errors of runs by epoch, in percent: training solid, validation or test dashed.
 
-    runs: {name: history}.
+    runs: the name and the history of each.
     """
     with _figure(7, 3.6) as figure:
         axes = figure.add_subplot(xlabel="epoch", ylabel="top-1 error, %")
-        for colour, (name, history) in zip(COLOURS, runs.items(), strict=False):
+        for colour, (name, history) in zip(COLOURS, runs, strict=False):
             epochs = [epoch["epoch"] for epoch in history]
             axes.plot(epochs, [epoch["train_error"] for epoch in history], color=colour, lw=1.4, label=name)
-            measured = next(key for key in ("val_error", "test_error") if key in history[0])
+            measured = "val_error" if any("val_error" in epoch for epoch in history) else "test_error"
             axes.plot(epochs, [epoch.get(measured, np.nan) for epoch in history], color=colour, lw=1.4, ls="--")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)

@@ -100,9 +100,14 @@ def finished_runs(cfg: DictConfig) -> list[Path]:
 def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[Figure, str]]:
     """Draw Figures 3 and 4 for a run from its checkpoint and its store.
 
-    Also writes the retrieval quality to retrieval.json in the run's folder and to ``result["retrieval"]``.
+    Also writes the retrieval quality to ``result["retrieval"]``, and to retrieval.json in the run's folder unless that
+    file already has the quality with more images.
     """
-    model, trained = load_run(run)
+    try:
+        model, trained = load_run(run)
+    except UserError as error:
+        print(f"no Figures 3 and 4: {error.problem}")
+        return {}
     weight = model.net.get_parameter("conv1.weight")
     drawn = {"figure-3": kernels_drawn(weight, colour_content(weight, trained.net.get("towers", 1)), str(run))}
     if not isinstance(model.net, AlexNet):
@@ -136,6 +141,8 @@ def pictures_of(cfg: DictConfig, run: Path, result: Result) -> dict[str, tuple[F
         f"Figure 4, right: {store.measured_split} images and the six nearest of {len(images.labels):,} training images, by "
         "Euclidean distance in fc7. Green: same class as the query.",
     )
+    if result.get("retrieval", {}).get("images", 0) > len(images.labels):
+        return drawn
     result["retrieval"] = retrieval_quality(queries, images, trained.seed)
     write_json(run / "retrieval.json", result["retrieval"])
     return drawn

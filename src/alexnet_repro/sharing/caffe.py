@@ -74,6 +74,13 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, Value]]:
         place += size
 
 
+def _inner(value: Value) -> memoryview:
+    """Return a value that must be a message or text."""
+    if isinstance(value, int):
+        raise ValueError(f"the number {value} where a message belongs")
+    return value
+
+
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
     value = shift = 0
     while True:
@@ -90,13 +97,13 @@ def _layer(message: memoryview, numbers: dict[str, int]) -> Layer:
     name, kind, blobs, lrn = "", "", [], {}
     for number, value in fields(message):
         if number == numbers["name"]:
-            name = bytes(value).decode()
+            name = bytes(_inner(value)).decode()
         elif number == numbers["type"]:
             kind = V1_TYPES.get(value, str(value)) if isinstance(value, int) else bytes(value).decode()
         elif number == numbers["blobs"]:
-            blobs.append(_blob(value))  # type: ignore[arg-type]
+            blobs.append(_blob(_inner(value)))
         elif number == numbers["lrn"]:
-            lrn = _lrn(value)  # type: ignore[arg-type]
+            lrn = _lrn(_inner(value))
     if kind == "LRN" and not lrn:
         lrn = _lrn(memoryview(b""))
     return Layer(name, kind, blobs, lrn)
@@ -124,7 +131,7 @@ def _blob(message: memoryview) -> NDArray[np.float32]:
                 if inner == 1 and isinstance(size, int):
                     shape.append(size)
                 elif inner == 1:  # packed
-                    packed, place = memoryview(size), 0  # type: ignore[arg-type]
+                    packed, place = _inner(size), 0
                     while place < len(packed):
                         one, place = _varint(packed, place)
                         shape.append(one)

@@ -17,7 +17,7 @@ def model_card(trained: TrainedNet, content: dict[str, Any]) -> str:
         "ablation": facts.get("ablation"),
         "scale": facts.get("scale"),
         "data": facts.get("data"),
-        "seed": facts.get("seed"),
+        "seed": None if "converted" in facts else facts.get("seed"),
         "epochs": facts.get("epochs"),
         "precision": facts.get("precision"),
         "converted from": facts.get("converted"),
@@ -26,6 +26,7 @@ def model_card(trained: TrainedNet, content: dict[str, Any]) -> str:
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in training.items() if value not in (None, "none"))
     options = ", ".join(f"{key}={value}" for key, value in net.items() if key not in ("name", "classes"))
+    origin = "converted" if "converted" in facts else "trained"
     return f"""---
 library_name: alexnet_repro
 tags: [image-classification, alexnet]
@@ -34,7 +35,7 @@ tags: [image-classification, alexnet]
 # AlexNet (2012), reproduced
 
 The network of "ImageNet Classification with Deep Convolutional Neural Networks" (Krizhevsky, Sutskever, Hinton 2012), with
-{content["parameters"]:,} parameters and {len(content["classes"])} classes, trained by `alexnet_repro`.
+{content["parameters"]:,} parameters and {len(content["classes"])} classes, {origin} by `alexnet_repro`.
 
 ## Training
 

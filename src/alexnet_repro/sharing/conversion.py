@@ -1,6 +1,7 @@
 """Make a run of weights that Caffe or ONNX distributes, so that ``evaluate``, ``features`` and ``export`` take them."""
 
-import shutil
+import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,19 @@ from alexnet_repro.training.classifier import Classifier
 
 MEAN_PIXEL = (122.67891434, 116.66876762, 104.00698793)  # RGB, the mean of Caffe's mean image of ILSVRC-2012
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+CAFFES = "convert the .caffemodel instead"
+ONNX_DEFAULTS: dict[str, Any] = {  # of the attributes of ONNX's Conv, MaxPool and Gemm
+    "strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET", "ceil_mode": 0,
+    "storage_order": 0, "alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0,
+}  # fmt: skip
+ONNX_LAYERS: dict[str, list[dict[str, Any]]] = {  # attributes in ONNX's bvlcalexnet
+    "Conv": [
+        {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "group": group}
+        for size, stride, pad, group in ((11, 4, 0, 1), (5, 1, 2, 2), (3, 1, 1, 1), (3, 1, 1, 2), (3, 1, 1, 2))
+    ],
+    "MaxPool": [{"kernel_shape": [3, 3], "strides": [2, 2], "pads": pads} for pads in ([0] * 4, [0] * 4, [0, 0, 1, 1])],
+    "Gemm": [{"transB": 1}] * 3,
+}
 STORED = 256  # side length of ImageNet's images in a store, in pixels
 EMPTY: dict[str, Any] = {  # options of training, which a converted net does not use
     "optim": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 2.0, "bias_decay": False},
@@ -94,17 +108,20 @@ def convert(cfg: DictConfig) -> dict[str, Any]:
         "data": {"name": "ilsvrc2012", "store": str(cfg.store)},
         "batch_size": 128,
     }
-    unfinished = run.with_name(f"{run.name}.tmp")  # so that a failure leaves no half of a run
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "checkpoints").mkdir(parents=True)
-    with written_whole(unfinished / "checkpoints" / "last.ckpt") as file:
-        content = {"state_dict": model.state_dict(), "hyper_parameters": hyper, "global_step": 0, "epoch": 0}
-        content |= {"alexnet_repro": {"format": FORMAT}, "history": [], "pytorch-lightning_version": "2.6.0"}
-        content |= {"training_means": torch.zeros(1, 3)}
-        torch.save(content, file)
-    with written_whole(unfinished / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
-    unfinished.rename(run)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{run.name}.", dir=run.parent
+    ) as folder:  # a failure leaves no half of a run
+        unfinished = Path(folder) / "run"
+        (unfinished / "checkpoints").mkdir(parents=True)
+        with written_whole(unfinished / "checkpoints" / "last.ckpt") as file:
+            content = {"state_dict": model.state_dict(), "hyper_parameters": hyper, "global_step": 0, "epoch": 0}
+            content |= {"alexnet_repro": {"format": FORMAT}, "history": [], "pytorch-lightning_version": "2.6.0"}
+            content |= {"training_means": torch.zeros(1, 3)}
+            torch.save(content, file)
+        with written_whole(unfinished / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+        unfinished.rename(run)
     switches = ", ".join(f"net.{key}={value}" for key, value in weights.net.items())
     print(f"written to {run}: {classes} classes, {switches}")
     return {"run": str(run), "net": hyper["net"]}
@@ -120,14 +137,14 @@ def from_caffe(path: Path) -> Weights:
             have = ", ".join(layer.name for layer in layers if layer.blobs)
             raise UserError(f"{path} has no layer {name}: this is for BVLC's AlexNet and CaffeNet", f"it has: {have}")
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = own.blobs[0], own.blobs[1].ravel()
-        if name.startswith("fc"):
-            arrays[f"{name}.weight"] = arrays[f"{name}.weight"].reshape(arrays[f"{name}.bias"].size, -1)
+        if name.startswith("fc"):  # the format before the present one has two more dimensions
+            outer, inner = own.blobs[0].shape[:-2], own.blobs[0].shape[-2:]
+            arrays[f"{name}.weight"] = own.blobs[0].reshape([size for size in outer if size != 1] + list(inner))
     norms = [layer for layer in layers if layer.kind == "LRN"]
     kinds = [layer.kind for layer in layers if layer.kind in ("LRN", "Pooling")]
     if len(norms) != 2 or norms[0].lrn != norms[1].lrn or norms[0].lrn["within"] or len(kinds) != 5:
         raise UserError(f"{path} does not have two equal normalisations across maps and three pooling layers")
-    arrays["conv1.weight"] = arrays["conv1.weight"][:, ::-1]  # Caffe's images are BGR
-    return _as_ours(arrays, norms[0].lrn, {"pool_first": kinds[0] == "Pooling", "image_size": 227})
+    return _as_ours(path, arrays, norms[0].lrn, {"pool_first": kinds[0] == "Pooling", "image_size": 227})
 
 
 def from_onnx(path: Path) -> Weights:
@@ -139,8 +156,10 @@ def from_onnx(path: Path) -> Weights:
 
     try:
         graph = onnx.load(path).graph
-    except (DecodeError, ValueError) as error:
-        raise UserError(f"{path} is not an ONNX file, or it is damaged: {error}") from None
+        own = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    except (DecodeError, ValueError, TypeError, OSError, onnx.checker.ValidationError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not an ONNX file, or it is damaged: {problem}") from None
     kinds = [node.op_type for node in graph.node if node.op_type in ("Conv", "LRN", "MaxPool", "Gemm")]
     silent = {"Relu", "Reshape", "Flatten", "Dropout", "Softmax"}
     others = [node.op_type for node in graph.node if node.op_type not in {*kinds, *silent}]
@@ -150,33 +169,45 @@ def from_onnx(path: Path) -> Weights:
         raise UserError(
             f"{path} is not BVLC's AlexNet or CaffeNet", f"its layers are {', '.join(kinds + others) or 'none'}"
         )
-    spatial = [node for node in graph.node if node.op_type in ("Conv", "LRN", "MaxPool")]
-    attributes = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in spatial]
-    pads = [own.get("pads", [0] * 4) for own, node in zip(attributes, spatial, strict=True) if node.op_type != "LRN"]
     sides = [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim[2:]] if graph.input else []
-    shipped = [[0] * 4, [0] * 4, [2] * 4, [0] * 4, [1] * 4, [1] * 4, [1] * 4, [0, 0, 1, 1]]
-    if sides != [224, 224] or pads != shipped or any(own.get("ceil_mode") for own in attributes):
-        raise UserError(
-            f"{path} has other sizes or paddings than ONNX's bvlcalexnet: images {sides}, paddings {pads}",
-            "convert the .caffemodel instead",
-        )
-    own = {tensor.name: tensor for tensor in graph.initializer}
+    if sides != [224, 224]:
+        raise UserError(f"{path}: images are {sides}, not [224, 224] as in ONNX's bvlcalexnet", CAFFES)
+    attributes: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for node in graph.node:
+        if node.op_type in attributes:
+            attributes[node.op_type].append({a.name: helper.get_attribute_value(a) for a in node.attribute})
+    for kind, expected in ONNX_LAYERS.items():
+        for number, (given, wanted) in enumerate(zip(attributes[kind], expected, strict=True), 1):
+            fitting = ONNX_DEFAULTS | wanted
+            found = ONNX_DEFAULTS | {key: wanted[key] for key in wanted if key == "kernel_shape"} | given
+            if wrong := next((key for key in found if found[key] != fitting.get(key)), None):
+                raise UserError(
+                    f"{path}: {kind} {number} has {wrong} {found[wrong]}, not {fitting.get(wrong)} as in bvlcalexnet",
+                    CAFFES,
+                )
     arrays = {}
     for name, node in zip(LAYERS, (n for n in graph.node if n.op_type in ("Conv", "Gemm")), strict=True):
         if missing := [end for end in node.input[1:3] if end not in own]:
             raise UserError(f"{path} has no weights for {name}: {missing[0]} is computed or missing")
-        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = (numpy_helper.to_array(own[end]) for end in node.input[1:3])
-    norms = [own for own, node in zip(attributes, spatial, strict=True) if node.op_type == "LRN"]
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = own[node.input[1]], own[node.input[2]]
+    norms = attributes["LRN"]
     if norms[0] != norms[1]:
         raise UserError(f"{path} does not have two equal normalisations")
     usual = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0} | norms[0]
     lrn = {"n": usual["size"], "alpha": usual["alpha"], "beta": usual["beta"], "k": usual["bias"]}
-    arrays["conv1.weight"] = arrays["conv1.weight"][:, ::-1]  # made from Caffe's file, for BGR images
     options = {"pool_first": kinds == pooled_first, "floor_pools": ["pool1", "pool2"], "image_size": 223}
-    return _as_ours(arrays, lrn, options)
+    return _as_ours(path, arrays, lrn, options)
 
 
-def _as_ours(arrays: dict[str, NDArray[np.float32]], lrn: dict[str, float], options: dict[str, Any]) -> Weights:
+def _as_ours(
+    path: Path, arrays: dict[str, NDArray[np.float32]], lrn: dict[str, float], options: dict[str, Any]
+) -> Weights:
+    for name, array in arrays.items():
+        if array.ndim != (1 if name.endswith("bias") else 4 if name.startswith("conv") else 2) or not array.size:
+            raise UserError(f"{path}: {name} has shape {array.shape}")
+    if lrn["n"] < 1 or not all(math.isfinite(value) for value in lrn.values()):
+        raise UserError(f"{path}: its normalisation has n={lrn['n']}, alpha={lrn['alpha']}, beta={lrn['beta']}")
+    arrays["conv1.weight"] = arrays["conv1.weight"][:, ::-1]  # its images are BGR, also those of ONNX's bvlcalexnet
     for name in ("fc7.weight", "fc8.weight"):  # they read neurons that are halved here at test time (Section 4.2)
         arrays[name] = 2 * arrays[name]
     n = int(lrn["n"])
@@ -227,7 +258,8 @@ def read_mean(option: Any) -> NDArray[np.float32]:
             raise UserError(f"mean={path} is not a .npy of numbers: {error}") from None
     else:
         mean = caffe.read_mean(path)
-        mean = mean.reshape(mean.shape[-3:])[::-1] if mean.ndim >= 3 else mean  # BGR
+        mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
+        mean = mean[::-1] if mean.ndim == 3 else mean  # BGR
     if mean.shape == (3, STORED, STORED):
         mean = mean.transpose(1, 2, 0)
     if mean.shape != shape or not ((mean >= 0) & (mean <= 255)).all():

@@ -138,17 +138,22 @@ class Partial:
         self.unreadable: list[tuple[str, str]] = []
         progress = folder / "progress.json"
         if progress.is_file():
-            known = json.loads(progress.read_text())
-            if known["identity"] != identity:
+            try:
+                known = json.loads(progress.read_text())
+                before, self.rows, self.row_shapes = known["identity"], known["rows"], known["row_shapes"]
+                self.unreadable = [(name, reason) for name, reason in known["unreadable"]]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{progress} is damaged", f"remove {folder} to start again") from None
+            if before != identity:
                 raise UserError(
                     f"{folder} holds an interrupted command's features of another net, other layers or other images",
                     "remove it, or choose another name with out=PATH",
                 )
-            self.rows, self.row_shapes = known["rows"], known["row_shapes"]
-            self.unreadable = [(name, reason) for name, reason in known["unreadable"]]
             for name in self.row_shapes:  # rows after those that progress.json counts may be incomplete
-                with self._path(name).open("r+b") as file:
-                    file.truncate(self.rows * self._row_bytes(name))
+                path, counted = self._path(name), self.rows * self._row_bytes(name)
+                if not path.is_file() or path.stat().st_size < counted:
+                    raise UserError(f"{path} lacks some of {self.rows} rows", f"remove {folder} to start again")
+                os.truncate(path, counted)
         else:  # without progress.json, nothing says what the rows are
             for path in folder.glob("*.f32"):
                 path.unlink()

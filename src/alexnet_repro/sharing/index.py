@@ -25,7 +25,11 @@ def index(runs: Iterable[Path]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for run in runs:
-        config = saved_config(run)
+        try:
+            config = saved_config(run)
+        except UserError as error:
+            print(f"not in the index: {error.problem}")
+            continue
         for name in kept(run):
             if name == "previous":
                 continue
