@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_repro.data.module import (
-    PLACE,
-    EpochSampler,
-    Part,
-    StoreData,
-    TrainImages,
-    draw_places,
-    epoch_order,
-    stream,
-)
+from alexnet_repro.data.batches import TrainImages, draw_places
+from alexnet_repro.data.module import StoreData
+from alexnet_repro.data.sampler import PLACE, EpochSampler, Part, epoch_order, stream
 from alexnet_repro.data.store import Store
 
 

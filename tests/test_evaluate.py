@@ -18,8 +18,9 @@ from alexnet_repro.claims.scores import VIEWS, errors, read_scores, save_scores,
 from alexnet_repro.claims.screen import table
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.augment import centre_crop, nine_crop
+from alexnet_repro.data.batches import ValBatch
 from alexnet_repro.data.images import read_image
-from alexnet_repro.data.module import StoreData, ValBatch
+from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.ensemble import ensemble_claim, fitted

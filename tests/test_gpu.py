@@ -13,9 +13,10 @@ from conftest import SMALL, stopping_after_an_epoch
 from torch.nn import functional as F
 
 from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.build import compiled
 from alexnet_repro.net.placement import Link, keep_tower
 from alexnet_repro.training.checkpoints import load_checkpoint
-from alexnet_repro.training.classifier import LOG_EVERY, compiled
+from alexnet_repro.training.classifier import LOG_EVERY
 from alexnet_repro.training.optim import PaperSGD
 
 pytestmark = pytest.mark.gpu

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.claims.paper import claim_of, read_claims
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.data.module import StoreData, TrainBatch, ValBatch
+from alexnet_repro.data.batches import TrainBatch, ValBatch
+from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.training.classifier import Classifier

@@ -20,8 +20,9 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from alexnet_repro.data import photos
+from alexnet_repro.data.batches import TrainImages, already_a_batch
 from alexnet_repro.data.images import read_image
-from alexnet_repro.data.module import EpochSampler, TrainImages, already_a_batch
+from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import write_store

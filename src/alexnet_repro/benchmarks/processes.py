@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from alexnet_repro.benchmarks.step import random_batch, training_step
-from alexnet_repro.data.module import EpochSampler, TrainImages
+from alexnet_repro.data.batches import TrainImages
+from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.split import Split, shard_name
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.placement import Link, crossing_bytes, keep_tower

@@ -12,9 +12,10 @@ from torchvision import models
 
 from alexnet_repro.benchmarks.loading import in_turns
 from alexnet_repro.claims.scores import VIEWS
-from alexnet_repro.data.module import TrainBatch, ValBatch
+from alexnet_repro.data.batches import TrainBatch, ValBatch
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.training.classifier import Classifier, compiled
+from alexnet_repro.net.build import compiled
+from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.optim import PaperSGD, parameter_groups
 from alexnet_repro.training.trainer import fast_bfloat16
 

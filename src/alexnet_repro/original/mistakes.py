@@ -9,7 +9,7 @@ import torch
 
 from alexnet_repro.claims.scores import score
 from alexnet_repro.data.augment import centre_crop
-from alexnet_repro.data.module import ValBatch
+from alexnet_repro.data.batches import ValBatch
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.original.layer_files import Layer

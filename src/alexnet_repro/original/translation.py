@@ -9,9 +9,9 @@ from torch import Tensor
 
 from alexnet_repro.configs import CONF
 from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.build import build
 from alexnet_repro.original.layer_files import Layer
 from alexnet_repro.original.plain_net import PlainNet
-from alexnet_repro.training.classifier import build
 
 
 def recipe_of(*files: str) -> Any:

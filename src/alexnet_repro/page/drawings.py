@@ -12,7 +12,7 @@ from alexnet_repro.claims.results import Result, kernels_of, label
 from alexnet_repro.claims.study import Study
 from alexnet_repro.claims.verdict import Finding
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.page import figures
+from alexnet_repro.page import figures, plots
 from alexnet_repro.page.content import source
 from alexnet_repro.page.study import forest_rows, heading, title
 
@@ -28,12 +28,12 @@ def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, 
     drawn: dict[str, tuple[Figure, str]] = {}
     for number, study in enumerate(compared):
         drawn[f"study-{number}" if number else "study"] = (
-            figures.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
+            plots.forest(forest_rows(study), "change in top-1 error with ten crops, points"),
             f"{heading(study, compared[0])}: error without it minus error with it ({title(study)}; n: seeds).",
         )
     if changes := deltas(found):
         drawn["ablations"] = (
-            figures.forest(changes, "change in top-1 error, points"),
+            plots.forest(changes, "change in top-1 error, points"),
             "Effect of each change on the top-1 error. The paper's values hold for its own data and full protocols only; "
             "they cannot be compared with results on other data or protocols.",
         )
@@ -45,10 +45,10 @@ def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, 
         if (Path(r["file"]).parent in runs if runs else r.get("experiment") not in figure_1_experiments)
     ]
     if chosen:
-        shown, left_out = chosen[: len(figures.COLOURS)], len(chosen[len(figures.COLOURS) :])
+        shown, left_out = chosen[: len(plots.COLOURS)], len(chosen[len(plots.COLOURS) :])
         note = f" Runs not drawn: {left_out}." if left_out else ""
         drawn["curves"] = (
-            figures.training_curves([(name, r["history"]) for name, r in zip(distinct(shown), shown, strict=True)]),
+            plots.training_curves([(name, r["history"]) for name, r in zip(distinct(shown), shown, strict=True)]),
             "Errors by epoch. Solid: running training error. Dashed: validation or test error of one view." + note,
         )
     races = [r for finding in found["figure_1"] for r in finding.results if r["data"] == "cifar10"]
@@ -61,7 +61,7 @@ def drawings(page: dict[str, Any], runs: list[Path]) -> dict[str, tuple[Figure, 
     drawn |= first_layer(results)
     if shares := colours(compared, [line["study"] for line in page["baselines"]]):
         drawn["colours"] = (
-            figures.colour_shares(shares),
+            plots.colour_shares(shares),
             "Figure 3, in every run of the study and of the full-size net: the share of colour in the energy of the first layer's "
             "kernels, a line for each seed. The paper says that one tower becomes largely colour-agnostic and the other "
             "colour-specific. Empty circles: nets with one tower.",

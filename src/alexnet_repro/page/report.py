@@ -17,7 +17,7 @@ from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
-from alexnet_repro.page import figures
+from alexnet_repro.page import figures, plots
 from alexnet_repro.page.content import content, summary
 from alexnet_repro.page.drawings import drawings, kernels_drawn
 from alexnet_repro.page.markdown import claims_table, others_table, readme_block
@@ -182,7 +182,7 @@ def compared_seeds(cfg: DictConfig, runs: list[Path], results: list[Result]) -> 
         f"How alike the representations of nets with different seeds are ({where}, seeds {seeds}): linear CKA, unbiased, on {count} "
         f"{store.measured_split} images of {members[0]['data']}. 1: equal up to rotation and scale."
     )
-    return {"similarity": (figures.similarity(names, alike), caption)}
+    return {"similarity": (plots.similarity(names, alike), caption)}
 
 
 def _pictures(split: Split, indices: Any) -> list[Any]:
@@ -203,7 +203,7 @@ def write(page: dict[str, Any], out: Path) -> None:
         figure.savefig(out / "figures" / f"{name}.png", dpi=150, facecolor="white")
         svgs[name] = svg(name, figure)
         downloads[name] = data_link(
-            "image/svg+xml", svgs[name].replace("var(--ink)", figures.INK).replace("var(--muted)", figures.MUTED)
+            "image/svg+xml", svgs[name].replace("var(--ink)", plots.INK).replace("var(--muted)", plots.MUTED)
         )
     waiting: dict[str, list[Any]] = {}
     for row in page["rows"]:
@@ -245,7 +245,7 @@ def svg(name: str, figure: Figure) -> str:
     tag, rest = text.split(">", 1)
     text = re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest  # keep the viewBox
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return text.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
+    return text.replace(plots.INK, "var(--ink)").replace(plots.MUTED, "var(--muted)")
 
 
 def refresh_readme(page: dict[str, Any]) -> None:

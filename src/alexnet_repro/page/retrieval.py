@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from alexnet_repro.data.augment import centre_crop
-from alexnet_repro.data.module import ValBatch, ValImages, already_a_batch
+from alexnet_repro.data.batches import ValBatch, ValImages, already_a_batch
 from alexnet_repro.data.split import Split
 from alexnet_repro.net.lrn import at_least_float32
 from alexnet_repro.training.classifier import Classifier

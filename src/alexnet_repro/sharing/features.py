@@ -14,9 +14,9 @@ from torch import Tensor
 
 from alexnet_repro.data.archives import walk
 from alexnet_repro.data.augment import centre_crop
+from alexnet_repro.data.batches import ValBatch
 from alexnet_repro.data.images import central_square, read_image, to_rgb
 from alexnet_repro.data.jpeg import RGB
-from alexnet_repro.data.module import ValBatch
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError

@@ -1,7 +1,6 @@
 """The LightningModule: a net, its training rule and its measurements."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import lightning as L
@@ -11,9 +10,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 
-from alexnet_repro.claims.scores import MEASURED, VIEWS, score, top_k_misses
+from alexnet_repro.claims.scores import MEASURED, VIEWS, score
 from alexnet_repro.data.augment import (
     COLOUR_UNITS,
     add_colour_noise,
@@ -24,65 +23,18 @@ from alexnet_repro.data.augment import (
     subtract_mean,
     ten_crop,
 )
-from alexnet_repro.data.module import TrainBatch, ValBatch, replica_of
+from alexnet_repro.data.batches import TrainBatch, ValBatch
+from alexnet_repro.data.module import replica_of
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.net.cifar import FourLayer, LocallyConnected
+from alexnet_repro.net.build import build, compiled
 from alexnet_repro.net.lrn import at_least_float32
 from alexnet_repro.training.checkpoints import FORMAT
 from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups, scaled_epoch
+from alexnet_repro.training.training_means import TrainingMeans
 
 LOG_EVERY = 10  # updates between two logged values, on devices where reading a value makes the host wait
 MEANS = ("patch", "centre")
 RULES = ("when_error_stalls", "by_hand", "constant")
-Net = AlexNet | FourLayer | LocallyConnected
-NETS: dict[str, type[Net]] = {"alexnet": AlexNet, "four_layer": FourLayer, "locally_connected": LocallyConnected}
-
-
-def build(name: str, **options: Any) -> Net:
-    """Build a net by its name. Raise ValueError for an unknown name or option, or an invalid value."""
-    if name not in NETS:
-        raise ValueError(f"net.name={name}: this must be one of {', '.join(NETS)}")
-    parameters = signature(NETS[name]).parameters
-    if unknown := [option for option in options if option not in parameters]:
-        raise ValueError(f"net={name} has no {', '.join(unknown)} option{'s' * (len(unknown) > 1)}")
-    return NETS[name](**options)
-
-
-def compiled(net: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
-    """Return the net's forward pass, which is compiled with its backward pass when it is first called.
-
-    mode: "default", or "graphs" to record both as CUDA graphs, too.
-    """
-    modes = {"default": "default", "graphs": "reduce-overhead"}
-    forward: Callable[[Tensor], Tensor] = torch.compile(net.forward, mode=modes[mode], dynamic=False)
-    return forward
-
-
-class TrainingMeans(Metric):
-    """Mean training error and loss of the current epoch, for each stored batch file and for all images.
-
-    Each image is measured in training mode, in the forward pass of its own update.
-    """
-
-    full_state_update = False
-    sums: Tensor  # (files, 3): misses, nats, images
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(1, 3), dist_reduce_fx="sum")
-
-    def update(self, file: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add a batch: its file number, logits (N, classes), labels (N,) and losses (N,)."""
-        if file >= len(self.sums):
-            self.sums = F.pad(self.sums, (0, 0, 0, file + 1 - len(self.sums)))
-        self.sums[file] += torch.stack(
-            [top_k_misses(logits, labels, 1).sum(), losses.sum(), losses.new_full((), len(losses))]
-        )
-
-    def compute(self) -> Tensor:
-        """Return error (percent) and loss (nats), (files + 1, 2): one row per file, then one for all images."""
-        sums = torch.cat([self.sums, self.sums.sum(0, keepdim=True)])
-        return sums[:, :2] / sums[:, 2:] * sums.new_tensor([100.0, 1.0])
 
 
 class Classifier(L.LightningModule):

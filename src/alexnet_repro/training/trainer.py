@@ -102,7 +102,7 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "The '.*dataloader' does not have many workers")
-    # data/module.py resumes within an epoch
+    # data/sampler.py resumes within an epoch
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")

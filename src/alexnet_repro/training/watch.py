@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from alexnet_repro.data.module import TrainBatch
+from alexnet_repro.data.batches import TrainBatch
 from alexnet_repro.errors import UserError
 from alexnet_repro.training.classifier import LOG_EVERY, Classifier
 
