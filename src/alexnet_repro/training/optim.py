@@ -95,7 +95,8 @@ def parameter_groups(
     biases. The paper gives one learning rate and one decay; the 2012 code had twice the rate for biases and no decay on
     them.
     decay_multiples: {layer: its weight decay as a multiple of ``weight_decay``}, for layers where this is not 1.
-    copied: {"layers": copied layers, "rate": their learning rate as a multiple of lr, "conv1_rate": that of conv1}.
+    copied: {"layers": copied layers, "rate": the learning rate of their weights as a multiple of lr, "conv1_rate": that
+    of conv1's}. Their biases learn as other biases, as in the 2012 log, unless the multiple is 0.
 
     Raises ValueError for a negative number, or for a layer that the net does not have.
     """
@@ -116,10 +117,15 @@ def parameter_groups(
         group_name = kind_of_layer + ("biases" if is_bias else "weights")
         rate = lr * bias_rate if is_bias else lr
         if copied is not None and is_copied:
-            rate *= copied["conv1_rate" if layer == "conv1" else "rate"]
+            rate *= _share(copied["conv1_rate" if layer == "conv1" else "rate"], is_bias)
         group = {"name": group_name, "params": [], "lr": rate, "weight_decay": decay}
         groups.setdefault((group_name, decay), group)["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: GROUPS.index(group["name"]))
+
+
+def _share(rate: float, is_bias: bool) -> float:
+    """Return the learning rate of copied parameters as a multiple of that of new ones. rate: that of weights."""
+    return rate if not is_bias else float(rate > 0)
 
 
 class DivideWhenErrorStalls:
@@ -215,7 +221,8 @@ class ByHand:
         for layers, share in shares.items():
             for kind in ("weights", "biases"):
                 followed = self.changes.get(f"{layers}_{kind}", self.changes.get(kind, []))
-                self.changes[f"{layers}_{kind}"] = [(at, epoch, multiple * share) for at, epoch, multiple in followed]
+                factor = _share(share, kind == "biases")
+                self.changes[f"{layers}_{kind}"] = [(at, epoch, multiple * factor) for at, epoch, multiple in followed]
         self.epochs_done = 0
 
     def after_epoch(self, val_top1_error: float) -> None:
