@@ -385,7 +385,7 @@ def test_runs_of_the_log_may_have_different_numbers_of_epochs() -> None:
         ({"epochs": 28, "of_epochs": 28}, "28 epochs"),  # schedule=run_141_fall2009, that of another experiment
         ({"options": ["net.lrn=false"]}, "options"),
         ({"split": "test"}, "measured on test"),
-        ({"images": 5000}, "5000 images"),
+        ({"images": 5000}, "5,000 of 50,000 images"),
         ({"held_out": "every 26th image of each class became it"}, "held out"),
         ({"batch_size": 1024, "lr": 0.08}, "batch_size=1024"),
         ({"lr": 0.02}, "lr=0.02"),
@@ -439,7 +439,8 @@ def test_runs_on_other_data_are_proxies() -> None:
     results = pairs(10.0, around(2.0, 1.0), data="imagenette")
     (finding,) = findings("no_lrn", results)
     assert finding.verdict == "proxy: agrees"
-    assert status(CLAIMS["no_lrn"], [finding]) == "not run"
+    assert status(CLAIMS["no_lrn"], [finding], []) == "not run"
+    assert status(CLAIMS["no_lrn"], [finding], ["other data"]) == "proxy only"
     worse = [{**r, "ablation": {"none": "no_lrn", "no_lrn": "none"}[r["ablation"]]} for r in results]
     assert findings("no_lrn", worse)[0].verdict == "proxy: disagrees"
     assert findings("no_lrn", pairs(10.0, [2.0], data="imagenette"))[0].verdict == "proxy: one seed"
@@ -821,3 +822,19 @@ def test_proxy_results_are_listed_separately() -> None:
     page = content(pairs(40.7, around(1.4, 0.5), data="imagenette"))
     assert "other data" in others_table(page)
     assert "imagenette" in others_table(page)
+    rows = {row["name"]: row for row in page["rows"]}
+    assert (rows["no_lrn"]["status"], rows["no_lrn"]["about"]["results that do not count"]) == (
+        "proxy only",
+        "other data",
+    )
+    assert rows["one_cnn"]["status"] == "proxy only"  # its number is not compared with that of another data set
+    assert rows["one_gpu"]["status"] == "not run"  # its baselines alone are no result
+    assert page["headline"][0] == "Trained on ImageNet: nothing yet."
+
+
+def test_headline_names_each_experiment_that_counts() -> None:
+    page = content(pairs(40.7, around(1.4, 0.5)))
+    assert page["headline"][0] == "Trained on ImageNet: ilsvrc2012."
+    (told,) = (sentence for sentence in page["headline"] if sentence.startswith("Without response normalisation"))
+    assert told.startswith(f"{CLAIMS['no_lrn'].says} Measured: +1.4 / +1.2, +0.9 to +1.9")
+    assert told.endswith("seeds 0, 1, 2): reproduced.")

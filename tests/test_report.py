@@ -66,7 +66,8 @@ def test_each_claim_has_a_row_with_the_papers_numbers(page: Path) -> None:
         "share_of_each_convolution": "at most 1 %", "no_dropout": "more", "table2_sift_fvs": "26.2",
     }  # fmt: skip
     assert {claim: cells(text, claim)[1] for claim in typed} == typed
-    assert cells(text, "one_cnn")[2:] == ["", "not run"]
+    assert cells(text, "one_cnn")[2:] == ["", "proxy only"]
+    assert cells(text, "fall_2009")[2:] == ["", "not run"]
     assert cells(text, "parameters")[2:] == ["60,965,224", "counted: equal"]
     assert cells(text, "share_of_each_convolution")[2:] == ["0.0573 0.504 1.45 1.09 0.726 %", "counted: differs"]
 
@@ -139,7 +140,7 @@ def test_page_is_written_without_results(cwd: Path, run_command: Run) -> None:
     status, out, _ = run_command("report", "results=empty")
     assert status == 0
     assert "not run" in out
-    assert "Figures 3 and 4 are drawn of a run" in Path("report/index.html").read_text()
+    assert "Figures 3 and 4 need a run" in Path("report/index.html").read_text()
 
 
 def test_runs_with_a_damaged_checkpoint_or_no_config_are_reported_without_figures(

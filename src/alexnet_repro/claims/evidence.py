@@ -72,22 +72,32 @@ def why_proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
     """Return why results with these fields are a proxy, or None if they are the claim's own experiment."""
     data, split, images = (shared.get(key) for key in ("data", "split", "images"))
     own = ("ilsvrc2010", "ilsvrc2012") if claim.data == "imagenet" else (claim.data,)
+    reasons = []
     if data not in (None, *own):  # a benchmark has no data
-        return "other data"
-    if claim.split in ("val", "test") and split not in (None, claim.split):
-        return f"measured on {split}"
-    if claim.split == "val" and shared.get("held_out"):
-        return "validation images held out from the training images"
-    if claim.images and images not in (None, claim.images):
-        return f"measured on {images} images"
-    if number_of(shared.get("epochs", math.inf)) < SUFFICIENT * claim.epochs:
-        return f"{shared['epochs']} epochs"
+        reasons.append("other data")
+    elif claim.split in ("val", "test") and split not in (None, claim.split):
+        reasons.append(f"measured on {split}")
+    elif claim.split == "val" and shared.get("held_out"):
+        reasons.append("validation images held out from the training images")
+    elif claim.images and images not in (None, claim.images):
+        reasons.append(f"measured on {images:,} of {claim.images:,} images")
     if shared.get("scale") == "proxy":
-        return "smaller images and net"
+        reasons.append("smaller images and net")
+    if number_of(shared.get("epochs", math.inf)) < SUFFICIENT * claim.epochs:
+        reasons.append(f"{shared['epochs']} epochs")
     for key, value in claim.settings.items():
-        if key in shared and shared[key] != value:
-            return f"{key}={shared[key]}"
-    return f"options: {shared['options']}" if shared.get("options") else None
+        if shared.get(key, value) != value:
+            reasons.append(f"{key} unknown" if shared[key] is None else f"{key}={shared[key]}")
+    if not reasons and shared.get("options"):
+        reasons.append(f"options: {shared['options']}")
+    return ", ".join(reasons) or None
+
+
+def why_uncounted(claim: Claim, results: list[Result]) -> list[str]:
+    """Return why results of a claim's experiment do not count for it: a reason for each group of such results."""
+    groups = comparable(claim, results)
+    reasons = {why_proxy(claim, shared) for shared, run, against in groups if run and (against or not claim.against)}
+    return sorted(reason for reason in reasons if reason)
 
 
 def number_of(epochs: Any) -> float:

@@ -15,11 +15,11 @@ contradicted
 undecided
     Anything else.
 one seed, inside / one seed, outside
-    A single seed decides nothing, however large its effect.
+    A single seed decides nothing, however large its effect. A benchmark of one machine is "one machine, inside".
 counted: equal / counted: differs
     A property computed from the net itself.
-quoted / not run
-    A result of other authors / a claim without an experiment so far.
+quoted / not run / proxy only
+    A result of other authors / a claim without an experiment so far / without one that counts.
 
 A proxy (other data or another protocol) is never compared with the paper's value. It agrees, disagrees or is undecided.
 """
@@ -41,6 +41,7 @@ from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_ima
 
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
+SINGLE = tuple(f"one {what}, {where}" for what in ("seed", "machine") for where in ("inside", "outside"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +106,18 @@ def deciding(findings: list[Finding]) -> list[Finding]:
     return list(first.values())
 
 
-def status(claim: Claim, findings: list[Finding]) -> str:
-    """Return the status of a claim that has no deciding finding or needs none, otherwise ""."""
+def status(claim: Claim, findings: list[Finding], uncounted: list[str]) -> str:
+    """Return the status of a claim that has no deciding finding or needs none, otherwise "".
+
+    uncounted: why some results do not count, as from ``evidence.why_uncounted``.
+    """
     if claim.kind in ("quoted", "picture"):
         return "quoted" if claim.kind == "quoted" else "for the reader"
     if claim.kind == "count":
         return "counted"
-    return "not run" if not deciding(findings) else ""
+    if deciding(findings):
+        return ""
+    return "proxy only" if uncounted else "not run"
 
 
 def _correct(found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> None:
@@ -219,7 +225,8 @@ def _verdict(finding: Finding) -> str:
     keys = list(claim.value) or list(finding.estimates)[:1]
     estimates = [finding.estimates[key] for key in keys]
     if len(finding.seeds) == 1:
-        word = f"one seed, {'inside' if _fits(claim, keys, estimates) else 'outside'}"
+        single = "machine" if "ratios" in finding.results[0] else "seed"
+        word = f"one {single}, {'inside' if _fits(claim, keys, estimates) else 'outside'}"
         return PROXY + "one seed" if finding.proxy else word
     if len(finding.seeds) < SEEDS_NEEDED or finding.caveat:
         word = "undecided"

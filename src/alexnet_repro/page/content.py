@@ -9,14 +9,15 @@ from typing import Any, cast
 import torch
 
 from alexnet_repro.claims.estimates import Estimate
+from alexnet_repro.claims.evidence import why_uncounted
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result, label
 from alexnet_repro.claims.study import baselines, studies
-from alexnet_repro.claims.verdict import DECIDED, Finding, deciding, judge, status
+from alexnet_repro.claims.verdict import DECIDED, SINGLE, Finding, deciding, judge, status
 from alexnet_repro.configs import CONF
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
-from alexnet_repro.page.study import baseline, heading, markdown, presented, title
+from alexnet_repro.page.study import SCALES, baseline, heading, markdown, presented, title
 from alexnet_repro.provenance import machine
 
 CLASS_OF = {  # CSS class that sets the colour of a verdict
@@ -32,22 +33,27 @@ CLASS_OF = {  # CSS class that sets the colour of a verdict
 }
 
 
+IN_STUDY = ("ten_crop", "training_error", "overfitting")  # measures that the table of a study has
+
+
 def content(results: list[Result]) -> dict[str, Any]:
     """Return the content of the page: a row for each claim, the other measurements and the sources."""
     claims, found = read_claims(), judge(results)
     others = [
-        row(claims[name], []) | answer(finding)
+        row(claims[name], [], []) | answer(finding)
         for name, findings in found.items()
         for finding in findings
         if not any(finding is decides for decides in deciding(findings))
     ]
     compared = studies(results)
-    rows = [row(claims[name], deciding(findings)) for name, findings in found.items()]
+    rows = [
+        row(claims[name], deciding(findings), why_uncounted(claims[name], results)) for name, findings in found.items()
+    ]
     return {
         "rows": rows,
         "others": others,
         "verdicts": verdicts(rows),
-        "headline": headline(rows, others),
+        "headline": headline(rows, others, results),
         "studies": [
             presented(study) | {"heading": heading(study, compared[0]), "markdown": markdown(study), "study": study}
             for study in compared
@@ -69,48 +75,61 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
     """Count the verdicts: experiments (one for each recipe and net), counted properties, then the rest."""
     answers = Counter(answer["verdict"] for row in rows for answer in row["answers"])
     rest = Counter(row["status"] for row in rows if row["status"] not in ("", "counted"))
-    order = (*DECIDED, "one seed, inside", "one seed, outside", "counted: equal", "counted: differs")
+    order = (*DECIDED, *SINGLE, "counted: equal", "counted: differs")
     return {word: answers[word] for word in order if answers[word]} | dict(rest.most_common())
 
 
-def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
-    """Return what was found in a few sentences: by experiment, by proxies, and by counting, each on its own."""
+def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]], results: list[Result]) -> list[str]:
+    """Return what was found in a few sentences: each experiment that counts, then proxies and counted properties."""
 
     def counted(words: Counter[str]) -> str:
         plain = {
             "agrees": "in agreement with the paper",
             "disagrees": "in disagreement",
             "one seed": "with a single seed",
+            "equal": "equal to the paper's",
             "differs": "different",
         }
         return ", ".join(f"{n} {plain.get(word, word)}" for word, n in words.most_common())
 
-    answers = Counter(answer["verdict"] for row in rows for answer in row["answers"] if row["kind"] != "count")
+    trained = sorted({str(r.get("data")) for r in results if str(r.get("data")).startswith("ilsvrc")})
+    decided = [
+        f"{row['says']} Measured: {', '.join(part for part in (answer['here'], answer['interval']) if part)} "
+        f"({answer['where']}): {answer['verdict']}."
+        for row in rows
+        for answer in row["answers"]
+        if row["kind"] != "count"
+    ]
     proxies = Counter(line["verdict"].removeprefix("proxy: ") for line in others if line["verdict"].startswith("proxy"))
     properties = Counter(
         a["verdict"].removeprefix("counted: ") for row in rows if row["kind"] == "count" for a in row["answers"]
     )
-    waiting = sum(row["status"] == "not run" for row in rows)
+    waiting = Counter(row["status"] for row in rows)
     return [
-        f"Experiments on the paper's own data and with its protocol: {counted(answers) or 'none yet'}.",
+        f"Trained on ImageNet: {', '.join(trained) or 'nothing yet'}.",
+        *decided,
         *(
             [f"Proxies, the same experiments on other data, a smaller net or fewer epochs: {counted(proxies)}."]
             if proxies
             else []
         ),
         f"Properties counted on the net: {counted(properties)}.",
-        f"Not run on the paper's own data: {waiting} of {len(rows)} claims; each has its command below.",
+        f"Of {len(rows)} claims, {waiting['not run']} have not been tested at all, and {waiting['proxy only']} only by proxies.",
     ]
 
 
-def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
-    """Return a row of the claims table: the paper's claim, and an answer for each recipe and net."""
+def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str, Any]:
+    """Return a row of the claims table: the paper's claim, and an answer for each recipe and net.
+
+    uncounted: why other results do not count, as from ``evidence.why_uncounted``.
+    """
     about = {
         "measured on": ", ".join(part for part in (claim.data, claim.split, claim.protocol) if part),
         "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
         "reproduced if": rule(claim),
         "derivation": claim.derivation,
         "note": claim.note,
+        "results that do not count": "; ".join(uncounted),
         "command": claim.command,
         "cost": cost(claim),
     }
@@ -123,18 +142,20 @@ def row(claim: Claim, answers: list[Finding]) -> dict[str, Any]:
         "of": " ".join(part for part in (claim.data, claim.split) if part and part != "not said"),
         "about": {key: text for key, text in about.items() if text},
         "answers": [answer(finding) for finding in answers],
-        "status": status(claim, answers),
+        "status": status(claim, answers, uncounted),
     }
 
 
 def answer(finding: Finding) -> dict[str, Any]:
     """Return the table entries of a finding: numbers, interval, origin and verdict."""
     claim, facts, first = finding.claim, finding.shared, (finding.results or [{}])[0]
-    keys = list(claim.value) or list(finding.estimates)
+    keys = list(claim.value) or list(finding.estimates)[:1]  # those that the verdict is about
     intervals = [interval(claim, key, finding.estimates[key]) for key in keys if finding.estimates[key].low is not None]
-    where = [str(facts[key]) for key in ("source", "net", "ablation", "recipe", "options") if facts.get(key)]
-    if facts.get("data") and not facts.get("source"):
-        where.insert(0, facts["data"])
+    where = [str(facts[key]) for key in ("data", "net", "ablation", "recipe", "options") if facts.get(key)]
+    if facts.get("data") == "folder" and facts.get("source"):
+        where[0] = f"images of {facts['source']}"
+    if facts.get("scale") == "proxy":
+        where.insert(1, SCALES["proxy"])
     if "ratios" in first:
         where.append(first.get("machine", ""))
     if facts.get("epochs"):
@@ -155,7 +176,7 @@ def answer(finding: Finding) -> dict[str, Any]:
         "why": finding.caveat or (finding.proxy and f"proxy: {finding.proxy}") or "",
         "verdict": finding.verdict,
         "class": CLASS_OF.get(finding.verdict, "none"),
-        "in_study": facts.get("experiment") == "ablations",
+        "in_study": facts.get("experiment") == "ablations" and claim.measure in IN_STUDY,
         "bar": drawn_interval(finding, keys[0]) if keys else None,
     }
 
@@ -197,7 +218,8 @@ def said(claim: Claim) -> str:
         return f"at most {max(claim.value.values())} %"
     if claim.measure == "validation_minus_test":
         return f"at most {claim.tolerance['top5_error']}"
-    return numbers(claim, claim.value)
+    own = " (printed by the authors' program)" if claim.measure == "training_at_100" else ""
+    return numbers(claim, claim.value) + own
 
 
 def numbers(claim: Claim, values: dict[str, Any]) -> str:
@@ -223,7 +245,7 @@ def numbers(claim: Claim, values: dict[str, Any]) -> str:
         return f"{values['days']} days"
     if measure == "training_at_100":
         return " / ".join(
-            f"{value:.3f} nats" if key == "train_loss" else f"{value:.1f}%" for key, value in values.items()
+            f"{value:.4f} nats" if key == "train_loss" else f"{value:.2f}%" for key, value in values.items()
         )
     return " / ".join(f"{value:.4g}" if kind == "quoted" else f"{value:.1f}" for value in values.values())
 
@@ -269,6 +291,7 @@ def source(result: Result) -> dict[str, str]:
     return {
         "file": result["file"].removeprefix(f"{Path(CONF).parent}/"),
         "what": label(result) if "recipe" in result else "speed",
+        "measured on": f"{result['images']:,} {result['split']}" if {"images", "split"} <= result.keys() else "",
         "epochs": str(result.get("epochs", "")),
         "one view": errors[0],
         "ten crops": errors[1],
@@ -285,7 +308,9 @@ def ensemble(result: Result) -> dict[str, str]:
     views = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
     one, five = (read_claims()[name].value["top1_error"] for name in ("one_cnn", "five_cnns"))
     return {
-        "what": f"{label(result)}, {views[facts['gain']['view']]}",
+        "what": ", ".join(
+            part for part in (label(result), SCALES.get(result.get("scale", "")), views[facts["gain"]["view"]]) if part
+        ),
         "alone": f"{error + lower['value']:.1f}",
         "together": f"{error:.1f}",
         "gain": f"{lower['value']:.1f} ({lower['low']:.1f} to {lower['high']:.1f})",
@@ -299,13 +324,15 @@ def summary(page: dict[str, Any]) -> str:
     Experiments and counted properties are counted separately.
     """
     counts = page["verdicts"]
-    by_experiment = [f"{n} {word}" for word, n in counts.items() if word in DECIDED or word.startswith("one seed")]
+    by_experiment = [f"{n} {word}" for word, n in counts.items() if word in DECIDED or word in SINGLE]
     counted = [
         f"{n} {'equal to the paper' if word.endswith('equal') else 'different'}"
         for word, n in counts.items()
         if word.startswith("counted")
     ]
-    rest = [f"{n} {word}" for word, n in counts.items() if word in ("quoted", "for the reader", "not run")]
+    rest = [
+        f"{n} {word}" for word, n in counts.items() if word in ("quoted", "for the reader", "not run", "proxy only")
+    ]
     return (
         f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
         f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"

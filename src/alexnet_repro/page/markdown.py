@@ -5,7 +5,7 @@ from typing import Any
 
 from alexnet_repro.claims.results import Result
 from alexnet_repro.page.content import summary
-from alexnet_repro.page.study import DIFFERENCES, markdown
+from alexnet_repro.page.study import DIFFERENCES, SCALES, markdown
 
 README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
 
@@ -48,9 +48,7 @@ def _mean_errors(results: list[Result]) -> str:
 
 def readme_block(page: dict[str, Any]) -> str:
     """Return the README's block about the claims: experiments, counted properties, and claims not run."""
-    columns = ("says", "paper", "here", "interval", "where", "verdict")
-    answers = [row | answer for row in page["rows"] if row["kind"] != "count" for answer in row["answers"]]
-    lines = []
+    lines = [*(f"- {sentence}" for sentence in page["headline"]), ""]
     for number, study in enumerate(page["studies"]):
         lines += [f"**{study['heading']}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
         lines += ["\n\n".join(study["sentences"]), ""]
@@ -66,19 +64,21 @@ def readme_block(page: dict[str, Any]) -> str:
         f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: {line['paper']}.\n"
         for line in page["ensembles"]
     ]
-    lines += [_table(answers, *columns)] if answers else ["No experiment on the paper's own data is finished yet."]
-    if several := [line for line in page["others"] if line["interval"] and not line["in_study"]]:
-        lines += ["", "Proxies (other protocols or data sets) with several seeds:", ""]
-        lines += [_table(several, "says", "here", "interval", "where", "why", "verdict")]
+    if several := [line for line in page["others"] if not line["in_study"] and line["verdict"] != "proxy: one seed"]:
+        lines += ["<details><summary>Proxies of other claims, with several seeds</summary>", ""]
+        lines += [_table(several, "says", "here", "interval", "where", "verdict"), "", "</details>"]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":
             counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
     properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
-    missing = ", ".join(line["name"] for line in page["rows"] if line["status"] == "not run")
+    missing, proxies = (
+        ", ".join(line["name"] for line in page["rows"] if line["status"] == word) for word in ("not run", "proxy only")
+    )
     lines += [
         "",
-        f"<details><summary>Counted on the net, and not run</summary>\n\nCounted: {properties}.\n\nNot run: {missing}.",
+        f"<details><summary>Counted on the net, and not run</summary>\n\nCounted: {properties}.\n\nProxies only: {proxies}.\n\n"
+        f"Not run: {missing}.",
         "",
     ]
     for data in ("photos", "imagenette"):
@@ -87,13 +87,14 @@ def readme_block(page: dict[str, Any]) -> str:
         for r in own:
             if r.get("experiment") != "ablations":
                 what = (
+                    SCALES.get(r.get("scale", ""), ""),
                     "recipe=" + r["recipe"],
                     r["ablation"],
                     *r.get("options", ()),
                     f"{r['epochs']} epochs",
                     r["precision"],
                 )
-                groups.setdefault(", ".join(part for part in what if part != "none"), []).append(r)
+                groups.setdefault(", ".join(part for part in what if part not in ("", "none")), []).append(r)
         if groups:
             errors = "; ".join(f"{what}: {_mean_errors(of_what)}" for what, of_what in groups.items())
             lines.append(f"Top-1 error on `{data}` (ten classes), one view / ten crops, in percent: {errors}.")

@@ -26,6 +26,7 @@ NAMES = {  # what was done, in words
     "no_weight_decay": "no weight decay",
     "zero_biases": "all biases start at 0",
 }
+ON_THE_PAGE = ("ten_crop", "training", "overfitting", "updates")  # the columns of its table; the CSV has them all
 SCALES = {"proxy": "a small net on small images", "full": "the full-size net"}
 
 
@@ -37,6 +38,7 @@ def presented(study: Study) -> dict[str, Any]:
         "title": title(study),
         "baseline": baseline(study),
         "columns": [column.title for column in COLUMNS],
+        "shown": [place for place, column in enumerate(COLUMNS) if column.name in ON_THE_PAGE],
         "lines": [_line(change, bounds) for change in study.changes],
         "sentences": sentences(study),
         "cost": cost(study),
@@ -97,17 +99,18 @@ def sentences(study: Study) -> list[str]:
     better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
     alone = [c for c in changes if not c.distinct and _excludes_zero(c)]
     rest = [c for c in changes if not c.distinct and not _excludes_zero(c)]
+    number = f"{len(changes)} comparison{'s' * (len(changes) > 1)}"
     told = []
     if worse:
-        told.append(f"Corrected for {len(changes)} comparisons, the ten-crop error is higher with {_listed(worse)}.")
+        told.append(f"Corrected for {number}, the ten-crop error is higher with {_listed(worse)}.")
     told += [
-        f"With {c.ablation}, the loss of {c.stuck} of {len(c.seeds)} runs never left the plateau of guessing: these nets did "
-        f"not train, and their errors say nothing about a trained one."
+        f"With {c.ablation}, the training loss of {c.stuck} of {len(c.seeds)} runs never fell below 95% of that of guessing: "
+        f"these nets hardly trained, and their errors say nothing about a trained one."
         for c in changes
         if c.stuck
     ]
     if better:
-        told.append(f"Corrected for {len(changes)} comparisons, the ten-crop error is lower with {_listed(better)}.")
+        told.append(f"Corrected for {number}, the ten-crop error is lower with {_listed(better)}.")
     if alone:
         told.append(
             f"The interval of a single comparison excludes 0 with {_listed(alone)}; this does not survive the correction."
