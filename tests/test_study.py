@@ -18,7 +18,7 @@ from alexnet_repro.claims.study import Study, baselines, studies
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.drawings import first_layer
 from alexnet_repro.page.intervals import bar, reach
-from alexnet_repro.page.study import as_csv, baseline, forest_rows, markdown, sentences
+from alexnet_repro.page.study import as_csv, baseline, forest_rows, markdown, presented, sentences
 from alexnet_repro.page.study import cost as study_cost
 
 BASELINE = [35.0, 36.0, 34.5]
@@ -201,6 +201,19 @@ def test_bars_lie_at_the_shares_of_their_scale_and_large_effects_leave_it() -> N
     assert beyond["beyond"] == "right"
     assert reach([(1.0, -2.0), (3.0,), (-4.0,), (60.0,)]) == 3 * 3.5
     assert reach([(1.0, -2.0), (3.0,), (4.0,)]) == 4
+    assert reach([(0.0,), (0.0,), (2.0,)]) == 2
+    assert reach([(0.0,), (0.0,)]) == 1
+
+
+def test_nets_with_equal_errors_and_older_results_are_presented() -> None:
+    """Nets that all stay at chance have equal errors, and older results lack the training error and the log-loss."""
+    results = [run(90.9, seed, name) for name in ("none", "tanh", "no_lrn") for seed in range(3)]
+    for one in results:
+        del one["train_sample"], one["ten_crop"]["log_loss"]  # as in the first published results
+    (found,) = studies(results)
+    shown = presented(found)
+    assert shown["baseline"] == "top-1 error of 90.9% with ten crops and 92.9% with one view, seeds 0, 1, 2"
+    assert [line["cells"][0]["value"] for line in shown["lines"]] == ["+0.0", "+0.0"]
 
 
 def test_cost_of_a_study_is_its_time_and_the_arithmetic_of_the_whole_experiment() -> None:

@@ -45,7 +45,8 @@ def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
 
     Seeds and images are both random samples, and every seed is measured on the same images. The mean squares MS come
     from a two-way table with the terms seeds, images and residual. The variance of the mean is
-    (MS_seeds + max(MS_images - MS_residual, 0)) / (seeds x images). The degrees of freedom follow Hillis (2007).
+    (max(MS_seeds, MS_residual) + max(MS_images - MS_residual, 0)) / (seeds x images): few seeds that agree by chance do not
+    make it smaller than the images alone do. The degrees of freedom follow Hillis (2007).
     """
     seeds, images = differences.shape
     mean, seed_means, image_means = differences.mean(), differences.mean(1), differences.mean(0)
@@ -53,7 +54,7 @@ def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
     ms_images = seeds * float(image_means.var(ddof=1))
     residual = differences - seed_means[:, None] - image_means[None] + mean
     ms_residual = float((residual**2).sum()) / ((seeds - 1) * (images - 1))
-    total = ms_seeds + max(ms_images - ms_residual, 0.0)
+    total = max(ms_seeds, ms_residual) + max(ms_images - ms_residual, 0.0)
     freedom = total**2 / (ms_seeds**2 / (seeds - 1)) if ms_seeds else math.inf
     return math.sqrt(total / (seeds * images)), freedom
 

@@ -3,13 +3,21 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from alexnet_repro.claims.measures import MEASURES
 from alexnet_repro.claims.paper import Claim
 from alexnet_repro.claims.results import SHARED_KEYS, Result
+from alexnet_repro.configs import CONF
 
 SUFFICIENT = 0.9  # share of a protocol's epochs
+IMAGES = {
+    ("ilsvrc2012", "val"): 50_000,
+    ("ilsvrc2010", "val"): 50_000,
+    ("ilsvrc2010", "test"): 150_000,
+}  # of the releases
+EXPERIMENTS = {file.stem for file in (Path(CONF) / "experiment").glob("*.yaml")}
 
 
 def comparable(claim: Claim, results: list[Result]) -> Iterator[tuple[dict[str, Any], list[Result], list[Result]]]:
@@ -27,14 +35,14 @@ def comparable(claim: Claim, results: list[Result]) -> Iterator[tuple[dict[str, 
 
 
 def by_seed(results: list[Result]) -> dict[Any, Result]:
-    """Return results by seed, ensembles by their members' seeds, and benchmarks, which have none, by number.
+    """Return results by seed, ensembles by their members' seeds, and benchmarks, which have none, by machine.
 
     Only the first of several results of one seed counts, and of several ensembles that share a net.
     """
     found: dict[Any, Result] = {}
     for result in results:
         if "seeds" not in result:
-            found.setdefault(result.get("seed", len(found)), result)
+            found.setdefault(result.get("seed", result.get("machine")), result)
         elif not any(set(result["seeds"]) & set(seeds) for seeds in found):
             found[tuple(sorted(result["seeds"]))] = result
     return found
@@ -68,6 +76,16 @@ def fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
     return chosen, None
 
 
+def stopped_early(one: Result, other: Result) -> str | None:
+    """Return a caveat if one of two runs never reached 25%, but was stopped before the other one reached it, or None."""
+    for this, faster in ((one, other), (other, one)):
+        epochs, those = ((MEASURES["epochs_to_25"](result) or {})["epochs"] for result in (this, faster))
+        length = this["history"][-1]["epoch"]
+        if math.isinf(epochs) and not math.isinf(those) and length < those:
+            return f"the run with {this.get('activation')} was stopped after {length} epochs"
+    return None
+
+
 def why_proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
     """Return why results with these fields are a proxy, or None if they are the claim's own experiment."""
     data, split, images = (shared.get(key) for key in ("data", "split", "images"))
@@ -77,10 +95,14 @@ def why_proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
         reasons.append("other data")
     elif claim.split in ("val", "test") and split not in (None, claim.split):
         reasons.append(f"measured on {split}")
-    elif claim.split == "val" and shared.get("held_out"):
+    elif data in ("ilsvrc2010", "ilsvrc2012") and shared.get("held_out"):
         reasons.append("validation images held out from the training images")
-    elif claim.images and images not in (None, claim.images):
-        reasons.append(f"measured on {images:,} of {claim.images:,} images")
+    elif (all_images := claim.images or IMAGES.get((str(data), str(split)))) and images not in (None, all_images):
+        reasons.append(f"measured on {images:,} of {all_images:,} images")
+    if claim.measure == "loading":  # nothing measures a GPU and its loader together
+        reasons.append("a CPU trains")
+    if shared.get("experiment") not in (None, *EXPERIMENTS):
+        reasons.append(f"experiment={shared['experiment']}")
     if shared.get("scale") == "proxy":
         reasons.append("smaller images and net")
     if number_of(shared.get("epochs", math.inf)) < SUFFICIENT * claim.epochs:

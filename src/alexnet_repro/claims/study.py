@@ -2,7 +2,7 @@
 
 Each ablation is compared with the baseline seed by seed. Intervals are 95% confidence intervals; where the scores of the
 test images are saved, they include the sampling error of these images. The p values of the ten-crop error are corrected
-for the number of ablations (Holm). These rules were fixed before the first run of the study.
+for the number of ablations (Holm). docs/results.md names the rules that changed after the first run of the study.
 """
 
 import math

@@ -15,11 +15,12 @@ contradicted
 undecided
     Anything else.
 one seed, inside / one seed, outside
-    A single seed decides nothing, however large its effect. A benchmark of one machine is "one machine, inside".
+    A single seed decides nothing, however large its effect.
 counted: equal / counted: differs
     A property computed from the net itself.
-quoted / not run / proxy only
-    A result of other authors / a claim without an experiment so far / without one that counts.
+quoted / not run / proxy only / not comparable
+    A result of other authors / a claim without an experiment so far / only with proxies / with results whose numbers
+    cannot be compared with the paper's.
 
 A proxy (other data or another protocol) is never compared with the paper's value. It agrees, disagrees or is undecided.
 """
@@ -34,14 +35,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, compared, estimate, holm
-from alexnet_repro.claims.evidence import by_seed, comparable, fastest, number_of, why_proxy
+from alexnet_repro.claims.evidence import by_seed, comparable, fastest, number_of, stopped_early, why_proxy
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
 from alexnet_repro.claims.paper import Claim, Values, read_claims
-from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image
+from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image, scores_of, shared_key
+from alexnet_repro.claims.study import studies
 
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
-SINGLE = tuple(f"one {what}, {where}" for what in ("seed", "machine") for where in ("inside", "outside"))
+SINGLE = ("one seed, inside", "one seed, outside")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
                 families[(finding.claim.family, *shared)].append((name, number))
     for members in families.values():
         _correct(found, members)
+    _correct_as_studies(found, results)
     return {
         name: sorted(
             (replace(finding, verdict=_verdict(finding)) for finding in findings),
@@ -117,7 +120,9 @@ def status(claim: Claim, findings: list[Finding], uncounted: list[str]) -> str:
         return "counted"
     if deciding(findings):
         return ""
-    return "proxy only" if uncounted else "not run"
+    if not uncounted:
+        return "not run"
+    return "not comparable" if claim.kind == "number" else "proxy only"
 
 
 def _correct(found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> None:
@@ -129,6 +134,24 @@ def _correct(found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> 
             name, number = places[i]
             old = found[name][number]
             found[name][number] = replace(old, estimates=old.estimates | {key: replace(old.estimates[key], p=p)})
+
+
+def _correct_as_studies(found: dict[str, list[Finding]], results: list[Result]) -> None:
+    """Give the top-1 errors of ablations the p values of the study, which corrects for all of its ablations."""
+    corrected = {
+        (tuple(study.shared.values()), change.ablation): change.estimates["ten_crop"].p
+        for study in studies(results)
+        for change in study.changes
+    }
+    for findings in found.values():
+        for number, finding in enumerate(findings):
+            if finding.claim.family == "ablations" and finding.claim.measure == "ten_crop":
+                changed = next((r for r in finding.results if r["ablation"] != "none"), None)
+                p = corrected.get((shared_key(changed), changed["ablation"])) if changed else None
+                if p is not None:
+                    old = finding.estimates["top1_error"]
+                    new = {"top1_error": replace(old, p=max(p, old.p or 0.0))}
+                    findings[number] = replace(finding, estimates=finding.estimates | new)
 
 
 def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
@@ -146,7 +169,7 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
         elif run and not (claim.kind == "number" and why_proxy(claim, shared)):
             nets = by_seed(run)
             measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in nets.items()}
-            finding = _finding(claim, measured, shared, list(nets.values()), {})
+            finding = _finding(claim, measured, shared, list(nets.values()), _gains_by_image(claim, nets))
         else:
             finding = None
         if finding:
@@ -173,6 +196,9 @@ def _compared(claim: Claim, run: list[Result], against: list[Result], shared: di
             changes[seed] = change
     if not changes:
         return None
+    if claim.fastest:
+        early = (stopped_early(run_by_seed[seed], against_by_seed[seed]) for seed in changes)
+        caveat = caveat or next((reason for reason in early if reason), None)
     images = _differences_by_image(claim, [(run_by_seed[seed], against_by_seed[seed]) for seed in changes])
     results = [side[seed] for seed in changes for side in (run_by_seed, against_by_seed)]
     return _finding(claim, changes, shared, results, images, caveat)
@@ -189,6 +215,17 @@ def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> d
     if differences is None:
         return {}
     return {"top1_error": 100 * differences[:, :, 0], "top5_error": 100 * differences[:, :, 1]}
+
+
+def _gains_by_image(claim: Claim, nets: dict[Any, Result]) -> dict[str, NDArray[np.float64]]:
+    """Return by how much ten crops lower each error, (seeds, images), in points, or {} if any scores were not saved."""
+    if claim.measure != "centre_minus_ten_crop":
+        return {}
+    scores = [scores_of(result, view) for result in nets.values() for view in ("centre", "ten_crop")]
+    if any(own is None or scores[0] is None or own.shape != scores[0].shape for own in scores):
+        return {}
+    gains = np.stack([one - ten for one, ten in zip(scores[::2], scores[1::2], strict=True)])  # type: ignore[operator]
+    return {"top1_error": 100 * gains[:, :, 0], "top5_error": 100 * gains[:, :, 1]}
 
 
 def _finding(
@@ -225,9 +262,9 @@ def _verdict(finding: Finding) -> str:
     keys = list(claim.value) or list(finding.estimates)[:1]
     estimates = [finding.estimates[key] for key in keys]
     if len(finding.seeds) == 1:
-        single = "machine" if "ratios" in finding.results[0] else "seed"
-        word = f"one {single}, {'inside' if _fits(claim, keys, estimates) else 'outside'}"
-        return PROXY + "one seed" if finding.proxy else word
+        if finding.proxy:
+            return PROXY + ("one machine" if "ratios" in finding.results[0] else "one seed")
+        return f"one seed, {'inside' if _fits(claim, keys, estimates) else 'outside'}"
     if len(finding.seeds) < SEEDS_NEEDED or finding.caveat:
         word = "undecided"
     elif claim.kind == "every":

@@ -33,9 +33,6 @@ CLASS_OF = {  # CSS class that sets the colour of a verdict
 }
 
 
-IN_STUDY = ("ten_crop", "training_error", "overfitting")  # measures that the table of a study has
-
-
 def content(results: list[Result]) -> dict[str, Any]:
     """Return the content of the page: a row for each claim, the other measurements and the sources."""
     claims, found = read_claims(), judge(results)
@@ -87,6 +84,7 @@ def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]], results: 
             "agrees": "in agreement with the paper",
             "disagrees": "in disagreement",
             "one seed": "with a single seed",
+            "one machine": "on a single machine",
             "equal": "equal to the paper's",
             "differs": "different",
         }
@@ -114,7 +112,8 @@ def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]], results: 
             else []
         ),
         f"Properties counted on the net: {counted(properties)}.",
-        f"Of {len(rows)} claims, {waiting['not run']} have not been tested at all, and {waiting['proxy only']} only by proxies.",
+        f"Of {len(rows)} claims, {waiting['not run']} have not been tested at all, {waiting['proxy only']} only by proxies, and "
+        f"{waiting['not comparable']} have results that cannot be compared with the paper's.",
     ]
 
 
@@ -176,7 +175,7 @@ def answer(finding: Finding) -> dict[str, Any]:
         "why": finding.caveat or (finding.proxy and f"proxy: {finding.proxy}") or "",
         "verdict": finding.verdict,
         "class": CLASS_OF.get(finding.verdict, "none"),
-        "in_study": facts.get("experiment") == "ablations" and claim.measure in IN_STUDY,
+        "in_study": facts.get("experiment") == "ablations" and claim.measure == "ten_crop",
         "bar": drawn_interval(finding, keys[0]) if keys else None,
     }
 
@@ -331,7 +330,9 @@ def summary(page: dict[str, Any]) -> str:
         if word.startswith("counted")
     ]
     rest = [
-        f"{n} {word}" for word, n in counts.items() if word in ("quoted", "for the reader", "not run", "proxy only")
+        f"{n} {word}"
+        for word, n in counts.items()
+        if word in ("quoted", "for the reader", "not run", "proxy only", "not comparable")
     ]
     return (
         f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "

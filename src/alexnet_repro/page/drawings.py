@@ -110,7 +110,7 @@ def colours(compared: list[Study], alone: list[Study]) -> dict[str, list[list[fl
 
     A study's baseline comes before its ablations.
     """
-    found = {f"full size, {study.shared['data']}": study.colours["none"] for study in alone}
+    found = {title(study): study.colours["none"] for study in alone}
     for study in compared[:1]:
         found |= {"baseline": study.colours["none"], **study.colours}
         del found["none"]
@@ -145,7 +145,7 @@ def deltas(found: dict[str, list[Finding]]) -> list[dict[str, Any]]:
                     "label": ", ".join(str(part) for part in parts) + f" (n={len(finding.seeds)})",
                     "value": top1.value,
                     "interval": None if top1.low is None else (top1.low, top1.high),
-                    "paper": claim.value.get("top1_error"),
+                    "paper": None if finding.proxy else claim.value.get("top1_error"),
                 }
             )
     return lines

@@ -50,7 +50,10 @@ def readme_block(page: dict[str, Any]) -> str:
     """Return the README's block about the claims: experiments, counted properties, and claims not run."""
     lines = [*(f"- {sentence}" for sentence in page["headline"]), ""]
     for number, study in enumerate(page["studies"]):
-        lines += [f"**{study['heading']}** ({study['title']}; a proxy). The baseline has a {study['baseline']}.", ""]
+        lines += [
+            f"**{study['heading']}** ({study['title']}{'; a proxy' if study['proxy'] else ''}). The baseline has a {study['baseline']}.",
+            "",
+        ]
         lines += ["\n\n".join(study["sentences"]), ""]
         table = [markdown(study["study"], README_COLUMNS), ""]
         lines += (
@@ -64,7 +67,9 @@ def readme_block(page: dict[str, Any]) -> str:
         f"{line['gain']} points, an interval over the test images. The paper, on ImageNet: {line['paper']}.\n"
         for line in page["ensembles"]
     ]
-    if several := [line for line in page["others"] if not line["in_study"] and line["verdict"] != "proxy: one seed"]:
+    if several := [
+        line for line in page["others"] if not line["in_study"] and not line["verdict"].startswith("proxy: one")
+    ]:
         lines += ["<details><summary>Proxies of other claims, with several seeds</summary>", ""]
         lines += [_table(several, "says", "here", "interval", "where", "verdict"), "", "</details>"]
     counted: dict[str, list[str]] = {}
@@ -72,12 +77,14 @@ def readme_block(page: dict[str, Any]) -> str:
         if line["kind"] == "count":
             counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
     properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
-    missing, proxies = (
-        ", ".join(line["name"] for line in page["rows"] if line["status"] == word) for word in ("not run", "proxy only")
+    missing, proxies, others = (
+        ", ".join(line["name"] for line in page["rows"] if line["status"] == word)
+        for word in ("not run", "proxy only", "not comparable")
     )
     lines += [
         "",
         f"<details><summary>Counted on the net, and not run</summary>\n\nCounted: {properties}.\n\nProxies only: {proxies}.\n\n"
+        f"Results that cannot be compared with the paper's: {others}.\n\n"
         f"Not run: {missing}.",
         "",
     ]

@@ -71,11 +71,12 @@ def heading(study: Study, first: Study) -> str:
 def baseline(study: Study) -> str:
     """Return the baseline's own errors."""
     own = study.baseline
-    return (
-        f"top-1 error of {own['ten_crop'].value:.1f}% with ten crops and {own['centre'].value:.1f}% with one view, a "
-        f"log-loss of {own['log_loss'].value:.3f} nats and a training error of {own['training'].value:.1f}%, "
-        f"{_seeds(study.seeds)}"
-    )
+    told = [f"top-1 error of {own['ten_crop'].value:.1f}% with ten crops and {own['centre'].value:.1f}% with one view"]
+    if "log_loss" in own:
+        told.append(f"a log-loss of {own['log_loss'].value:.3f} nats")
+    if "training" in own:
+        told.append(f"a training error of {own['training'].value:.1f}%")
+    return f"{_joined(told)}, {_seeds(study.seeds)}"
 
 
 def cost(study: Study) -> str:
@@ -118,8 +119,8 @@ def sentences(study: Study) -> list[str]:
     if rest:
         widest = max(high - low for c in rest if (ends := _ends(c.estimates["ten_crop"])) for low, high in [ends])
         told.append(
-            f"An effect is neither shown nor excluded for {_joined([c.ablation for c in rest])}: their intervals contain 0 "
-            f"and are up to {widest:.1f} points wide."
+            f"A change of the ten-crop error is neither shown nor excluded for {_joined([c.ablation for c in rest])}: their "
+            f"intervals contain 0 and are up to {widest:.1f} points wide."
         )
     if others:
         told.append(f"Nothing can be said of {_joined(others)}: there are fewer than {SEEDS_NEEDED} seeds, or a NaN.")
