@@ -280,7 +280,10 @@ def test_damaged_labels_of_imagenet_are_reported(cwd: Path, run_command: Run) ->
     assert (status, "ILSVRC2010_devkit" in err) == (2, True), err
     image_folder(cwd / "plain2", train=2, val=1)
     (cwd / "plain2" / "devkit_readme.txt").write_text("a text")
-    assert run_command("prepare", "data=folder", "source=plain2")[0] == 0
+    (cwd / "plain2" / "train" / "cat").rename(cwd / "plain2" / "train" / "my devkits")  # a class, and no kit
+    (cwd / "plain2" / "val" / "cat").rename(cwd / "plain2" / "val" / "my devkits")
+    status, out, err = run_command("prepare", "data=folder", "source=plain2")
+    assert (status, "4 train, 2 val images of 2 classes" in out) == (0, True), err
 
 
 def test_images_are_held_out_and_reported_if_the_source_has_no_val(cwd: Path, run_command: Run) -> None:

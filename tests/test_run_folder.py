@@ -190,6 +190,7 @@ def damaged(path: Path, kind: str) -> None:
             },
             "other names": {**content, "state_dict": {"x" + k: v for k, v in content["state_dict"].items()}},
             "format": {**content, "alexnet_repro": {"format": 99}},
+            "other seed": {**content, "hyper_parameters": {**content["hyper_parameters"], "seed": 99}},
             **{f"no {key}": {k: v for k, v in content.items() if k != key} for key in content},
         }
         torch.save(edits[kind], path)
@@ -209,6 +210,7 @@ KINDS = {
     "other shapes": "has shape (3, 1024)",
     "other names": "has shape None",
     "format": "format 99",
+    "other seed": "its seed is 99",
     "no state_dict": "it has no state_dict",
     "no global_step": "it has no global_step",
     "no optimizer_states": "it has no optimizer_states",

@@ -78,11 +78,12 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
     dangling: list[str] = []
     for folder, subfolders, names in walk(path):
         here = folder.relative_to(path)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and "devkit" not in name)
+        kits = {name for name in (*subfolders, *names) if folder == path and "devkit" in name}  # beside the images
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in kits)
         yield from (f"{(here / name).as_posix()}/" for name in subfolders)
         for name in sorted(names):
             file = folder / name
-            if name.startswith(".") or "devkit" in name:
+            if name.startswith(".") or name in kits:
                 continue
             if not file.is_file():
                 dangling.append((here / name).as_posix())

@@ -83,7 +83,13 @@ def load_checkpoint(path: Path, to_resume: bool = False) -> dict[str, Any]:
 
 
 def refuse_other_weights(path: Path, checkpoint: dict[str, Any], model: L.LightningModule) -> None:
-    """Raise UserError if the names or shapes of a checkpoint's weights are not those of ``model``."""
+    """Raise UserError if a checkpoint's seed, or the names or shapes of its weights, are not those of ``model``."""
+    seed = checkpoint["hyper_parameters"].get("seed", model.hparams["seed"])
+    if seed != model.hparams["seed"]:
+        raise UserError(
+            f"{path} is not a checkpoint of this run: its seed is {seed}, not {model.hparams['seed']}",
+            "put back the run's own checkpoint, or remove it to start from the beginning",
+        )
     own, found = (
         {name: tuple(value.shape) for name, value in state.items()}
         for state in (model.state_dict(), checkpoint["state_dict"])
