@@ -254,6 +254,7 @@ def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair
         (["runs=[a,a]"], "names a run twice"),
         (["runs=[a,unfinished]"], "unfinished holds no finished run"),
         (["runs=[a,damaged]"], "damaged/result.json is damaged"),
+        (["runs=[a,empty]"], "empty/result.json lacks recipe"),
         (["runs=[a,nothing]"], "nothing is not the folder of a run"),
         (["ensemble=five_cnns"], "runs/paper-ilsvrc2012/seed-0 is not the folder of a run"),
     ],
@@ -265,6 +266,8 @@ def test_invalid_runs_are_refused(options: list[str], message: str, trained: Pat
     shutil.copy(trained / "result.json", cwd / "a")
     shutil.copytree(cwd / "a", cwd / "damaged")
     (cwd / "damaged" / "result.json").write_text("{")
+    shutil.copytree(cwd / "a", cwd / "empty")
+    (cwd / "empty" / "result.json").write_text("{}")
     status, _, err = run_command("evaluate", *options)
     assert status == 2
     assert message in err

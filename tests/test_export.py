@@ -1,6 +1,7 @@
 """Compare exported nets with ours, in onnxruntime, in TorchScript and after safetensors."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alexnet_repro import AlexNet, features, load_net
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.sharing.exporting import SUFFIXES
+from alexnet_repro.sharing.nets import METADATA
 from alexnet_repro.sharing.onnx_file import write_onnx
 from alexnet_repro.sharing.steps import PlainNet
 from tests.conftest import picture
@@ -134,3 +136,16 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path: Path) -> None:
         load_net(tmp_path / "cut.safetensors")
     with pytest.raises(UserError, match="no file"):
         load_net(tmp_path / "missing.safetensors")
+    save_file({"a": torch.tensor([float("nan")])}, tmp_path / "nan.safetensors", {METADATA: "{}"})
+    with pytest.raises(UserError, match="not finite"):
+        load_net(tmp_path / "nan.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [('{"centre": {', "is damaged"), ("[]", "is not a result"), ("{}", "lacks")]
+)
+def test_damaged_result_of_an_exported_run_is_named(content: str, problem: str, trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "result.json").write_text(content)
+    with pytest.raises(UserError, match=rf"result\.json {problem}"):
+        load_net(run)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alexnet_repro.claims.results import read_result
 from alexnet_repro.data.store import sha256
 from alexnet_repro.errors import UserError, needed
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.training.checkpoints import CHECKPOINTS
+from alexnet_repro.training.checkpoints import CHECKPOINTS, finite
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.measurement import checkpoint_of, model_of
 from alexnet_repro.training.run_folder import saved_config
@@ -90,7 +91,7 @@ def _from_checkpoint(path: Path, run: Path) -> TrainedNet:
         config = saved_config(run)
         facts = {key: config[key] for key in ("recipe", "seed", "converted") if key in config}
         if (run / "result.json").is_file() and path.stem in CHECKPOINTS[:1]:  # the result is that of the last weights
-            result = json.loads((run / "result.json").read_text())
+            result = read_result(run / "result.json", "centre")
             facts = {key: result[key] for key in RECORDED if result.get(key) is not None}
     if model.history:
         facts["validation_error"] = validation_error(model.history, model.training_means.sums)
@@ -127,6 +128,8 @@ def _from_safetensors(path: Path) -> TrainedNet:
             f"{path} does not say which net its weights are for: alexnet_repro did not write it",
             refusal(set(tensors)) or "write it with python -m alexnet_repro.export, or convert it first",
         )
+    if not finite({"state_dict": tensors}):
+        raise UserError(f"{path} holds weights that are not finite numbers")
     try:
         content = json.loads(described)
         model = Classifier(**content["hyper_parameters"])

@@ -43,7 +43,7 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
 
     Words that differ between runs are joined by "and", numbers are left out. Raises UserError for an unfinished run.
     """
-    results = [read_result(finished_result(run)) for run in runs]
+    results = [read_result(finished_result(run), "centre") for run in runs]
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
     if pretrained := sum(result.get("pretraining") in FINE_TUNED for result in results):
         facts["pretrained_members"] = pretrained

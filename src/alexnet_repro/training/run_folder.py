@@ -7,7 +7,6 @@ overwrites another run's files. A stopped run resumes in its folder, exactly whe
 import csv
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from alexnet_repro.claims.results import read_result
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.errors import InUse, UserError
@@ -244,7 +244,8 @@ def done_before(run: Path, cfg: DictConfig, store_sha256: str) -> dict[str, Any]
     if not (run / "result.json").exists():
         return None
     refuse_differences(run, cfg, store_sha256)
-    return json.loads((run / "result.json").read_text())
+    found: dict[str, Any] = read_result(run / "result.json", "centre")
+    return found
 
 
 def refuse_differences(run: Path, cfg: DictConfig, store_sha256: str) -> None:
