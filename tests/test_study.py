@@ -199,7 +199,7 @@ def test_bars_lie_at_the_shares_of_their_scale_and_large_effects_leave_it() -> N
     beyond = bar(found, (-5.0, 5.0), 0.0)
     assert beyond is not None
     assert beyond["beyond"] == "right"
-    assert reach([(1.0, -2.0), (3.0,), (-4.0,), (60.0,)]) == 3 * 3.5
+    assert reach([(1.0, -2.0), (3.0,), (-4.0,), (60.0,)]) == 6 * 3.5
     assert reach([(1.0, -2.0), (3.0,), (4.0,)]) == 4
     assert reach([(0.0,), (0.0,), (2.0,)]) == 2
     assert reach([(0.0,), (0.0,)]) == 1

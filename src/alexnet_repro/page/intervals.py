@@ -11,10 +11,10 @@ from alexnet_repro.claims.estimates import Estimate
 def reach(numbers: Iterable[tuple[float, ...]]) -> float:
     """Return how far from 0 a scale must reach to show most of these estimates with their intervals.
 
-    It is the largest magnitude, but at most three times the median one, so that one large effect doesn't hide the others.
+    It is the largest magnitude, but at most six times the median one, so that one large effect doesn't hide the others.
     """
     far = [max(map(abs, finite)) for own in numbers if (finite := [n for n in own if math.isfinite(n)])]
-    return min(max(far), 3 * statistics.median(far) or math.inf) or 1.0 if far else 1.0
+    return min(max(far), 6 * statistics.median(far) or math.inf) or 1.0 if far else 1.0
 
 
 def domain(estimates: Iterable[Estimate], *shown: float, ratio: bool = False) -> tuple[float, float]:
