@@ -12,11 +12,11 @@ from alexnet_repro.claims.results import SHARED_KEYS, Result
 from alexnet_repro.configs import CONF
 
 SUFFICIENT = 0.9  # share of a protocol's epochs
-IMAGES = {
+IMAGES = {  # of the releases, by data and split
     ("ilsvrc2012", "val"): 50_000,
     ("ilsvrc2010", "val"): 50_000,
     ("ilsvrc2010", "test"): 150_000,
-}  # of the releases
+}
 EXPERIMENTS = {file.stem for file in (Path(CONF) / "experiment").glob("*.yaml")}
 
 

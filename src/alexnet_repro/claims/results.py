@@ -223,15 +223,20 @@ def scores_of(result: Result, view: str) -> NDArray[np.float64] | None:
     return (_beside(result, read_scores) or {}).get(view)
 
 
-def differences_by_image(pairs: Sequence[tuple[Result, Result]], view: str) -> NDArray[np.float64] | None:
+def differences_by_image(
+    pairs: Sequence[tuple[Result, Result]], view: str, other_view: str | None = None
+) -> NDArray[np.float64] | None:
     """Return the first result's scores of each test image minus the second's, for each pair: (pairs, N, 3).
+
+    view: of the first result. other_view: of the second; None: the same.
 
     Returns None if the scores of any result were not saved, or if results have different numbers of images.
     """
-    scores = [scores_of(result, view) for pair in pairs for result in pair]
-    if any(one is None or scores[0] is None or one.shape != scores[0].shape for one in scores):
+    saved = [(scores_of(one, view), scores_of(other, other_view or view)) for one, other in pairs]
+    scores = [own for pair in saved for own in pair if own is not None]
+    if len(scores) < 2 * len(pairs) or len({own.shape for own in scores}) > 1:
         return None
-    return np.stack([one - other for one, other in zip(scores[::2], scores[1::2], strict=True)])  # type: ignore[operator]
+    return np.stack([one - other for one, other in zip(scores[::2], scores[1::2], strict=True)])
 
 
 def kernels_of(result: Result) -> NDArray[np.float32] | None:

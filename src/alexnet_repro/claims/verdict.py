@@ -38,8 +38,8 @@ from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, compar
 from alexnet_repro.claims.evidence import by_seed, comparable, fastest, number_of, stopped_early, why_proxy
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
 from alexnet_repro.claims.paper import Claim, Values, read_claims
-from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image, scores_of, shared_key
-from alexnet_repro.claims.study import studies
+from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image, shared_key
+from alexnet_repro.claims.study import Study, studies
 
 PROXY = "proxy: "
 DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
@@ -65,11 +65,13 @@ class Finding:
         return tuple(self.shared.get(key) for key in ("recipe", "net", "ablation"))
 
 
-def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
+def judge(results: Iterable[Result], compared: list[Study] | None = None) -> dict[str, list[Finding]]:
     """Return the findings for each claim, keyed by claim name, with proxies last.
 
     p values are corrected for multiple comparisons (Holm) within each family of claims, separately for each group of
-    comparable results (SHARED_KEYS).
+    comparable results (SHARED_KEYS). The top-1 errors of ablations have the p values of their study.
+
+    compared: the studies of these results, if they are known already.
     """
     results = list(results)
     found = {name: _measure(claim, results) for name, claim in read_claims().items()}
@@ -81,7 +83,7 @@ def judge(results: Iterable[Result]) -> dict[str, list[Finding]]:
                 families[(finding.claim.family, *shared)].append((name, number))
     for members in families.values():
         _correct(found, members)
-    _correct_as_studies(found, results)
+    _correct_as_studies(found, studies(results) if compared is None else compared)
     return {
         name: sorted(
             (replace(finding, verdict=_verdict(finding)) for finding in findings),
@@ -136,22 +138,22 @@ def _correct(found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> 
             found[name][number] = replace(old, estimates=old.estimates | {key: replace(old.estimates[key], p=p)})
 
 
-def _correct_as_studies(found: dict[str, list[Finding]], results: list[Result]) -> None:
-    """Give the top-1 errors of ablations the p values of the study, which corrects for all of its ablations."""
+def _correct_as_studies(found: dict[str, list[Finding]], compared: list[Study]) -> None:
+    """Give the top-1 errors of ablations the p values of their study, which corrects for all of its ablations."""
     corrected = {
         (tuple(study.shared.values()), change.ablation): change.estimates["ten_crop"].p
-        for study in studies(results)
+        for study in compared
         for change in study.changes
     }
     for findings in found.values():
         for number, finding in enumerate(findings):
-            if finding.claim.family == "ablations" and finding.claim.measure == "ten_crop":
-                changed = next((r for r in finding.results if r["ablation"] != "none"), None)
-                p = corrected.get((shared_key(changed), changed["ablation"])) if changed else None
-                if p is not None:
-                    old = finding.estimates["top1_error"]
-                    new = {"top1_error": replace(old, p=max(p, old.p or 0.0))}
-                    findings[number] = replace(finding, estimates=finding.estimates | new)
+            if finding.claim.family != "ablations":
+                continue
+            changed = next((r for r in finding.results if r["ablation"] != "none"), None)
+            p = corrected.get((shared_key(changed), changed["ablation"])) if changed else None
+            if p is not None:
+                top1 = replace(finding.estimates["top1_error"], p=p)
+                findings[number] = replace(finding, estimates=finding.estimates | {"top1_error": top1})
 
 
 def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
@@ -169,7 +171,8 @@ def _measure(claim: Claim, results: list[Result]) -> list[Finding]:
         elif run and not (claim.kind == "number" and why_proxy(claim, shared)):
             nets = by_seed(run)
             measured = {seed: MEASURES[claim.measure](r) or {} for seed, r in nets.items()}
-            finding = _finding(claim, measured, shared, list(nets.values()), _gains_by_image(claim, nets))
+            images = _differences_by_image(claim, [(net, net) for net in nets.values()])
+            finding = _finding(claim, measured, shared, list(nets.values()), images)
         else:
             finding = None
         if finding:
@@ -204,28 +207,20 @@ def _compared(claim: Claim, run: list[Result], against: list[Result], shared: di
     return _finding(claim, changes, shared, results, images, caveat)
 
 
+VIEWS_COMPARED = {"centre": ("centre",), "ten_crop": ("ten_crop",), "centre_minus_ten_crop": ("centre", "ten_crop")}
+
+
 def _differences_by_image(claim: Claim, pairs: list[tuple[Result, Result]]) -> dict[str, NDArray[np.float64]]:
-    """Return the differences of each error between two sides, (seeds, images), in points.
+    """Return the differences of each error between two sides, or between two views of a net, (seeds, images), in points.
 
     Returns an empty dict if the scores of any result were not saved.
     """
-    if claim.kind != "difference" or claim.measure not in ("centre", "ten_crop"):
+    if claim.kind != "difference" or claim.measure not in VIEWS_COMPARED:
         return {}
-    differences = differences_by_image(pairs, claim.measure)
+    differences = differences_by_image(pairs, *VIEWS_COMPARED[claim.measure])
     if differences is None:
         return {}
     return {"top1_error": 100 * differences[:, :, 0], "top5_error": 100 * differences[:, :, 1]}
-
-
-def _gains_by_image(claim: Claim, nets: dict[Any, Result]) -> dict[str, NDArray[np.float64]]:
-    """Return by how much ten crops lower each error, (seeds, images), in points, or {} if any scores were not saved."""
-    if claim.measure != "centre_minus_ten_crop":
-        return {}
-    scores = [scores_of(result, view) for result in nets.values() for view in ("centre", "ten_crop")]
-    if any(own is None or scores[0] is None or own.shape != scores[0].shape for own in scores):
-        return {}
-    gains = np.stack([one - ten for one, ten in zip(scores[::2], scores[1::2], strict=True)])  # type: ignore[operator]
-    return {"top1_error": 100 * gains[:, :, 0], "top5_error": 100 * gains[:, :, 1]}
 
 
 def _finding(

@@ -35,14 +35,14 @@ CLASS_OF = {  # CSS class that sets the colour of a verdict
 
 def content(results: list[Result]) -> dict[str, Any]:
     """Return the content of the page: a row for each claim, the other measurements and the sources."""
-    claims, found = read_claims(), judge(results)
+    compared = studies(results)
+    claims, found = read_claims(), judge(results, compared)
     others = [
         row(claims[name], [], []) | answer(finding)
         for name, findings in found.items()
         for finding in findings
         if not any(finding is decides for decides in deciding(findings))
     ]
-    compared = studies(results)
     rows = [
         row(claims[name], deciding(findings), why_uncounted(claims[name], results)) for name, findings in found.items()
     ]

@@ -14,7 +14,8 @@ def reach(numbers: Iterable[tuple[float, ...]]) -> float:
     It is the largest magnitude, but at most six times the median one, so that one large effect doesn't hide the others.
     """
     far = [max(map(abs, finite)) for own in numbers if (finite := [n for n in own if math.isfinite(n)])]
-    return min(max(far), 6 * statistics.median(far) or math.inf) or 1.0 if far else 1.0
+    largest, usual = max(far, default=0.0), statistics.median(far or [0.0])
+    return min(largest, 6 * usual or largest) or 1.0
 
 
 def domain(estimates: Iterable[Estimate], *shown: float, ratio: bool = False) -> tuple[float, float]:

@@ -109,9 +109,8 @@ def convert(cfg: DictConfig) -> dict[str, Any]:
         "batch_size": 128,
     }
     run.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f"{run.name}.", dir=run.parent
-    ) as folder:  # a failure leaves no half of a run
+    # a failure leaves no half of a run
+    with tempfile.TemporaryDirectory(prefix=f"{run.name}.", dir=run.parent) as folder:
         unfinished = Path(folder) / "run"
         (unfinished / "checkpoints").mkdir(parents=True)
         with written_whole(unfinished / "checkpoints" / "last.ckpt") as file:
@@ -179,7 +178,7 @@ def from_onnx(path: Path) -> Weights:
     for kind, expected in ONNX_LAYERS.items():
         for number, (given, wanted) in enumerate(zip(attributes[kind], expected, strict=True), 1):
             fitting = ONNX_DEFAULTS | wanted
-            found = ONNX_DEFAULTS | {key: wanted[key] for key in wanted if key == "kernel_shape"} | given
+            found = ONNX_DEFAULTS | {"kernel_shape": wanted.get("kernel_shape")} | given  # it follows from the weights
             if wrong := next((key for key in found if found[key] != fitting.get(key)), None):
                 raise UserError(
                     f"{path}: {kind} {number} has {wrong} {found[wrong]}, not {fitting.get(wrong)} as in bvlcalexnet",
