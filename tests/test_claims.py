@@ -12,12 +12,13 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from alexnet_repro.claims.estimates import estimate, holm, standard_error
+from alexnet_repro.claims.finding import Finding
 from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts, crossing
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import differences_by_image, read_results, scores_of, shared_key
 from alexnet_repro.claims.scores import save_scores
 from alexnet_repro.claims.study import studies
-from alexnet_repro.claims.verdict import Finding, deciding, judge, status
+from alexnet_repro.claims.verdict import deciding, judge, status
 from alexnet_repro.errors import UserError
 from alexnet_repro.page.content import content, summary
 from alexnet_repro.page.markdown import others_table

@@ -7,10 +7,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from alexnet_repro.claims.finding import Finding
 from alexnet_repro.claims.paper import read_claims
 from alexnet_repro.claims.results import Result, kernels_of, label
 from alexnet_repro.claims.study import Study
-from alexnet_repro.claims.verdict import Finding
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.page import figures, plots
 from alexnet_repro.page.content import source
