@@ -33,6 +33,13 @@ from alexnet_repro.training.trainer import make_trainer
 
 CHECKOUT = Path(CONF).parent
 BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
+WAITING = (
+    "Proxy only",
+    "Not comparable",
+    "Not run",
+    "For the reader",
+    "Quoted",
+)  # claims without an answer, in this order
 QUERIES = 1000  # maximum number of queries for the retrieval quality
 
 
@@ -218,7 +225,7 @@ def write(page: dict[str, Any], out: Path) -> None:
         "reading": READING,
         "evidence": [row for row in page["rows"] if row["answers"] and row["kind"] != "count"],
         "counted": [row for row in page["rows"] if row["answers"] and row["kind"] == "count"],
-        "waiting": dict(sorted(waiting.items(), key=lambda item: item[0].startswith("Quoted"))),
+        "waiting": dict(sorted(waiting.items(), key=lambda item: WAITING.index(item[0].partition(":")[0]))),
         "studies": [study | {"csv_link": data_link("text/csv", study["csv"])} for study in page["studies"]],
         "captions": {name: caption for name, (_, caption) in page["figures"].items()},
         "summary": summary(page),

@@ -184,6 +184,7 @@ def _line(change: Change, bounds: tuple[float, float]) -> dict[str, Any]:
             continue
         ends = _ends(found)
         interval = f"{_number(column.kind, ends[0], column.score)} to {_number(column.kind, ends[1], column.score)}" if ends else ""  # fmt: skip
+        interval = interval.replace(" times", "")  # which stands beside the value
         cells.append({"value": _number(column.kind, found.value, column.score), "interval": interval})
     return {
         "name": change.ablation,
