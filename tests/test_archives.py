@@ -1,13 +1,16 @@
 """Test that nothing in an archive or a folder is lost without a word, and that archives cannot do harm."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -297,3 +300,24 @@ def test_shards_that_are_not_whole_are_refused(damage: str, message: str, tmp_pa
         pq.write_table(pa.table({"text": ["a"]}), second)
     with pytest.raises(UserError, match=message):
         scanned(folder, tmp_path / "here")
+
+
+@pytest.mark.parametrize("command", ["prepare", "features"])
+def test_subfolder_that_cannot_be_read_is_named(
+    command: str, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    image_folder(cwd / "source", train=2, val=1)
+    line = ["prepare", "data=folder", "source=source"]
+    if command == "features":
+        line = ["features", f"run={request.getfixturevalue('trained')}", "source=source", "out=f.npz", "at_chance=true"]
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    status, _, err = run_command(*line)
+    assert (status, "dog: Permission denied" in err) == (2, True), err
+    assert not Path("f.npz").exists()

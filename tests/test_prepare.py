@@ -12,12 +12,15 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
 from conftest import image_folder, one_image_per_file, picture, save_picture
+from filelock import FileLock
 from PIL import Image
 
 from alexnet_repro.data import devkit, photos
@@ -91,6 +94,15 @@ class TestReadImage:
     def test_data_that_is_not_an_image_is_refused(self, data: bytes) -> None:
         with pytest.raises((OSError, ValueError)):
             read_image(lambda: data, 256)
+
+    def test_damaged_files_of_rare_formats_are_refused(self) -> None:
+        """Pillow's reader of DDS raises NotImplementedError for a compression that it does not know."""
+        file = io.BytesIO()
+        Image.new("RGBA", (16, 16)).save(file, "DDS")
+        data = bytearray(file.getvalue())
+        data[80:88] = b"\x04\0\0\0ABCD"  # flags: a FourCC follows; the FourCC
+        with pytest.raises(ValueError, match="Unimplemented pixel format"):
+            read_image(lambda: bytes(data), 256)
 
     def test_truncated_jpeg_is_refused(self) -> None:
         file = io.BytesIO()
@@ -320,10 +332,9 @@ def test_interrupted_removal_of_the_replaced_store_loses_nothing(
     assert run_command(*line, "source=old")[0] == 0
     with monkeypatch.context() as patch:
 
-        def interrupted(path: Path, ignore_errors: bool = False) -> None:
-            if path.exists():
-                next(path.glob("train/*.npy")).unlink()
-                raise KeyboardInterrupt
+        def interrupted(path: Path) -> None:
+            next(path.glob("*.npy")).unlink()
+            raise KeyboardInterrupt
 
         patch.setattr(shutil, "rmtree", interrupted)
         assert run_command(*line, "source=new")[0] != 0
@@ -331,6 +342,31 @@ def test_interrupted_removal_of_the_replaced_store_loses_nothing(
     assert run_command(*line, "source=old")[0] == 0
     assert len(Store("s").split("train")) == 6
     assert [path.name for path in cwd.glob("s*")] == ["s"]
+
+
+@pytest.mark.parametrize("taken", ["s.partial", "s.replaced"])
+def test_folders_of_the_user_beside_the_store_are_never_touched(cwd: Path, run_command: Run, taken: str) -> None:
+    image_folder(cwd / "source", train=2, val=1)
+    line = ("prepare", "data=folder", "data.image_size=32", "data.store=s", "source=source", "overwrite=true")
+    assert run_command(*line)[0] == 0
+    before = Store("s").checksum
+    Path(taken).mkdir()
+    Path(taken, "thesis.tex").write_text("all of it")
+    status, _, err = run_command(*line)
+    assert (status, f"{taken}, which would be used" in err) == (2, True), err
+    assert (Path(taken, "thesis.tex").read_text(), Store("s").checksum) == ("all of it", before)
+
+
+def test_overwriting_through_a_link_replaces_the_store_and_keeps_the_link(cwd: Path, run_command: Run) -> None:
+    line = ("prepare", "data=folder", "data.image_size=32", "data.store=link", "overwrite=true")
+    Path("disk").mkdir()
+    Path("link").symlink_to("disk/store")
+    for count in (2, 3):
+        image_folder(cwd / f"source{count}", train=count, val=1)
+        status, _, err = run_command(*line, f"source=source{count}")
+        assert status == 0, err
+        assert (Path("link").is_symlink(), len(Store("disk/store").split("train"))) == (True, 2 * count)
+    assert [path.name for path in Path("disk").iterdir()] == ["store"]
 
 
 def test_half_of_each_class_is_drawn_with_a_seed(cwd: Path) -> None:
@@ -383,6 +419,13 @@ class TestBadFiles:
         whole = Store(small_store)
         np.testing.assert_array_equal(store.mean, whole.mean)
         assert all(np.array_equal(store.split("train")[i], whole.split("train")[i]) for i in range(12))
+
+    def test_class_without_a_readable_image_is_refused(self, cwd: Path, run_command: Run) -> None:
+        source = self.source(cwd, 1)
+        for file in (source / "train/cat").iterdir():
+            file.write_bytes(b"no image")
+        status, _, err = run_command("prepare", "data=folder", f"source={source}", "max_bad=99")
+        assert (status, "no training image of cat can be read: train/cat/" in err) == (2, True), err
 
     def test_too_many_bad_files_stop_preparation_until_they_are_repaired_or_allowed(
         self, cwd: Path, run_command: Run
@@ -451,6 +494,45 @@ def test_unfinished_store_of_other_files_is_not_resumed(cwd: Path, source_folder
         write_store([Example("train", 0, "a", fail)], ["c"], Path("store"))
     with pytest.raises(UserError, match="made from other files"):
         write_store([Example("train", 0, "b", fail)], ["c"], Path("store"))
+
+
+def test_resumed_preparation_reads_replaced_images_again(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sources with the same names, of which the first was interrupted, give the second one's store."""
+    monkeypatch.setattr("alexnet_repro.data.shard_writer.SHARD", 2)
+    from alexnet_repro.errors import Interrupted
+
+    def examples(value: int, sizes: list[int], stop_at: int | None = None) -> list[Example]:
+        def read(number: int) -> np.ndarray:
+            if number == stop_at:
+                raise KeyboardInterrupt
+            return np.full((8, 8, 3), value, np.uint8)
+
+        return [Example("train", i % 2, str(i), partial(read, i), size) for i, size in enumerate(sizes)]
+
+    def values(store: str) -> list[int]:
+        split = Store(store).split("train")
+        return [int(split[i].max()) for i in range(len(split))]
+
+    options: dict[str, Any] = {"image_size": 8, "workers": 1}
+    for store in ("same", "other", "damaged"):
+        with pytest.raises(Interrupted):
+            write_store(examples(1, [50] * 6, stop_at=4), ["c", "d"], Path(store), **options)
+    Path("damaged.partial/train/00000.npz").write_bytes(b"PK")
+    for store, size in (("same", 50), ("other", 51), ("damaged", 50)):
+        write_store(examples(2, [50, size, *[50] * 4]), ["c", "d"], Path(store), **options)
+    assert values("same") == [1, 1, 1, 1, 2, 2]
+    assert values("other") == values("damaged") == [2, 2, 1, 1, 2, 2]
+
+
+def test_one_process_prepares_a_store_at_a_time(cwd: Path, run_command: Run) -> None:
+    image_folder(cwd / "source", train=2, val=1)
+    line = ("prepare", "data=folder", "data.image_size=32", "data.store=s", "source=source")
+    with FileLock("s.lock"):
+        status, _, err = run_command(*line)
+        assert (status, "another process is preparing s" in err) == (2, True), err
+        assert not Path("s.partial").exists()
+    assert run_command(*line)[0] == 0
+    assert sorted(path.name for path in cwd.glob("s*")) == ["s", "source"]
 
 
 @pytest.mark.slow

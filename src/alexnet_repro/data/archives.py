@@ -99,9 +99,13 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield each folder below ``root``, its subfolders and its files, following links, but not to a folder above.
 
-    As with os.walk, the caller may change the list of subfolders.
+    As with os.walk, the caller may change the list of subfolders. Raises OSError for a folder that cannot be read.
     """
-    for name, subfolders, names in os.walk(root, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    for name, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folder = Path(name)
         above = {parent.resolve() for parent in (folder, *folder.parents)}
         subfolders[:] = [name for name in subfolders if (folder / name).resolve() not in above]

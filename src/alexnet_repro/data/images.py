@@ -41,8 +41,10 @@ def read_image(read_bytes: Callable[[], bytes], size: int) -> RGB:
             # faster: decode a JPEG of more than twice the required size at 1/2, 1/4 or 1/8 of its size
             image.draft("RGB", (2 * size, 2 * size))
             rgb = to_rgb(image)
-    except (Image.DecompressionBombError, SyntaxError, EOFError, zlib.error) as error:
-        raise ValueError(str(error)) from error
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers of rare formats raise all kinds for damaged files
+        raise ValueError(str(error) or type(error).__name__) from error
     return central_square(rgb, size)
 
 

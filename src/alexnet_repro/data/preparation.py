@@ -12,26 +12,30 @@ from alexnet_repro.data.images import read_image
 from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_writer import refuse_taken, write_store
+from alexnet_repro.data.store_folder import one_process_at_a_time, refuse_taken
+from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import UserError
 
 
 def prepare(cfg: DictConfig) -> Store:
     """Prepare the store described by ``cfg.data`` from ``cfg.source`` and print a summary.
 
-    With ``cfg.verify``, only compare the files of the existing store with their checksums.
+    With ``cfg.verify``, only compare the files of the existing store with their checksums. Raises InUse if another
+    process prepares the same store, and UserError for what can't be prepared.
     """
     if cfg.get("verify"):
         return _verify(Path(str(cfg.data.store)))
-    made = _prepared(cfg)
+    if cfg.data.source == "embedded":
+        made = prepare_photos(cfg)
+    else:
+        with one_process_at_a_time(Path(str(cfg.data.store))):
+            made = _prepared(cfg)
     _describe(made)
     return made
 
 
 def _prepared(cfg: DictConfig) -> Store:
     store = Path(str(cfg.data.store))
-    if cfg.data.source == "embedded":
-        return prepare_photos(cfg)
     if cfg.data.source == "cifar10" and (
         cfg.source is None or (Path(str(cfg.source)) / "cifar-10-batches-py").is_dir()
     ):
@@ -58,7 +62,8 @@ def _prepared(cfg: DictConfig) -> Store:
         found.files = in_official_order(found.files)
     size = cfg.data.image_size
     examples = [
-        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size)) for f in found.files
+        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size), f.size)
+        for f in found.files
     ]
     made = write_store(
         examples,

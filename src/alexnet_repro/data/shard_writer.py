@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import re
+import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,14 +30,17 @@ class Example:
     """One image to write.
 
     ``read()`` returns its RGB values, (size, size, 3). It raises OSError or ValueError if the image cannot be read.
+    ``size`` is the length of the encoded image in bytes, by which a resumed preparation notices that it was replaced.
     """
 
     split: str
     label: int
     name: str
     read: Callable[[], RGB]
+    size: int = 0
 
 
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what numpy raises for a .npz file that is none
 Read = tuple[RGB, bytes | RGB, NDArray[np.float64], int]  # pixels, what is stored, sum of outer products, CRC-32
 
 
@@ -59,7 +63,7 @@ def write_shards(
         shard = members[start : start + SHARD]
         file = path / shard_name(number, encoding)
         done: Future[dict[str, Any]] = Future()
-        if (found := _finished(file, encoding)) is not None:
+        if (found := _finished(file, shard)) is not None:
             bar.update(len(shard))
             done.set_result(found)
         else:
@@ -76,18 +80,23 @@ def write_shards(
         yield writing.popleft().result()
 
 
-def _finished(file: Path, encoding: str) -> dict[str, Any] | None:
-    """Return the statistics of a shard that an earlier call wrote, or None if there is none.
+def _finished(file: Path, shard: Sequence[Example]) -> dict[str, Any] | None:
+    """Return the statistics of a shard that an earlier call wrote, or None if it must be written.
 
-    A shard with unreadable images is written again, because they may have been repaired.
+    A shard with unreadable images is written again, because they may have been repaired, and so is one with an image
+    that has another length now.
     """
     statistics_path = file.with_suffix(".npz")
     if not (statistics_path.exists() and file.exists()):
         return None
-    with np.load(statistics_path) as found:
-        statistics = dict(found)
-    # version 0.1 wrote no "crc32"
-    return statistics if "crc32" in statistics and not statistics["bad"].size else None
+    try:
+        with np.load(statistics_path) as found:
+            statistics = dict(found)
+    except DAMAGED:
+        return None
+    # earlier versions wrote no "sizes"
+    same = np.array_equal(statistics.get("sizes", ()), [example.size for example in shard])
+    return statistics if same and not statistics["bad"].size else None
 
 
 def _read(example: Example, encoding: str) -> Read | str:
@@ -136,6 +145,7 @@ def _write_shard(
     statistics: dict[str, Any] = {
         "labels": np.array(labels, np.int64),
         "crc32": np.array(crc32, np.uint32),
+        "sizes": np.array([example.size for example in shard], np.int64),
         "bad": np.array([result for result in results if isinstance(result, str)], str),
         "sum": total,
         "outer": np.sum(outer, 0) if outer else np.zeros((3, 3)),

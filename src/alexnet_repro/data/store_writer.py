@@ -1,6 +1,5 @@
 """Write the files of a store and compute the mean image and RGB covariance in the same pass."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,11 +20,11 @@ from alexnet_repro.data.manifest import FORMATS, manifest_checksum
 from alexnet_repro.data.shard_writer import Example, write_shards
 from alexnet_repro.data.split import shard_name
 from alexnet_repro.data.store import Store, sha256
+from alexnet_repro.data.store_folder import put_in_place, refuse_full_disk, refuse_taken, start_or_resume
 from alexnet_repro.errors import Interrupted, UserError
 from alexnet_repro.provenance import written_whole
 
 SPLITS = ("train", "val", "test", "unlabelled")
-JPEG_SHARE = 0.135  # of the bytes of RGB values, as measured on Imagenette
 
 
 def write_store(
@@ -50,13 +49,15 @@ def write_store(
     alone: give each process its own partial folder, for small stores that several processes may prepare concurrently.
         The first finished store is kept.
 
-    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was created from other files, or
-    if more than ``max_bad`` images cannot be read. Raises Interrupted on Ctrl-C.
+    Raises UserError if the store exists (unless ``overwrite``), if the partial folder was created from other files, if
+    more than ``max_bad`` images cannot be read, or if those are all training images of a class. Raises Interrupted on Ctrl-C.
     """
+    if store.is_symlink():  # the store that it leads to is replaced, and the link stays
+        store = store.resolve()
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
     refuse_full_disk(partial_store, len(examples), image_size, encoding, alone)
-    _start_or_resume(partial_store, examples, image_size, encoding)
+    start_or_resume(partial_store, examples, image_size, encoding)
 
     splits: dict[str, dict[str, Any]] = {}
     mean_sum, outer_sum, train_count = np.zeros((image_size, image_size, 3), np.uint64), np.zeros((3, 3)), 0
@@ -112,6 +113,12 @@ def write_store(
             ) from None
     if not train_count:
         raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
+    seen = set(np.load(partial_store / "train" / "labels.npy").tolist())
+    if lost := [name for label, name in enumerate(classes) if label not in seen]:
+        raise UserError(
+            f"no training image of {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''} can be read: {bad[0]}",
+            "repair the images, or remove the folder of the class",
+        )
 
     mean = mean_sum / train_count
     with written_whole(partial_store / "mean.npy") as file:
@@ -138,15 +145,7 @@ def write_store(
     if alone and store.exists() and not overwrite:  # another process finished first
         shutil.rmtree(partial_store)
         return Store(store)
-    replaced = store.with_name(store.name + ".replaced")
-    if store.exists():  # a large store takes long to remove: the new one is in place before
-        shutil.rmtree(replaced, ignore_errors=True)  # of an interrupted call
-        store.rename(replaced)
-    partial_store.rename(store)
-    for temporary in [*store.glob("*/*.npz"), store / "examples.sha256"]:
-        temporary.unlink()
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    put_in_place(partial_store, store)
     if bad:
         print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
     return Store(store)
@@ -172,55 +171,3 @@ def _quiet_decoders() -> Iterator[IO[str]]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
-
-
-def refuse_full_disk(folder: Path, images: int, size: int, encoding: str, alone: bool) -> None:
-    """Raise UserError if the disk has too little room for the store, counting the files already in ``folder``.
-
-    Print the need if it is above 10 GB. alone: as in ``write_store``.
-    """
-    of_image: float = size**2 * 3
-    if encoding == "jpeg":
-        of_image = 600 + JPEG_SHARE * of_image  # a header has 600 bytes
-    needed = images * of_image
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    disk = shutil.disk_usage(existing)
-    free = disk.free + written
-    if free < needed and disk.total:  # /proc and the like have none; writing fails there
-        raise UserError(
-            f"the store needs about {needed / 1e9:,.1f} GB, and {existing} has {free / 1e9:,.1f} GB free",
-            "choose another disk with data.store=PATH" + ("" if alone or encoding == "jpeg" else ", or encoding=jpeg"),
-        )
-    if needed > 10e9:
-        print(f"the store will take about {needed / 1e9:,.0f} GB; {free / 1e9:,.0f} GB are free")
-
-
-def refuse_taken(store: Path, overwrite: bool) -> None:
-    """Raise UserError if ``store`` exists, unless it is a store and ``overwrite`` is true."""
-    if (store / "manifest.json").is_file():
-        if not overwrite:
-            raise UserError(
-                f"{store} already exists",
-                "to replace it, add overwrite=true; to keep it, choose another data.store=PATH",
-            )
-    elif store.exists():
-        raise UserError(f"{store} exists but isn't a store", "choose another data.store=PATH")
-
-
-def _start_or_resume(folder: Path, examples: Sequence[Example], image_size: int, encoding: str) -> None:
-    """Create the partial folder, or check that the existing folder was created from the same examples.
-
-    Raises UserError if it was created from other examples.
-    """
-    listing = hashlib.sha256((str(image_size) + encoding.removeprefix("raw")).encode())
-    for example in examples:
-        listing.update(f"{example.split}\0{example.label}\0{example.name}\n".encode())
-    listing_file = folder / "examples.sha256"
-    if listing_file.exists() and listing_file.read_text() != listing.hexdigest():
-        raise UserError(
-            f"{folder} holds an unfinished store made from other files", "delete this folder to start again"
-        )
-    for split in {example.split for example in examples}:
-        (folder / split).mkdir(parents=True, exist_ok=True)
-    listing_file.write_text(listing.hexdigest())

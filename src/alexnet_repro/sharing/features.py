@@ -175,13 +175,15 @@ class Inputs:
 def image_files(folder: Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, by their names, in the order of their paths.
 
-    Raises UserError if there are none.
+    Raises UserError if there are none, and OSError for a folder that cannot be read.
     """
+    again = f"name a folder with files named {', '.join(IMAGE_NAMES[:3])} ..., or a store"
+    if not folder.is_dir():
+        raise UserError(f"there is nothing at {folder}", again)
     paths = (parent / name for parent, _, names in walk(folder) for name in names)
     files = sorted(path for path in paths if path.suffix.lower() in IMAGE_NAMES and path.is_file())
     if not files:
-        what = f"there are no images in {folder}" if folder.is_dir() else f"there is nothing at {folder}"
-        raise UserError(what, f"name a folder with files named {', '.join(IMAGE_NAMES[:3])} ..., or a store")
+        raise UserError(f"there are no images in {folder}", again)
     return files
 
 
