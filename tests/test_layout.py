@@ -32,7 +32,7 @@ MAY_IMPORT = {  # components that import less than the layers below them
     "configs": set(),
     "errors": set(),
     "provenance": {"provenance", "errors"},
-    "sweep": set(),
+    "sweep": {"errors"},
 }
 HYDRA = {"cli", "sweep", *LAYERS[0]}
 

@@ -293,5 +293,5 @@ def test_run_moves_from_one_device_to_two_under_torchrun(workspace: Path, as_run
 def test_sweep_job_runs_on_two_devices(workspace: Path) -> None:
     few = ["data=folder", "data.store=store", "trainer=cpu", "batch_size=28", "epochs=1", "watch.every=0"]
     out = command(workspace, "train", "-m", *few, *TOWERS, "+ablation=no_lrn", "hydra.sweep.dir=sweep")
-    assert "1 runs; this table's numbers are in" in out
+    assert "1 job; this table's numbers are in" in out
     assert len(list(workspace.glob("runs/*/seed-0/result.json"))) == 1

@@ -176,4 +176,4 @@ def test_submitit_sweep(scripts: Path, tiny_store: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list(Path("runs").rglob("result.json"))) == 2
-    assert "2 runs; this table's numbers" in done.stdout
+    assert "2 jobs; this table's numbers" in done.stdout

@@ -13,7 +13,7 @@ from alexnet_repro.configs import CONF
 from alexnet_repro.data.store import Store
 from alexnet_repro.sweep import sweep_table
 from alexnet_repro.training.run_folder import open_run
-from tests.conftest import SMALL
+from tests.conftest import SMALL, image_folder
 
 Run = Callable[..., tuple[int, str, str]]
 JOB = ("data=folder", "trainer=cpu", "epochs=1", "batch_size=6", "optim.lr=0.0001")
@@ -61,12 +61,32 @@ def test_table_shows_the_overrides_that_differ() -> None:
     outcomes = [
         {"overrides": ["data=x", "+ablation=none"], "result": result},
         {"overrides": ["data=x", "+ablation=tanh"], "error": "the loss is nan"},
+        {"overrides": ["data=x", "+ablation=no_lrn"], "result": {"centre": result["centre"]}},
     ]
     lines = sweep_table(outcomes).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["+ablation=none", "41.2", "19.5", "39.0", "18.0"],
         ["+ablation=tanh", "the", "loss", "is", "nan"],
+        ["+ablation=no_lrn", "41.2", "19.5", "-", "-"],
     ]
+
+
+def test_every_command_can_be_swept(cwd: Path, run_command: Run) -> None:
+    image_folder(cwd / "source", train=2, val=1)
+    line = ("prepare", "-m", "data=folder", "source=source", "data.image_size=32", "data.store=one,two,source")
+    status, out, _ = run_command(*line)
+    table = [row.split() for row in out[out.rindex("  data.store=one") :].splitlines()]
+    assert table[:2] == [["data.store=one", "done"], ["data.store=two", "done"]]
+    assert table[2][:2] == ["data.store=source", "source"]
+    assert (status, len(Store("two").split("train"))) == (2, 4)
+
+
+def test_options_that_change_no_result_are_not_shown_as_two_runs(cwd: Path, tiny_store: Path, run_command: Run) -> None:
+    line = ("train", "-m", *SMALL, "epochs=1", f"data.store={tiny_store}", "keep_epochs=[],[1]")
+    for _ in range(2):  # the second time, job 0 is finished already
+        status, out, err = run_command(*line)
+        assert (status, "is also the folder of job 0" in err) == (2, True), err
+        assert out.count("is also the folder of job 0") == 1
 
 
 @pytest.mark.slow

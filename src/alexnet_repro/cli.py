@@ -59,7 +59,7 @@ def command(name: str) -> None:
             check(cfg, name)
             result = task(cfg)
             if sweeping():
-                leave_outcome({"result": result})
+                leave_outcome({"result": result if isinstance(result, dict) else None})
         except (UserError, OmegaConfBaseException) as error:
             told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
             if not sweeping():

@@ -9,6 +9,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from alexnet_repro.errors import UserError
+
 
 def sweeping() -> bool:
     """Return whether this is a job of a sweep."""
@@ -17,17 +19,34 @@ def sweeping() -> bool:
 
 def leave_outcome(outcome: dict[str, Any]) -> None:
     """Write the outcome of this job into the folder of the sweep: {"result": ...}, {"error": ...} or {"in_use": ...}."""
+    outcome = {"overrides": list(HydraConfig.get().overrides.task), **outcome}
+    _file_of_job(".json").write_text(json.dumps(outcome, indent=1))
+
+
+def _file_of_job(suffix: str) -> Path:
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = {"overrides": list(hydra.overrides.task), **outcome}
-    (folder / f"job-{hydra.job.num:04d}.json").write_text(json.dumps(outcome, indent=1))
+    return folder / f"job-{hydra.job.num:04d}{suffix}"
+
+
+def refuse_second_job_of(run: Path) -> None:
+    """Raise UserError if another job of this sweep works in the folder ``run``, whose result would be shown for both."""
+    own = _file_of_job(".run")
+    own.write_text(str(run))
+    for other in sorted(own.parent.glob("job-*.run")):
+        if other != own and other.read_text() == str(run):
+            raise UserError(
+                f"{run} is also the folder of job {int(other.stem[4:])}: these options change no result, or run=PATH is the same",
+                "start the jobs one by one, each with a run=PATH of its own",
+            )
 
 
 def sweep_table(outcomes: list[dict[str, Any]]) -> str:
     """Return a table with one line per job.
 
-    A line has the options that not all jobs share, and the errors in percent or, for a failed job, the error message.
+    A line has the options that not all jobs share, and the errors in percent, "done" for a command that measures none, or
+    the message of a job that failed.
     """
     common = set.intersection(*(set(outcome["overrides"]) for outcome in outcomes))
     jobs = [" ".join(o for o in outcome["overrides"] if o not in common) or "-" for outcome in outcomes]
@@ -36,11 +55,21 @@ def sweep_table(outcomes: list[dict[str, Any]]) -> str:
     for job, outcome in zip(jobs, outcomes, strict=True):
         if told := outcome.get("error") or outcome.get("in_use"):
             lines.append(f"  {job:<{width}}  {told}")
-        else:
-            views = (outcome["result"]["centre"], outcome["result"]["ten_crop"])
-            one, five, ten_one, ten_five = (f"{view[f'top{k}_error']:.1f}" for view in views for k in (1, 5))
+        elif errors := _errors(outcome["result"] or {}):
+            one, five, ten_one, ten_five = errors
             lines.append(f"  {job:<{width}}  {one:>15} {five:>7} {ten_one:>18} {ten_five:>7}")
+        else:
+            lines.append(f"  {job:<{width}}  done")
+    if not any(_errors(outcome.get("result") or {}) for outcome in outcomes):
+        del lines[0]
     return "\n".join(lines)
+
+
+def _errors(result: dict[str, Any]) -> list[str]:
+    """Return the top-1 and top-5 errors of one view and of ten crops, "-" for an unknown one, or [] without any errors."""
+    views = [result.get(view, {}) for view in ("centre", "ten_crop")]
+    found = [view.get(f"top{k}_error") for view in views for k in (1, 5)]
+    return ["-" if error is None else f"{error:.1f}" for error in found] if any(views) else []
 
 
 class TableAtTheEnd(Callback):
@@ -51,7 +80,9 @@ class TableAtTheEnd(Callback):
         folder = Path(config.hydra.sweep.dir)
         outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("job-*.json"))]
         if outcomes:
-            print(f"\n{sweep_table(outcomes)}\n{len(outcomes)} runs; this table's numbers are in {folder}")
+            print(
+                f"\n{sweep_table(outcomes)}\n{len(outcomes)} job{'s' if len(outcomes) > 1 else ''}; this table's numbers are in {folder}"
+            )
         if any("in_use" in outcome for outcome in outcomes):
             print("Runs in use were skipped: another process does them. The same command shows their results later.")
         if any("error" in outcome for outcome in outcomes):

@@ -18,7 +18,7 @@ from alexnet_repro.data.store import Store
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.provenance import rank, write_json
-from alexnet_repro.sweep import sweeping
+from alexnet_repro.sweep import refuse_second_job_of, sweeping
 from alexnet_repro.training.checkpoints import (
     KeepBest,
     KeepEpochs,
@@ -60,6 +60,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
     run = Path(str(cfg.run))
+    if sweeping():
+        refuse_second_job_of(run)
     if sweeping() and (done := done_before(run, cfg, store.checksum)):  # a repeated sweep does only the remaining runs
         print(f"{run} is finished already")
         return done
