@@ -109,7 +109,19 @@ lock = SoftFileLease({str(run / "lock")!r}, lease_duration={LEASE}); lock.acquir
     process.kill()
     process.wait()
     assert (run / "lock").exists()
+    status, _, err = run_command("train", *SMALL, f"data.store={tiny_store}", f"run={run}")  # without resume=true
+    assert (status, "holds an unfinished run\n" in err) == (2, True), err
     assert resume(run, tiny_store, run_command)[0] == 0
+
+
+def test_lock_that_its_process_never_wrote_expires(cwd: Path) -> None:
+    """A process was killed, or the disk was full, between the creation of the lock and its content."""
+    from alexnet_repro.training import run_folder
+
+    Path("lock").touch()
+    os.utime("lock", (time.time() - 60, time.time() - 60))
+    run_folder.locked(Path()).release()
+    assert not Path("lock").exists()
 
 
 def test_lock_of_a_lost_machine_expires(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

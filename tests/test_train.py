@@ -334,6 +334,24 @@ def test_wandb_logs_offline_without_an_api_key(
     assert "wandb sync r/wandb/offline-run-" in out
     assert list((cwd / "r/wandb").glob("offline-run-*/run-*.wandb"))
     assert (cwd / "r/metrics.csv").exists()
+    refused = [
+        ("WANDB_MODE", "loud", "'online', 'offline'"),
+        ("WANDB_BASE_URL", "nowhere", "valid URL"),
+        ("WANDB_API_KEY", "short", "40+ characters"),
+        ("ANYTHING", "", "Invalid project name 'a/b'"),
+    ]
+    for name, value, problem in refused:
+        environment = {**os.environ, name: value}
+        line = [*short, "run=q", "epochs=1", "logger=wandb", *(["logger.project=a/b"] if name == "ANYTHING" else [])]
+        done = subprocess.run(
+            [sys.executable, "-m", "alexnet_repro.train", *line],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
+        assert ("Traceback" in done.stderr, Path("q").exists()) == (False, False)
 
 
 def test_top_k_misses_equal_a_count() -> None:

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,17 @@ def locked(run: Path) -> SoftFileLease:
         lock.acquire(timeout=0)
         return lock
     except Timeout:
-        pid, host = lock.pid, _owner_of(run / "lock")
-    if pid is None:  # it has just ended
-        host = socket.gethostname()
+        owner = _owner_of(run / "lock")
+    if not owner:  # it has just ended, or it died before it wrote its name
+        with suppress(FileNotFoundError):
+            if time.time() - (run / "lock").stat().st_mtime > LEASE:
+                (run / "lock").unlink()
         try:
             lock.acquire(timeout=5)
             return lock
         except Timeout:
-            pid = lock.pid
+            owner = _owner_of(run / "lock")
+    pid, host = owner or ("?", socket.gethostname())
     if host != socket.gethostname():
         print(f"{run} is in use by process {pid} on {host}; waiting {LEASE + 5:.0f} s in case that one died")
         try:
@@ -166,12 +170,27 @@ def locked(run: Path) -> SoftFileLease:
     )
 
 
-def _owner_of(lock: Path) -> str:
-    """Return the host that a lock of filelock names."""
+def _owner_of(lock: Path) -> tuple[str, str] | None:
+    """Return the process number and the host that a lock of filelock names, or None if there is no such lock."""
     try:
-        return next(line.removeprefix("host=") for line in lock.read_text().splitlines() if line.startswith("host="))
-    except (OSError, StopIteration):
-        return "another machine"
+        fields = dict(line.partition("=")[::2] for line in lock.read_text().splitlines())
+        return fields["pid"], fields["host"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _is_alive(owner: tuple[str, str]) -> bool:
+    """Return whether the owner of a lock may be running, which only its own machine can tell."""
+    pid, host = owner
+    if host != socket.gethostname() or not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # a process of another user
+    return True
 
 
 def _lost_lock(loss: LeaseCompromise) -> None:
@@ -229,7 +248,8 @@ def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
         if not newest(run):
             return
         if not cfg.resume:
-            in_use = f", in use on {_owner_of(run / 'lock')}" if (run / "lock").exists() else ""
+            owner = _owner_of(run / "lock")
+            in_use = f", in use on {owner[1]}" if owner and _is_alive(owner) else ""
             raise UserError(
                 f"{run} holds an unfinished run{in_use}",
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
@@ -305,7 +325,7 @@ def csv_logger(run: Path, steps_done: int) -> CSVLogger:
     path = run / "metrics.csv"
     rows: list[dict[str, str]] = []
     if path.exists() and steps_done:
-        with path.open(newline="") as file:
+        with path.open(newline="", errors="replace") as file:
             whole = (row for row in csv.DictReader(file) if (row.get("step") or "").isdigit())  # the last may be cut
             rows = [row for row in whole if int(row["step"]) < steps_done]
     path.unlink(missing_ok=True)  # Lightning would remove it with a warning

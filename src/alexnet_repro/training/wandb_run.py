@@ -10,6 +10,7 @@ from uuid import uuid4
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
+from alexnet_repro.errors import UserError
 from alexnet_repro.training.run_folder import plain
 
 PATIENCE = 30  # seconds to wait for the service at the start and at the end of a run
@@ -18,8 +19,21 @@ PATIENCE = 30  # seconds to wait for the service at the start and at the end of 
 def wandb_logger(cfg: DictConfig, run: Path, ablation: str) -> WandbLogger:
     """Return a logger that has begun a run: online if that needs no prompt, otherwise offline with a hint.
 
-    If the service cannot be reached, the run is logged offline.
+    If the service cannot be reached, the run is logged offline. Raises UserError for settings that W&B refuses.
     """
+    import wandb
+
+    try:
+        return _logger(cfg, run, ablation)
+    except (wandb.Error, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        lines = [line.strip() for line in str(error).splitlines() if "further information" not in line]
+        raise UserError(
+            f"W&B refuses its settings: {' '.join(lines)[:300]}",
+            "correct the environment variables WANDB_* or the options logger.*, or train without W&B: logger=csv",
+        ) from None
+
+
+def _logger(cfg: DictConfig, run: Path, ablation: str) -> WandbLogger:
     import wandb
 
     mode = cfg.logger.mode
@@ -59,10 +73,10 @@ def _begun(cfg: DictConfig, run: Path, ablation: str, mode: str) -> WandbLogger:
     import wandb
 
     id_file = run / "wandb-id"  # so that a resumed run continues in the same W&B run
-    if not id_file.exists():
+    if not id_file.is_file() or not id_file.read_text().strip():
         id_file.write_text(uuid4().hex[:8])
     logger = WandbLogger(
-        id=id_file.read_text(),
+        id=id_file.read_text().strip(),
         resume="allow",
         name=str(run),
         save_dir=run,
