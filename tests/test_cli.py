@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import image_folder
+from hydra import compose, initialize_config_dir
 
+from alexnet_repro.cli import _quoted
 from alexnet_repro.configs import CONF
 from alexnet_repro.training import run_folder
+from alexnet_repro.training.run_folder import named
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -233,6 +236,31 @@ def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -
 )
 def test_run_name_lists_the_chosen_options(overrides: list[str], name: str) -> None:
     assert run_folder.run_name("paper", overrides, ["data=photos", "net=alexnet"]) == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "runs"),
+    [
+        ("run=a,b/seed-0", ["a,b/seed-0"]),
+        ("runs=a,b/seed-0", ["a,b/seed-0"]),
+        ("runs=[x=1,a,b/seed-0, c]", ["x=1", "a,b/seed-0", "c"]),
+        ("runs=2012_07", ["2012_07"]),
+        ("runs=[2012_07,1e3]", ["2012_07", "1e3"]),
+        ("runs=[]", []),
+    ],
+)
+def test_names_of_runs_with_commas_and_digits_are_taken_as_typed(typed: str, runs: list[str], cwd: Path) -> None:
+    for name in ("a,b/seed-0", "x=1", "c"):
+        Path(name).mkdir(parents=True)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for sweep in (False, True):
+            cfg = compose("evaluate", [_quoted(typed, sweep)])
+            assert [str(run) for run in named(cfg[typed.partition("=")[0]])] == runs
+
+
+def test_several_runs_without_brackets_are_told_to_be_a_list(cwd: Path, run_command: Run) -> None:
+    status, _, err = run_command("evaluate", "runs=a,b")
+    assert (status, "takes a list: runs=[FOLDER,FOLDER]" in err) == (2, True), err
 
 
 @pytest.mark.parametrize("schedule", sorted(file.stem for file in Path(CONF, "schedule").glob("run_*.yaml")))

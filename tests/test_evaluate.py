@@ -20,6 +20,7 @@ from alexnet_repro.configs import CONF
 from alexnet_repro.data.augment import centre_crop, nine_crop
 from alexnet_repro.data.batches import ValBatch
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.manifest import manifest_checksum
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
@@ -242,6 +243,20 @@ def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair
     status, _, err = run_command("evaluate", "run=runs/paper-epochs=1/seed-0", "trainer=cpu")
     assert (status, err) == (0, "")
     assert (seeds / "seed-0" / "evaluation-last-val-centre.json").is_file()
+
+
+def test_evaluations_of_two_stores_are_kept_apart(small_alexnet: Path, cwd: Path, run_command: Run) -> None:
+    """The same images and labels, but a manifest with another source: another store."""
+    run = shutil.copytree(small_alexnet, cwd / "r")
+    other = shutil.copytree(small_alexnet.parent / "store", cwd / "other")
+    manifest = json.loads((other / "manifest.json").read_text()) | {"source": "elsewhere"}
+    manifest["checksum"] = manifest_checksum(manifest)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    for options in ([], ["store=other"]):
+        status, _, err = run_command("evaluate", "run=r", "trainer=cpu", *options)
+        assert status == 0, err
+    names = {path.name for path in run.glob("evaluation-*.json")}
+    assert names == {"evaluation-last-val-centre.json", f"evaluation-last-val-centre-{Store(other).checksum[:8]}.json"}
 
 
 @pytest.mark.parametrize(

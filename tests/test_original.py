@@ -219,10 +219,16 @@ def test_unusable_files_are_named(cwd: Path, run_command: Run) -> None:
     (cwd / "odd").mkdir()
     (cwd / "odd" / "layers-145.cfg").write_text("no section\n")
     (cwd / "odd" / "layer-params-145.cfg").write_text("# epoch 9: killed\n")
+    (cwd / "bare").mkdir()
+    (cwd / "bare" / "layers-145.cfg").write_text(
+        "[data]\ntype=data\ndataidx=0\n[conv1a]\ntype=conv\ninputs=data\nfilters=48\n"
+    )
+    (cwd / "bare" / "layer-params-145.cfg").write_text("# epoch 9: killed\n")
     for options, problem in (
         (("source=source",), "do not say after which epoch"),
         (("source=cut",), "reads data, which is not above it"),
         (("source=odd",), "is not a layer file"),
+        (("source=bare",), "no layer with type=fc"),
         (("source=source", "layers=147"), "there is no layer-params-147.cfg"),
         (("source=nowhere",), "there is no folder nowhere"),
     ):

@@ -1,5 +1,6 @@
 """Test the report page from the committed results and from a new run, and in a real browser."""
 
+import errno
 import html
 import json
 import re
@@ -168,6 +169,22 @@ def test_retrieval_from_fewer_images_does_not_replace_a_better_one(trained: Path
         assert json.loads((run / "retrieval.json").read_text())["images"] == images
 
 
+def test_run_that_cannot_be_written_is_reported(
+    trained: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty").mkdir()
+    run = shutil.copytree(trained, cwd / "runs" / "seed-0")
+
+    def read_only(path: Path, content: dict[str, Any]) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("alexnet_repro.page.report.write_json", read_only)
+    status, out, err = run_command("report", "results=empty", "trainer=cpu")
+    assert (status, f"{Path('runs/seed-0/retrieval.json')} was not written: Permission denied" in out) == (0, True), err
+    assert "Figure 4, right" in Path("report/index.html").read_text()
+    assert not (run / "retrieval.json").exists()
+
+
 def test_runs_with_equal_names_have_their_own_curves() -> None:
     results = read_results(RESULTS)
     alike = [r | {"file": f"results/{i}.json"} for i, r in enumerate([results[0], results[0], results[-1]])]
@@ -181,6 +198,12 @@ def test_damaged_result_is_named(cwd: Path) -> None:
     Path("results/a.json").write_text("[")
     with initialize_config_dir(CONF, version_base="1.3"), pytest.raises(UserError, match=r"results/a\.json is damaged"):
         report(compose("report", ["results=results"]))
+    Path("results/a.json").unlink()
+    Path("results/run").mkdir()
+    Path("results/run/config.yaml").touch()
+    Path("results/run/result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run/result\.json lacks"):
+        read_results(Path("results"))
 
 
 def browser(text: str, width: int, tmp_path: Path) -> dict[str, Any]:

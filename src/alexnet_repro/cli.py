@@ -130,7 +130,9 @@ def command(name: str) -> None:
 
 
 # Options whose values are paths.
-PATHS = ("run", "mistakes", "source", "data.store", "store", "results", "out", "classes")
+PATHS = (
+    "run", "runs", "of", "pretrained", "pretrained.run", "mistakes", "source", "data.store", "store", "results", "out", "classes",
+)  # fmt: skip
 FLAGS = re.compile(
     r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
     r"config-dir|shell-completion|experimental-rerun)(=.*)?"
@@ -140,22 +142,36 @@ FLAGS = re.compile(
 def _quoted(argument: str, sweep: bool) -> str:
     """Return key=value with quotes around a value that Hydra's grammar does not take as it is.
 
-    Names of runs contain =, and paths may contain anything. The items of a list are quoted one by one. A comma in a path
-    separates the values of a sweep only with -m.
+    Names of runs contain = and commas, and paths may contain anything. The items of a list are quoted one by one. A comma
+    separates the values of a sweep with -m, and the runs of runs=, unless it is part of a path that exists.
     """
     key, equals, value = argument.partition("=")
     if argument.startswith("-") or not equals or value in ("", "null") or value[0] in "'\"":
         return argument
-    if value.startswith("[") and value.endswith("]") and "=" in value and "'" not in value and '"' not in value:
-        items = [f"'{item.strip()}'" if "=" in item else item for item in value[1:-1].split(",")]
-        return f"{key}=[{','.join(items)}]"
-    if key in PATHS and not (sweep and "," in value):
+    is_list = value.startswith("[") and value.endswith("]") and "'" not in value and '"' not in value
+    if is_list and (key in PATHS or "=" in value):
+        paths = [
+            f"'{path}'" if key in PATHS or "=" in path else path for path in _paths(value[1:-1].split(",")) if path
+        ]
+        return f"{key}=[{','.join(paths)}]"
+    several = "," in value and (sweep or key == "runs")
+    if key in PATHS and (os.access(value, os.F_OK) if several else not is_list):
         return f"{key}={in_quotes(value)}"
     try:
         OverridesParser.create().parse_override(argument)
         return argument
     except HydraException:
         return argument if value[0] in "[{" else f"{key}={in_quotes(value)}"
+
+
+def _paths(parts: list[str]) -> list[str]:
+    """Return the items of a list that was split at each comma, with the paths that exist and contain commas whole."""
+    items = []
+    while parts:
+        last = next((n for n in range(len(parts), 1, -1) if os.access(",".join(parts[:n]).strip(), os.F_OK)), 1)
+        items.append(",".join(parts[:last]).strip())
+        parts = parts[last:]
+    return items
 
 
 def in_quotes(value: str) -> str:
@@ -242,7 +258,10 @@ def _explain(error: Exception, command_name: str) -> str:
             f"did you mean {near[0]}?" if near else "list the options with --help"
         )
     if "ambiguous value" in lines[0].lower():
-        return f"{lines[0]}\n  use -m to train with each of these values"
+        return (
+            f"{lines[0]}\n  use -m to run the command once for each of these values; "
+            "an option that takes several at once takes a list: runs=[FOLDER,FOLDER]"
+        )
     return "\n  ".join([lines[0], " ".join(lines[1:])[:200]]).rstrip()
 
 

@@ -171,7 +171,8 @@ def read_results(*folders: Path) -> list[Result]:
         for path in sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]:
             if path.name.endswith("retrieval.json") or path.name.startswith(("evaluation-", "job-")):
                 continue
-            content = read_result(path)
+            of_run = path.name == "result.json" and (path.parent / "config.yaml").is_file()
+            content = read_result(path, "centre" if of_run else None)
             if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
                 continue
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):

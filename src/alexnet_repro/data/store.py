@@ -38,7 +38,8 @@ class Store:
         if not manifest.is_file():
             raise UserError(
                 f"there is no store at {self.path}",
-                "prepare it with: python -m alexnet_repro.prepare data=NAME source=PATH",
+                "prepare it with: python -m alexnet_repro.prepare data=NAME source=PATH; if it lies elsewhere, name it: data.store=PATH "
+                "to train, store=PATH to evaluate",
             )
         content = manifest.read_bytes()
         self.checksum = hashlib.sha256(content).hexdigest()

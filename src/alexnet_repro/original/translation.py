@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from alexnet_repro.configs import CONF
+from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.build import build
 from alexnet_repro.original.layer_files import Layer
@@ -21,7 +22,13 @@ def recipe_of(*files: str) -> Any:
 
 
 def own_net(recipe: Any, layers: list[Layer]) -> AlexNet:
-    """Return this package's net, as wide as that of the layer file, in float64."""
+    """Return this package's net, as wide as that of the layer file, in float64.
+
+    Raises UserError for a file without a convolutional or a fully connected layer.
+    """
+    for kind in ("conv", "fc"):
+        if not any(layer.kind == kind for layer in layers):
+            raise UserError(f"the layer file has no layer with type={kind}", "choose the layer file of an ImageNet run")
     first = next(layer for layer in layers if layer.kind == "conv")
     last = [layer for layer in layers if layer.kind == "fc"][-1]
     options: dict[str, Any] = {**recipe.net, "image_size": 224}

@@ -13,6 +13,7 @@ from alexnet_repro.claims.scores import errors, save_scores, score
 from alexnet_repro.claims.screen import table
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.data.module import StoreData
+from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import write_json
 from alexnet_repro.training.ensemble import chosen_runs, common_facts, ensemble_claim, fitted, gain, weighted_mean
@@ -26,7 +27,7 @@ from alexnet_repro.training.measurement import (
     measure,
     predict_whole,
 )
-from alexnet_repro.training.run_folder import saved_config
+from alexnet_repro.training.run_folder import STORE, saved_config
 from alexnet_repro.training.submission import refuse_gaps, write_submission
 from alexnet_repro.training.trainer import make_trainer, on_gpu
 
@@ -36,7 +37,8 @@ UNLABELLED = "unlabelled"
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure one run, or an ensemble of several runs; print a table and write the result as JSON.
 
-    For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder. For several runs, the mean of
+    For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder, and its name ends with the
+    start of the store's checksum if the store isn't the one that the run was trained on. For several runs, the mean of
     their softmax outputs is measured, and the file is ensemble-<number of runs>-... in the parent folder of the first
     run. With ``ensemble.weights=search``, the weights of the mean are fitted on every second image, and the errors are
     those of the other images. With ``split=unlabelled``, there is nothing to measure: the guesses for each image are
@@ -82,7 +84,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
                 members[view] = [sum(members[view])]  # type: ignore[list-item]
     if cfg.split == UNLABELLED:
         (total,) = members[cfg.views]
-        path = _file(cfg, runs, "submission", UNLABELLED, ".txt")
+        path = _file(cfg, runs, store, "submission", UNLABELLED, ".txt")
         if trainer.is_global_zero:
             print(f"written to {path}: {len(total)} lines, with {write_submission(path, total, store)}")
         return {}
@@ -101,7 +103,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     }
     print(table(result))
     if trainer.is_global_zero:
-        path = _file(cfg, runs, "evaluation", data.predict_split, ".json")
+        path = _file(cfg, runs, store, "evaluation", data.predict_split, ".json")
         write_json(path, result)
         save_scores(path.with_suffix(".npz"), scores_by_view)
         print(f"written to {path}")
@@ -134,9 +136,11 @@ def _mean_scores(
     return scores_by_view
 
 
-def _file(cfg: DictConfig, runs: list[Path], kind: str, split: str, ending: str) -> Path:
+def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str, ending: str) -> Path:
     """Return where to write what was found: the folder of the run, or the one that holds the first of several runs."""
-    name = f"{cfg.checkpoint}-{split}-{cfg.views}{ending}"
+    trained_on = saved_config(runs[0]).get(STORE, store.checksum)
+    elsewhere = "" if trained_on == store.checksum or ending == ".txt" else f"-{store.checksum[:8]}"
+    name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{ending}"
     if len(runs) == 1:
         return runs[0] / f"{kind}-{name}"
     digest = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]

@@ -303,8 +303,11 @@ def saved_config(run: Path) -> DictConfig:
         )
     try:
         config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig) or "data" not in config or "net" not in config:
-            raise ValueError("it has no data and net")
+        if not isinstance(config, DictConfig):
+            raise ValueError("it holds no options")
+        for group in ("data", "net", "ablation"):
+            if not isinstance(config.get(group, {} if group == "ablation" else None), dict | DictConfig):
+                raise ValueError(f"{group} is not a group of options")
         return config
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
