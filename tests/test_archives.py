@@ -302,6 +302,24 @@ def test_shards_that_are_not_whole_are_refused(damage: str, message: str, tmp_pa
         scanned(folder, tmp_path / "here")
 
 
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_names_that_are_not_utf8_are_read_and_printed(form: str, cwd: Path, run_command: Run) -> None:
+    image_folder(cwd / "source", train=2, val=1)
+    for cls in ("cat", "dog"):
+        for folder in (Path("source/train", cls), Path("source/val", cls)):
+            folder.rename(os.fsdecode(os.fsencode(folder) + b"\xff"))
+    Path(os.fsdecode(b"source/train/cat\xff/bad\xfe.jpg")).write_bytes(b"no image")
+    source = "source"
+    if form == "tar":
+        with tarfile.open("source.tar", "w") as tar:
+            tar.add("source", arcname=".")
+        source = "source.tar"
+    status, out, err = run_command("prepare", "data=folder", f"source={source}", "data.image_size=32")
+    assert status == 0, err
+    assert r"train/cat\xff/bad\xfe.jpg" in out
+    assert Store("stores/folder").classes == [r"cat\xff", r"dog\xff"]
+
+
 @pytest.mark.parametrize("command", ["prepare", "features"])
 def test_subfolder_that_cannot_be_read_is_named(
     command: str, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -205,6 +205,14 @@ def test_help_explains_the_options_and_may_be_cut_off(name: str, cwd: Path) -> N
     assert (cut.returncode, cut.stderr) == (0, "")
 
 
+def test_closed_output_is_no_error(cwd: Path) -> None:
+    line = (
+        f"{sys.executable} -m alexnet_repro.prepare data.train_per_class=2 data.val_per_class=1 data.image_size=8 >&-"
+    )
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
 def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -> None:
     program = (
         "import sys, alexnet_repro.training.evaluation, alexnet_repro.cli as cli\n"

@@ -140,6 +140,30 @@ def test_lock_of_a_lost_machine_expires(cwd: Path, monkeypatch: pytest.MonkeyPat
     taken.release()
 
 
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"MASTER_ADDR": "localhost"}, "but not LOCAL_RANK, MASTER_PORT"),
+        ({"LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}, "MASTER_PORT=99999, above 65535"),
+    ],
+)
+def test_environment_that_is_not_torchruns_is_refused(
+    environment: dict[str, str],
+    problem: str,
+    tiny_store: Path,
+    cwd: Path,
+    run_command: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = run_command("train", *SMALL, f"data.store={tiny_store}", "trainer.devices=2", "run=r")
+    assert (status, problem in err) == (2, True), err
+    assert not Path("r").exists()
+
+
 def test_finished_run_is_never_overwritten_whatever_the_environment_says(
     finished: Path, tiny_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

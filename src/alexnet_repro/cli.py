@@ -104,7 +104,7 @@ def command(name: str) -> None:
         _fail(str(error))
     for number in (signal.SIGTERM, signal.SIGUSR1):  # end a command as Ctrl-C does
         signal.signal(number, signal.default_int_handler)
-    if own_rank > 0:  # only process 0 prints
+    if own_rank > 0 or sys.stdout is None:  # only process 0 prints; train >&- closes the output
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     arguments = sys.argv[1:]
     if unknown := [a for a in arguments if a.startswith("-") and not FLAGS.fullmatch(a)]:

@@ -114,7 +114,12 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _note(skipped: list[str], names: list[str], what: str) -> None:
     if names:
-        skipped.append(f"{len(names)} {what}, such as {names[0]}")
+        skipped.append(f"{len(names)} {what}, such as {printable(names[0])}")
+
+
+def printable(name: str) -> str:
+    """Return the name of a file, in which bytes that are not UTF-8 are written as \\xff."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _members(path: Path, offset: int, end: int, prefix: str, skipped: list[str]) -> Iterator[File | str]:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alexnet_repro.data import devkit
-from alexnet_repro.data.archives import UNPACKED, File, entries
+from alexnet_repro.data.archives import UNPACKED, File, entries, printable
 from alexnet_repro.errors import UserError
 
 # train, val and test, and the corresponding names of ImageNet archives and of folders in other data sets
@@ -59,9 +59,9 @@ def scan(
     # ImageNet has 1.3 million files; a short listing shows no bar
     for entry in tqdm(entries(path, unpack_into, skipped), f"listing {path}", unit=" files", delay=2, leave=False):
         if isinstance(entry, str):
-            folders.add(entry)
+            folders.add(printable(entry))
         else:
-            files.append(entry)
+            files.append(entry if entry.name.isascii() else replace(entry, name=printable(entry.name)))
     if not files:
         raise UserError(f"there are no files in {path}")
     files, folders = _below_common_root(files, folders)

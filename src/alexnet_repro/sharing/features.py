@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from alexnet_repro.data.archives import walk
+from alexnet_repro.data.archives import printable, walk
 from alexnet_repro.data.augment import centre_crop
 from alexnet_repro.data.batches import ValBatch
 from alexnet_repro.data.images import central_square, read_image, to_rgb
@@ -130,10 +130,7 @@ class Inputs:
             self._take_list(images)
         if not self.names:
             raise UserError("there are no images", "name at least one")
-        # names of files may hold bytes that are not UTF-8
-        self.names = [
-            name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in self.names
-        ]
+        self.names = [printable(name) for name in self.names]
 
     def _take_array(self, images: Tensor, crop: int) -> None:
         self.names = [str(i) for i in range(len(images) if images.ndim else 0)]

@@ -22,6 +22,7 @@ from alexnet_repro.errors import ProcessDied, UserError
 from alexnet_repro.net.placement import TOWERS
 from alexnet_repro.provenance import number, rank, tasks
 
+LARGEST_PORT = 2**16 - 1
 PATIENCE = timedelta(seconds=45)  # how long the processes of a Slurm job wait for each other
 
 
@@ -116,15 +117,24 @@ def launched() -> bool:
 def meet(cfg: DictConfig, cuda: bool) -> None:
     """Join the processes that Slurm started. Do nothing in a process that is alone, or that torchrun started.
 
-    Afterwards the environment has torchrun's variables. Raises UserError if the processes do not meet within
-    PATIENCE; torch would wait for half an hour.
+    Afterwards the environment has torchrun's variables. Raises UserError if one of these is missing or wrong, or if the
+    processes do not meet within PATIENCE; torch would wait for half an hour.
     """
-    if "WORLD_SIZE" in os.environ or tasks() == 1:
+    if tasks() == 1:
+        return
+    if "MASTER_PORT" in os.environ and number("MASTER_PORT", 1) > LARGEST_PORT:
+        raise UserError(f"the environment has MASTER_PORT={os.environ['MASTER_PORT']}, above {LARGEST_PORT}")
+    if "WORLD_SIZE" in os.environ:
+        if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise UserError(
+                f"the environment has WORLD_SIZE={tasks()}, but not {', '.join(missing)}",
+                "start the processes with torchrun, which sets them, or run: unset WORLD_SIZE",
+            )
         return
     slurm = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
     nodes = slurm.get("STEP_NODELIST", slurm.get("NODELIST", "127.0.0.1"))
     host = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
-    port = 15_000 + (101 * int(slurm.get("JOB_ID", 0)) + int(slurm.get("STEP_ID", 0))) % 10_000
+    port = 15_000 + (101 * number("SLURM_JOB_ID", 0) + number("SLURM_STEP_ID", 0)) % 10_000
     port = number("MASTER_PORT", 1) if "MASTER_PORT" in os.environ else port
     try:
         socket.getaddrinfo(host, port)
