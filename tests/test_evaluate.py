@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from alexnet_repro.claims.paper import claim_of
+from alexnet_repro.claims.results import read_results
 from alexnet_repro.claims.scores import VIEWS, errors, read_scores, save_scores, score
 from alexnet_repro.claims.screen import table
 from alexnet_repro.configs import CONF
@@ -255,6 +256,17 @@ def test_evaluations_of_two_stores_are_kept_apart(small_alexnet: Path, cwd: Path
     for options in ([], ["store=other"]):
         status, _, err = run_command("evaluate", "run=r", "trainer=cpu", *options)
         assert status == 0, err
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, _, err = run_command("evaluate", "run=r", "trainer=cpu", "out=here/m.json")
+    assert status == 0, err
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert kept == before  # a run that cannot be written can be measured
+    assert json.loads(Path("here/m.json").read_text())["centre"] == errors(
+        torch.from_numpy(read_scores(Path("here/m.npz"))["centre"])
+    )
+    assert read_results(Path("here")) == []
+    status, _, err = run_command("evaluate", "run=r", "out=here/m.json")
+    assert (status, "m.json exists" in err) == (2, True), err
     names = {path.name for path in run.glob("evaluation-*.json")}
     assert names == {"evaluation-last-val-centre.json", f"evaluation-last-val-centre-{Store(other).checksum[:8]}.json"}
 

@@ -1,5 +1,6 @@
 """Compare exported nets with ours, in onnxruntime, in TorchScript and after safetensors."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -113,6 +114,18 @@ def test_exported_files_describe_themselves_and_give_the_runs_logits(
         again = features(load_net(path, at_chance=True), pictures, ["fc8"])["fc8"]
         np.testing.assert_array_equal(again, logits)
     assert "| recipe | as_run |" in (paths["hub"] / "README.md").read_text()
+
+
+def test_failed_export_leaves_no_half_of_a_folder(
+    small_alexnet: Path, tmp_path: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("alexnet_repro.sharing.exporting.model_card", full)
+    line = ("export", f"run={small_alexnet}", "format=hub", f"out={tmp_path / 'net'}", "at_chance=true")
+    status, _, err = run_command(*line)
+    assert (status, "the disk is full" in err, list(tmp_path.iterdir())) == (2, True, []), err
 
 
 def alexnet_input(model: Any, image: np.ndarray) -> torch.Tensor:

@@ -245,6 +245,24 @@ def test_rows_of_unknown_origin_are_not_used_and_two_processes_do_not_mix(
     assert np.load(out)["fc7"].shape == (6, 512)
     assert np.load(out)["fc7"].max() < 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "pictures"]
+    thesis = tmp_path / "more.npz.partial" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("all of it")
+    status, _, err = run_command("features", *options[:2], f"out={tmp_path / 'more.npz'}", "at_chance=true")
+    assert (status, "exists and holds something else" in err, thesis.read_text()) == (2, True, "all of it")
+
+
+def test_full_disk_is_told_before_a_file_is_written(
+    small_alexnet: Path, pictures: Path, tmp_path: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The HDF5 library crashes on a full disk."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=6 * 4 * 512 - 1))
+    line = ("features", f"run={small_alexnet}", f"source={pictures}", f"out={tmp_path / 'f.h5'}", "at_chance=true")
+    status, _, err = run_command(*line)
+    assert (status, "the disk is full" in err) == (2, True), err
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=6 * 4 * 512))
+    assert run_command(*line)[0] == 0
 
 
 def test_sixteen_bits_and_exif_are_understood_and_floats_refused(model: Classifier, tmp_path: Path) -> None:

@@ -234,8 +234,10 @@ evaluate runs=[a,a] > names a run twice
 evaluate run=a runs=[b] > say which run
 evaluate run=a views=twelve > one of centre, ten_crop
 evaluate run=a checkpoint=../../x > last, previous, best or epoch-N
-evaluate runs=true > runs=true
+evaluate runs=true > true is not the folder of a run
 evaluate run=a checkpoint=first > last, previous, best or epoch-N
+evaluate run=a out=numbers.txt > must end with .json
+evaluate run=a split=unlabelled out=numbers.json > must end with .txt
 evaluate run=a split=holdout > one of train, val, test
 evaluate run=a batch_size=-1 > at least 1
 evaluate run=a batch_size=big > whole number

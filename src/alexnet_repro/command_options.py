@@ -77,6 +77,7 @@ class Evaluate(Group):
     checkpoint: Checkpoint
     store: Name | None
     split: Literal["train", "val", "test", "unlabelled"] | None
+    out: Name | None
     batch_size: Count
 
 

@@ -126,6 +126,7 @@ class _Retrieval(TypedDict):
 
 
 _SHAPES: dict[str, tuple[TypeAdapter[Any], ...]] = {  # by a field that only results of this kind have
+    "run": (),  # another measurement of a run, whose own result has the facts
     "centre": (TypeAdapter(Result), TypeAdapter(_Run)),
     "ratios": (TypeAdapter(_Benchmark),),
     "same_class": (TypeAdapter(_Retrieval),),
@@ -173,7 +174,7 @@ def read_results(*folders: Path) -> list[Result]:
                 continue
             of_run = path.name == "result.json" and (path.parent / "config.yaml").is_file()
             content = read_result(path, "centre" if of_run else None)
-            if not isinstance(content, dict) or not ("centre" in content or "ratios" in content):
+            if not isinstance(content, dict) or "run" in content or not ("centre" in content or "ratios" in content):
                 continue
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
                 content["experiment"] = named[1]  # for results written before this field existed

@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -52,10 +53,13 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     if cfg.format == "safetensors":
         _write_safetensors(trained, description, out)
     elif cfg.format == "hub":
-        out.mkdir(parents=True)
-        _write_safetensors(trained, description, out / "model.safetensors")
-        (out / "config.json").write_text(json.dumps(content, indent=1) + "\n")
-        (out / "README.md").write_text(model_card(trained, content))
+        with TemporaryDirectory(dir=out.parent) as unfinished:  # a full disk leaves no half of the folder
+            hub = Path(unfinished, "hub")
+            hub.mkdir()
+            _write_safetensors(trained, description, hub / "model.safetensors")
+            (hub / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+            (hub / "README.md").write_text(model_card(trained, content))
+            hub.rename(out)
     else:
         net = trained.net
         mean = trained.model.mean_centre().permute(2, 0, 1).contiguous()

@@ -1,5 +1,6 @@
 """Write features to a file as they are computed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -117,6 +118,9 @@ def compute(
         if len(partial.unreadable) > SHOWN:
             print(f"  and {len(partial.unreadable) - SHOWN} more, which {out} lists")
     facts["unreadable"] = [name for name, _ in partial.unreadable]
+    needs = count * sum(4 * int(np.prod(shape, dtype=np.int64)) for shape in partial.row_shapes.values())
+    if shutil.disk_usage(out.parent).free < needs:  # the HDF5 library crashes on a full disk
+        raise OSError(errno.ENOSPC, f"{needs / 1e9:.1f} GB are needed", str(out))
     with written_whole(out) as file:
         WRITERS[out.suffix](file, inputs.names, partial, json.dumps(facts))
     partial.remove()
@@ -128,7 +132,7 @@ def compute(
 class Partial:
     """Rows that are finished, in a folder: LAYER.f32, raw float32, and progress.json.
 
-    identity: what the rows depend on. Raises UserError if the folder holds the rows of something else.
+    identity: what the rows depend on. Raises UserError if the folder holds the rows of something else, or other files.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -154,7 +158,12 @@ class Partial:
                 if not path.is_file() or path.stat().st_size < counted:
                     raise UserError(f"{path} lacks some of {self.rows} rows", f"remove {folder} to start again")
                 os.truncate(path, counted)
-        else:  # without progress.json, nothing says what the rows are
+        elif folder.exists():  # without progress.json, nothing says what the rows are
+            if not folder.is_dir() or any(path.suffix not in (".f32", ".tmp") for path in folder.iterdir()):
+                raise UserError(
+                    f"{folder}, which would hold unfinished features, exists and holds something else",
+                    "rename it, or choose another name with out=PATH",
+                )
             for path in folder.glob("*.f32"):
                 path.unlink()
 

@@ -42,9 +42,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     their softmax outputs is measured, and the file is ensemble-<number of runs>-... in the parent folder of the first
     run. With ``ensemble.weights=search``, the weights of the mean are fitted on every second image, and the errors are
     those of the other images. With ``split=unlabelled``, there is nothing to measure: the guesses for each image are
-    written as a submission, in a text file of the same name. Raises UserError for runs that cannot be measured or
-    combined.
+    written as a submission, in a text file of the same name. ``cfg.out`` is another name for either file. Raises UserError
+    for runs that cannot be measured or combined, and for a file that exists.
     """
+    if cfg.out is not None:
+        ending = ".txt" if cfg.split == UNLABELLED else ".json"
+        if not str(cfg.out).endswith(ending):
+            raise UserError(f"out={cfg.out}: the name must end with {ending}", f"for example out=measured{ending}")
+        for path in (Path(str(cfg.out)), Path(str(cfg.out)).with_suffix(".npz")):
+            if path.exists():
+                raise UserError(f"{path} exists", "remove it, or choose another name with out=PATH")
     if cfg.views not in MEASURED_WITH:
         raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
     runs = chosen_runs(cfg)
@@ -137,7 +144,10 @@ def _mean_scores(
 
 
 def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str, ending: str) -> Path:
-    """Return where to write what was found: the folder of the run, or the one that holds the first of several runs."""
+    """Return where to write what was found: out, or the folder of the run or the one that holds the first of several."""
+    if cfg.out is not None:
+        Path(str(cfg.out)).parent.mkdir(parents=True, exist_ok=True)
+        return Path(str(cfg.out))
     trained_on = saved_config(runs[0]).get(STORE, store.checksum)
     elsewhere = "" if trained_on == store.checksum or ending == ".txt" else f"-{store.checksum[:8]}"
     name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{ending}"
