@@ -98,9 +98,11 @@ def _remove_store(store: Path) -> None:
     """Remove a store if it exists. The manifest goes last, so that the rest after an interruption is still known as a store."""
     if not store.exists():
         return
-    for folder in store.iterdir():
-        if folder.is_dir():
-            shutil.rmtree(folder)
+    for path in store.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "manifest.json":
+            path.unlink()
     shutil.rmtree(store)
 
 
