@@ -266,6 +266,12 @@ def test_names_of_runs_with_commas_and_digits_are_taken_as_typed(typed: str, run
             assert [str(run) for run in named(cfg[typed.partition("=")[0]])] == runs
 
 
+def test_lists_of_runs_can_be_swept(cwd: Path, run_command: Run) -> None:
+    _, out, _ = run_command("evaluate", "-m", "runs=[a,b],[c]", "views=centre,ten_crop")
+    jobs = [line.split()[0] for line in out.splitlines() if line.startswith("  runs=")]
+    assert jobs == ["runs=[a,b]", "runs=[a,b]", "runs=[c]", "runs=[c]"]
+
+
 def test_several_runs_without_brackets_are_told_to_be_a_list(cwd: Path, run_command: Run) -> None:
     status, _, err = run_command("evaluate", "runs=a,b")
     assert (status, "takes a list: runs=[FOLDER,FOLDER]" in err) == (2, True), err

@@ -367,6 +367,15 @@ def test_overwriting_through_a_link_replaces_the_store_and_keeps_the_link(cwd: P
         assert status == 0, err
         assert (Path("link").is_symlink(), len(Store("disk/store").split("train"))) == (True, 2 * count)
     assert [path.name for path in Path("disk").iterdir()] == ["store"]
+    Path("disk/store/train").rename("train-elsewhere")
+    Path("disk/store/train").symlink_to(cwd / "train-elsewhere")
+    status, _, err = run_command(*line, "source=source2")
+    assert (status, len(Store("link").split("train"))) == (0, 4), err
+    assert Path("train-elsewhere").is_dir()
+    Path("disk/store.replaced").symlink_to(cwd / "source2")
+    status, _, err = run_command(*line, "source=source2")
+    assert (status, "store.replaced, which would be used" in err) == (2, True), err
+    assert sorted(path.name for path in Path("source2").iterdir()) == ["train", "val"]
 
 
 def test_half_of_each_class_is_drawn_with_a_seed(cwd: Path) -> None:
@@ -426,6 +435,12 @@ class TestBadFiles:
             file.write_bytes(b"no image")
         status, _, err = run_command("prepare", "data=folder", f"source={source}", "max_bad=99")
         assert (status, "no training image of cat can be read: train/cat/" in err) == (2, True), err
+        shutil.rmtree("stores/folder.partial")
+        save_picture(source / "train/cat/good.jpg", 1)
+        for file in (source / "train/dog").iterdir():
+            file.write_bytes(b"no image")
+        status, _, err = run_command("prepare", "data=folder", f"source={source}", "max_bad=99")
+        assert (status, "no training image of dog can be read: train/dog/" in err) == (2, True), err
 
     def test_too_many_bad_files_stop_preparation_until_they_are_repaired_or_allowed(
         self, cwd: Path, run_command: Run
@@ -527,6 +542,9 @@ def test_resumed_preparation_reads_replaced_images_again(cwd: Path, monkeypatch:
 def test_one_process_prepares_a_store_at_a_time(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "source", train=2, val=1)
     line = ("prepare", "data=folder", "data.image_size=32", "data.store=s", "source=source")
+    assert run_command(*line[:3], "data.store=.", "source=source", "overwrite=true")[0] == 2
+    assert run_command(*line[:3], "data.store=new/s", "source=nowhere")[0] == 2
+    assert not Path("new").exists()
     with FileLock("s.lock"):
         status, _, err = run_command(*line)
         assert (status, "another process is preparing s" in err) == (2, True), err

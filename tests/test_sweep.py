@@ -81,6 +81,14 @@ def test_every_command_can_be_swept(cwd: Path, run_command: Run) -> None:
     assert (status, len(Store("two").split("train"))) == (2, 4)
 
 
+def test_folder_of_a_sweep_can_be_used_again(cwd: Path, tiny_store: Path, run_command: Run) -> None:
+    line = ("train", "-m", *SMALL, "epochs=1", f"data.store={tiny_store}", "hydra.sweep.dir=sweep")
+    for seeds in ("seed=0,1", "seed=1"):
+        status, out, err = run_command(*line, seeds)
+        assert status == 0, err
+    assert "1 job; this table's numbers are in sweep" in out
+
+
 def test_options_that_change_no_result_are_not_shown_as_two_runs(cwd: Path, tiny_store: Path, run_command: Run) -> None:
     line = ("train", "-m", *SMALL, "epochs=1", f"data.store={tiny_store}", "keep_epochs=[],[1]")
     for _ in range(2):  # the second time, job 0 is finished already

@@ -148,14 +148,14 @@ def _quoted(argument: str, sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     if argument.startswith("-") or not equals or value in ("", "null") or value[0] in "'\"":
         return argument
-    is_list = value.startswith("[") and value.endswith("]") and "'" not in value and '"' not in value
+    is_list = re.fullmatch(r"\[[^][\"']*\]", value) is not None  # one list, not the values of a sweep over lists
     if is_list and (key in PATHS or "=" in value):
         paths = [
             f"'{path}'" if key in PATHS or "=" in path else path for path in _paths(value[1:-1].split(",")) if path
         ]
         return f"{key}=[{','.join(paths)}]"
     several = "," in value and (sweep or key == "runs")
-    if key in PATHS and (os.access(value, os.F_OK) if several else not is_list):
+    if key in PATHS and (os.access(value, os.F_OK) if several else value[0] != "["):
         return f"{key}={in_quotes(value)}"
     try:
         OverridesParser.create().parse_override(argument)

@@ -31,11 +31,11 @@ def _file_of_job(suffix: str) -> Path:
 
 
 def refuse_second_job_of(run: Path) -> None:
-    """Raise UserError if another job of this sweep works in the folder ``run``, whose result would be shown for both."""
+    """Raise UserError if an earlier job of this sweep works in the folder ``run``, whose result would be shown for both."""
     own = _file_of_job(".run")
     own.write_text(str(run))
     for other in sorted(own.parent.glob("job-*.run")):
-        if other != own and other.read_text() == str(run):
+        if other < own and other.read_text() == str(run):
             raise UserError(
                 f"{run} is also the folder of job {int(other.stem[4:])}: these options change no result, or run=PATH is the same",
                 "start the jobs one by one, each with a run=PATH of its own",
@@ -74,6 +74,11 @@ def _errors(result: dict[str, Any]) -> list[str]:
 
 class TableAtTheEnd(Callback):
     """A Hydra callback that prints the table after the last job, and exits with status 2 if a job failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remove what an earlier sweep left in the same folder (hydra.sweep.dir=PATH)."""
+        for path in Path(config.hydra.sweep.dir).glob("job-*"):
+            path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Collect the outcomes of the jobs and print the table."""

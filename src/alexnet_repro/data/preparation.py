@@ -25,10 +25,15 @@ def prepare(cfg: DictConfig) -> Store:
     """
     if cfg.get("verify"):
         return _verify(Path(str(cfg.data.store)))
+    store = Path(str(cfg.data.store))
+    if store.is_symlink() or not store.name:  # the store that a link leads to is replaced, and the link stays
+        store = store.resolve()
+        cfg.data.store = str(store)
     if cfg.data.source == "embedded":
         made = prepare_photos(cfg)
     else:
-        with one_process_at_a_time(Path(str(cfg.data.store))):
+        refuse_taken(store, cfg.overwrite)
+        with one_process_at_a_time(store):
             made = _prepared(cfg)
     _describe(made)
     return made
@@ -45,7 +50,6 @@ def _prepared(cfg: DictConfig) -> Store:
             f"data={cfg.data.name} requires your own copy of the images: say where it is with source=PATH",
             "PATH is a folder of class folders, with or without train/ and val/ above them, or a tar of such a folder",
         )
-    refuse_taken(store, cfg.overwrite)
     target, images = store.resolve(), Path(str(cfg.source)).resolve()
     if target.is_relative_to(images) or images.is_relative_to(target):
         raise UserError(
@@ -93,7 +97,6 @@ def prepare_cifar10(cfg: DictConfig) -> Store:
     Reads the batches from ``cfg.source``, or downloads them if it is None.
     """
     store = Path(str(cfg.data.store))
-    refuse_taken(store, cfg.overwrite)
     folder = Path(str(cfg.source)) if cfg.source is not None else store.parent
     found, classes = cifar10_batches(folder, download=cfg.source is None)
     return write_store(

@@ -51,7 +51,8 @@ def refuse_taken(store: Path, overwrite: bool) -> None:
         raise UserError(f"{store} exists but isn't a store", "choose another data.store=PATH")
     partial_store, replaced = store.with_name(store.name + ".partial"), _replaced(store)
     for path, made_here in ((partial_store, "examples.sha256"), (replaced, "manifest.json")):
-        if path.exists() and not (path / made_here).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        known = (path / made_here).is_file() or (path.is_dir() and not any(path.iterdir()))
+        if path.is_symlink() or (path.exists() and not known):
             raise UserError(
                 f"{path}, which would be used on the way to {store}, exists and holds something else",
                 "rename it, or choose another data.store=PATH",
@@ -99,7 +100,7 @@ def _remove_store(store: Path) -> None:
     if not store.exists():
         return
     for path in store.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "manifest.json":
             path.unlink()
@@ -110,6 +111,7 @@ def _remove_store(store: Path) -> None:
 def one_process_at_a_time(store: Path) -> Iterator[None]:
     """Hold the lock STORE.lock. Raises InUse if another process prepares this store."""
     lock = FileLock(store.with_name(store.name + ".lock"), timeout=0)
+    is_new = not store.parent.exists()
     store.parent.mkdir(parents=True, exist_ok=True)
     try:
         with lock:
@@ -117,6 +119,8 @@ def one_process_at_a_time(store: Path) -> Iterator[None]:
                 yield
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
+                if is_new and not any(store.parent.iterdir()):  # nothing was prepared
+                    store.parent.rmdir()
     except Timeout:
         raise InUse(
             f"another process is preparing {store}", "wait until it ends, or choose another data.store=PATH"

@@ -52,8 +52,6 @@ def write_store(
     Raises UserError if the store exists (unless ``overwrite``), if the partial folder was created from other files, if
     more than ``max_bad`` images cannot be read, or if those are all training images of a class. Raises Interrupted on Ctrl-C.
     """
-    if store.is_symlink():  # the store that it leads to is replaced, and the link stays
-        store = store.resolve()
     refuse_taken(store, overwrite)
     partial_store = store.with_name(store.name + (f".{os.getpid()}" if alone else "") + ".partial")
     refuse_full_disk(partial_store, len(examples), image_size, encoding, alone)
@@ -113,12 +111,7 @@ def write_store(
             ) from None
     if not train_count:
         raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
-    seen = set(np.load(partial_store / "train" / "labels.npy").tolist())
-    if lost := [name for label, name in enumerate(classes) if label not in seen]:
-        raise UserError(
-            f"no training image of {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''} can be read: {bad[0]}",
-            "repair the images, or remove the folder of the class",
-        )
+    _refuse_lost_classes(examples, classes, np.load(partial_store / "train" / "labels.npy"), bad)
 
     mean = mean_sum / train_count
     with written_whole(partial_store / "mean.npy") as file:
@@ -149,6 +142,21 @@ def write_store(
     if bad:
         print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
     return Store(store)
+
+
+def _refuse_lost_classes(
+    examples: Sequence[Example], classes: Sequence[str], labels: NDArray[np.int64], bad: list[str]
+) -> None:
+    """Raise UserError if none of the training images of a class, whose labels would be in ``labels``, was readable."""
+    train = [example for example in examples if example.split == "train"]
+    if lost := sorted({example.label for example in train} - set(labels.tolist())):
+        names = [example.name for example in train if example.label == lost[0]]
+        told = next(told for told in bad if any(told.startswith(f"{name} (") for name in names))
+        more = f", and none of {len(lost) - 1} other classes" if len(lost) > 1 else ""
+        raise UserError(
+            f"no training image of {classes[lost[0]]} can be read{more}: {told}",
+            "repair the images, or remove the folder of the class",
+        )
 
 
 @contextmanager

@@ -119,7 +119,8 @@ def compute(
             print(f"  and {len(partial.unreadable) - SHOWN} more, which {out} lists")
     facts["unreadable"] = [name for name, _ in partial.unreadable]
     needs = count * sum(4 * int(np.prod(shape, dtype=np.int64)) for shape in partial.row_shapes.values())
-    if shutil.disk_usage(out.parent).free < needs:  # the HDF5 library crashes on a full disk
+    disk = shutil.disk_usage(out.parent)
+    if disk.free < needs and disk.total:  # the HDF5 library crashes on a full disk
         raise OSError(errno.ENOSPC, f"{needs / 1e9:.1f} GB are needed", str(out))
     with written_whole(out) as file:
         WRITERS[out.suffix](file, inputs.names, partial, json.dumps(facts))

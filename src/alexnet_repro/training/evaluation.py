@@ -49,7 +49,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         ending = ".txt" if cfg.split == UNLABELLED else ".json"
         if not str(cfg.out).endswith(ending):
             raise UserError(f"out={cfg.out}: the name must end with {ending}", f"for example out=measured{ending}")
-        for path in (Path(str(cfg.out)), Path(str(cfg.out)).with_suffix(".npz")):
+        out = Path(str(cfg.out))
+        for path in (out, out.with_suffix(".npz")) if ending == ".json" else (out,):
             if path.exists():
                 raise UserError(f"{path} exists", "remove it, or choose another name with out=PATH")
     if cfg.views not in MEASURED_WITH:
@@ -149,7 +150,7 @@ def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str
         Path(str(cfg.out)).parent.mkdir(parents=True, exist_ok=True)
         return Path(str(cfg.out))
     trained_on = saved_config(runs[0]).get(STORE, store.checksum)
-    elsewhere = "" if trained_on == store.checksum or ending == ".txt" else f"-{store.checksum[:8]}"
+    elsewhere = "" if trained_on == store.checksum else f"-{store.checksum[:8]}"
     name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{ending}"
     if len(runs) == 1:
         return runs[0] / f"{kind}-{name}"

@@ -1,4 +1,4 @@
-"""Log a run to Weights & Biases, without ever stopping it."""
+"""Log a run to Weights & Biases. Without a connection it is logged offline, and goes on."""
 
 import os
 import socket
