@@ -23,7 +23,8 @@ from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.training import launcher
 from alexnet_repro.training.checkpoints import OneFile
-from alexnet_repro.training.run_folder import LEASE, LONGEST_NAME, run_name, wait_for
+from alexnet_repro.training.run_folder import LONGEST_NAME, run_name, wait_for
+from alexnet_repro.training.run_lock import LEASE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -116,18 +117,18 @@ lock = SoftFileLease({str(run / "lock")!r}, lease_duration={LEASE}); lock.acquir
 
 def test_lock_that_its_process_never_wrote_expires(cwd: Path) -> None:
     """A process was killed, or the disk was full, between the creation of the lock and its content."""
-    from alexnet_repro.training import run_folder
+    from alexnet_repro.training import run_lock
 
     Path("lock").touch()
     os.utime("lock", (time.time() - 60, time.time() - 60))
-    run_folder.locked(Path()).release()
+    run_lock.locked(Path()).release()
     assert not Path("lock").exists()
 
 
 def test_lock_of_a_lost_machine_expires(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alexnet_repro.training import run_folder
+    from alexnet_repro.training import run_lock
 
-    monkeypatch.setattr(run_folder, "LEASE", 2.0)
+    monkeypatch.setattr(run_lock, "LEASE", 2.0)
     lock = SoftFileLease("lock", lease_duration=2.0)
     lock.acquire()
     content = Path("lock").read_text()
@@ -135,7 +136,7 @@ def test_lock_of_a_lost_machine_expires(cwd: Path, monkeypatch: pytest.MonkeyPat
     text = "\n".join("host=elsewhere" if line.startswith("host=") else line for line in content.splitlines())
     Path("lock").write_text(text + "\n")
     start = time.monotonic()
-    taken = run_folder.locked(Path())
+    taken = run_lock.locked(Path())
     assert 1.5 < time.monotonic() - start < 15
     taken.release()
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import InUse, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +130,29 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def one_process_at_a_time(path: Path, problem: str, remedy: str) -> Iterator[None]:
+    """Hold the lock PATH.lock, in a folder that is created if needed, while ``path`` is made.
+
+    Raises InUse, with what is wrong and what to do, if another process holds it.
+    """
+    from filelock import FileLock, Timeout  # imported here because every command imports this module at its start
+
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    is_new = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock:
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                if is_new and not any(path.parent.iterdir()):  # nothing was made
+                    path.parent.rmdir()
+    except Timeout:
+        raise InUse(problem, remedy) from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ from alexnet_repro.data.images import read_image
 from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
-from alexnet_repro.data.store_folder import one_process_at_a_time, refuse_taken
+from alexnet_repro.data.store_folder import refuse_taken
 from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import UserError
+from alexnet_repro.provenance import one_process_at_a_time
 
 
 def prepare(cfg: DictConfig) -> Store:
@@ -33,7 +34,8 @@ def prepare(cfg: DictConfig) -> Store:
         made = prepare_photos(cfg)
     else:
         refuse_taken(store, cfg.overwrite)
-        with one_process_at_a_time(store):
+        in_use = f"another process is preparing {store}"
+        with one_process_at_a_time(store, in_use, "wait until it ends, or choose another data.store=PATH"):
             made = _prepared(cfg)
     _describe(made)
     return made

@@ -1,15 +1,12 @@
-"""The folder in which a store is made: room, lock, what an interruption left, and the store that it replaces."""
+"""The folder in which a store is made: room, what an interruption left, and the store that it replaces."""
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from alexnet_repro.data.shard_writer import Example
-from alexnet_repro.errors import InUse, UserError
+from alexnet_repro.errors import UserError
 
 JPEG_SHARE = 0.135  # of the bytes of RGB values, as measured on Imagenette
 
@@ -105,23 +102,3 @@ def _remove_store(store: Path) -> None:
         elif path.name != "manifest.json":
             path.unlink()
     shutil.rmtree(store)
-
-
-@contextmanager
-def one_process_at_a_time(store: Path) -> Iterator[None]:
-    """Hold the lock STORE.lock. Raises InUse if another process prepares this store."""
-    lock = FileLock(store.with_name(store.name + ".lock"), timeout=0)
-    is_new = not store.parent.exists()
-    store.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock:
-            try:
-                yield
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
-                if is_new and not any(store.parent.iterdir()):  # nothing was prepared
-                    store.parent.rmdir()
-    except Timeout:
-        raise InUse(
-            f"another process is preparing {store}", "wait until it ends, or choose another data.store=PATH"
-        ) from None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -19,8 +18,8 @@ from tqdm import tqdm
 
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import Interrupted, InUse, UserError, needed
-from alexnet_repro.provenance import write_json, written_whole
+from alexnet_repro.errors import Interrupted, UserError, needed
+from alexnet_repro.provenance import one_process_at_a_time, write_json, written_whole
 from alexnet_repro.sharing.features import Inputs, checked, outputs
 from alexnet_repro.sharing.nets import TrainedNet, load, preprocessing
 
@@ -69,18 +68,9 @@ def features(cfg: DictConfig) -> dict[str, Any]:
         "per_tower": cfg.per_tower,
         "images": hashlib.sha256("\0".join([*state, *inputs.names]).encode("utf-8", "backslashreplace")).hexdigest(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
-    try:
-        with lock:
-            try:
-                return compute(cfg, trained, inputs, identity, out)
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
-    except Timeout:
-        raise InUse(
-            f"{out} is being written by another process", "wait, or choose another name with out=PATH"
-        ) from None
+    in_use = f"{out} is being written by another process"
+    with one_process_at_a_time(out, in_use, "wait, or choose another name with out=PATH"):
+        return compute(cfg, trained, inputs, identity, out)
 
 
 def compute(

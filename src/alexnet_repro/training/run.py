@@ -62,9 +62,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     run = Path(str(cfg.run))
     if sweeping():
         refuse_second_job_of(run)
-    if sweeping() and (done := done_before(run, cfg, store.checksum)):  # a repeated sweep does only the remaining runs
-        print(f"{run} is finished already")
-        return done
+        if done := done_before(run, cfg, store.checksum):  # a repeated sweep does only the remaining runs
+            print(f"{run} is finished already")
+            return done
     if rank() == 0:
         refuse_taken(run, cfg, store.checksum)
     if ran_in_processes(cfg, "train", [*task_overrides(), f"run={in_quotes(str(run))}"]):

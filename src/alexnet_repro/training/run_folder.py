@@ -7,19 +7,15 @@ overwrites another run's files. A stopped run resumes in its folder, exactly whe
 import csv
 import errno
 import hashlib
-import os
 import re
 import shutil
-import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import LeaseCompromise, SoftFileLease, Timeout
+from filelock import SoftFileLease
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,9 +24,10 @@ from yaml import YAMLError
 from alexnet_repro.claims.results import read_result
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.errors import InUse, UserError
+from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import rank, written_whole
 from alexnet_repro.training.checkpoints import newest
+from alexnet_repro.training.run_lock import is_alive, locked, owner_of
 
 # Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
 # change them.
@@ -39,7 +36,6 @@ RUNTIME_OPTIONS = re.compile(
 )
 STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 PATIENCE = 30.0  # seconds that a process waits for the folder that process 0 creates
-LEASE = 30.0  # seconds after which a lock that its owner did not renew is free
 OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
@@ -136,72 +132,6 @@ def open_run(run: Path, cfg: DictConfig, store_sha256: str) -> SoftFileLease:
     return lock
 
 
-def locked(run: Path) -> SoftFileLease:
-    """Take the lock of a run's folder, which holds between machines, too.
-
-    The owner renews the lock every few seconds. A process that died loses it: at once on the same machine, and after
-    LEASE seconds on another one. Raises InUse if another process holds it.
-    """
-    lock = SoftFileLease(run / "lock", lease_duration=LEASE, on_compromise=_lost_lock, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-        return lock
-    except Timeout:
-        owner = _owner_of(run / "lock")
-    if not owner:  # it has just ended, or it died before it wrote its name
-        with suppress(FileNotFoundError):
-            if time.time() - (run / "lock").stat().st_mtime > LEASE:
-                (run / "lock").unlink()
-        try:
-            lock.acquire(timeout=5)
-            return lock
-        except Timeout:
-            owner = _owner_of(run / "lock")
-    pid, host = owner or ("?", socket.gethostname())
-    if host != socket.gethostname():
-        print(f"{run} is in use by process {pid} on {host}; waiting {LEASE + 5:.0f} s in case that one died")
-        try:
-            lock.acquire(timeout=LEASE + 5, poll_interval=1)
-            return lock
-        except Timeout:
-            pass
-    raise InUse(
-        f"{run} is in use by process {pid} on {host}", "wait until it ends, or choose another folder with run=PATH"
-    )
-
-
-def _owner_of(lock: Path) -> tuple[str, str] | None:
-    """Return the process number and the host that a lock of filelock names, or None if there is no such lock."""
-    try:
-        fields = dict(line.partition("=")[::2] for line in lock.read_text().splitlines())
-        return fields["pid"], fields["host"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _is_alive(owner: tuple[str, str]) -> bool:
-    """Return whether the owner of a lock may be running, which only its own machine can tell."""
-    pid, host = owner
-    if host != socket.gethostname() or not pid.isdecimal():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # a process of another user
-    return True
-
-
-def _lost_lock(loss: LeaseCompromise) -> None:
-    if loss.reason == "refresh-failed":
-        print(f"error: {loss.lock_file} cannot be renewed ({loss.error}); this run stops", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGTERM)  # saves the run, if its folder can be written
-        return
-    print(f"error: {loss.lock_file} was removed or taken over ({loss.reason}); this process ends", file=sys.stderr)
-    os._exit(1)  # without saving, since the folder may belong to another process now
-
-
 def finished_result(run: Path, called: str = "") -> Path:
     """Return the path of a finished run's result.json. Raise UserError, with what the run is called, for another run."""
     if not (run / "result.json").is_file():
@@ -248,8 +178,8 @@ def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
         if not newest(run):
             return
         if not cfg.resume:
-            owner = _owner_of(run / "lock")
-            in_use = f", in use on {owner[1]}" if owner and _is_alive(owner) else ""
+            owner = owner_of(run / "lock")
+            in_use = f", in use on {owner[1]}" if owner and is_alive(owner) else ""
             raise UserError(
                 f"{run} holds an unfinished run{in_use}",
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
