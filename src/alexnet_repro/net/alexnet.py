@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet_repro.net.dropout import Dropout
-from alexnet_repro.net.layers import ACTIVATIONS, GroupedLinear, one_of, refuse_other_size
+from alexnet_repro.net.layers import (
+    ACTIVATIONS,
+    GroupedConv2d,
+    GroupedLinear,
+    StridedConv2d,
+    max_pool,
+    one_of,
+    refuse_other_size,
+)
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
@@ -152,18 +160,18 @@ class AlexNet(nn.Module):
             raise ValueError(
                 f"net.image_size={image_size}: nothing is left of such images after the last pooling layer"
             )
-        self.conv1 = nn.Conv2d(3, maps := scaled(48 * towers), 11, stride=4)
-        self.conv2 = nn.Conv2d(
+        self.conv1 = StridedConv2d(3, maps := scaled(48 * towers), 11, stride=4)
+        self.conv2 = GroupedConv2d(
             maps, maps := scaled((128 if communication else 160) * towers), 5, padding=pad2, groups=towers
         )
         if conv3:
-            self.conv3 = nn.Conv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=cross_groups)
+            self.conv3 = GroupedConv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=cross_groups)
         if conv4:
-            self.conv4 = nn.Conv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=towers)
+            self.conv4 = GroupedConv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=towers)
         if conv5:
-            self.conv5 = nn.Conv2d(maps, maps := scaled(256), 3, padding=pad5, groups=towers)
+            self.conv5 = GroupedConv2d(maps, maps := scaled(256), 3, padding=pad5, groups=towers)
         if conv6:
-            self.conv6 = nn.Conv2d(maps, maps := scaled(256), 3, padding=1, groups=cross_groups)
+            self.conv6 = GroupedConv2d(maps, maps := scaled(256), 3, padding=1, groups=cross_groups)
         fc6_neurons = scaled(4096 if communication else 4096 * towers)
         self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, cross_groups)
         self.fc7 = GroupedLinear(fc6_neurons, neurons := scaled(4096), cross_groups)
@@ -313,8 +321,7 @@ class AlexNet(nn.Module):
         Output sizes are rounded up as in the 2012 code, except in the layers of ``floor_pools``. Overlapping pooling
         gives 55 -> 27 -> 13 -> 6.
         """
-        size = 3 if self.pooling == "overlapping" else 2
-        return F.max_pool2d(x, size, stride=2, ceil_mode=name not in self.floor_pools)
+        return max_pool(x, 3 if self.pooling == "overlapping" else 2, ceil=name not in self.floor_pools)
 
     def pooled(self, side: int, name: str = "") -> int:
         """Return the side length of a map of ``side`` after ``pool``; not positive if nothing is left."""

@@ -30,5 +30,5 @@ def compiled(net: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
     mode: "default", or "graphs" to record both as CUDA graphs, too.
     """
     modes = {"default": "default", "graphs": "reduce-overhead"}
-    forward: Callable[[Tensor], Tensor] = torch.compile(net.forward, mode=modes[mode], dynamic=False)
+    forward: Callable[[Tensor], Tensor] = torch.compile(net.forward, mode=modes[mode], dynamic=False, fullgraph=True)
     return forward

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.layers import ACTIVATIONS, one_of, refuse_other_size
+from alexnet_repro.net.layers import ACTIVATIONS, max_pool, one_of, refuse_other_size
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
 
 
@@ -72,7 +72,7 @@ class FourLayer(_SmallNet):
         """Return the outputs of each layer by name, before pooling and normalisation."""
         outputs = {}
         outputs["conv1"] = self.activation(self.conv1(images))
-        outputs["conv2"] = self.activation(self.conv2(self.norm(F.max_pool2d(outputs["conv1"], 3, 2, ceil_mode=True))))
+        outputs["conv2"] = self.activation(self.conv2(self.norm(max_pool(outputs["conv1"], 3))))
         outputs["conv3"] = self.activation(self.conv3(self.norm(mean_pool(outputs["conv2"]))))
         outputs["fc10"] = self.fc10(mean_pool(outputs["conv3"]).flatten(1))
         return outputs
@@ -126,14 +126,9 @@ class LocallyConnected(_SmallNet):
         """Return the outputs of each layer by name, before pooling and normalisation."""
         outputs = {}
         outputs["conv1"] = self.activation(self.conv1(images))
-        if self.norm_first:
-            x = F.max_pool2d(self.norm(outputs["conv1"]), 3, 2, ceil_mode=True)
-        else:
-            x = self.norm(F.max_pool2d(outputs["conv1"], 3, 2, ceil_mode=True))
+        x = max_pool(self.norm(outputs["conv1"]), 3) if self.norm_first else self.norm(max_pool(outputs["conv1"], 3))
         outputs["conv2"] = self.activation(self.conv2(x))
-        outputs["local3"] = self.activation(
-            self.local3(F.max_pool2d(self.norm(outputs["conv2"]), 3, 2, ceil_mode=True))
-        )
+        outputs["local3"] = self.activation(self.local3(max_pool(self.norm(outputs["conv2"]), 3)))
         outputs["local4"] = self.activation(self.local4(outputs["local3"]))
         outputs["fc10"] = self.fc10(outputs["local4"].flatten(1))
         return outputs

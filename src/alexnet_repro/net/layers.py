@@ -1,11 +1,14 @@
 """What the nets share: activation functions, a linear layer in parts, and checks of options and sizes."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
+
+from alexnet_repro.net import pool_gpu
 
 
 def abs_tanh(x: Tensor) -> Tensor:
@@ -19,6 +22,67 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "abs_tanh": abs_tanh,
     "sigmoid": torch.sigmoid,
 }
+
+
+def compiled_for_gpu(x: Tensor) -> bool:
+    """Return whether torch.compile is tracing for a GPU.
+
+    It then joins copies with the operations before and after them. Otherwise, each costs a launch, and the host, which
+    has to launch hundreds of kernels for an update, is the limit.
+    """
+    return x.is_cuda and torch.compiler.is_compiling()
+
+
+class GroupedConv2d(nn.Conv2d):
+    """A convolution of ``groups`` independent parts.
+
+    Compiled for a GPU, each part is a convolution of its own: in bfloat16, cuDNN has only old kernels for groups.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out_channels, H', W') for maps (N, in_channels, H, W)."""
+        if self.groups == 1 or not compiled_for_gpu(x):
+            return super().forward(x)
+        assert self.bias is not None
+        maps, weights, biases = x.chunk(self.groups, 1), self.weight.chunk(self.groups), self.bias.chunk(self.groups)
+        parts = []
+        for part, weight, bias in zip(maps, weights, biases, strict=True):
+            part = part.contiguous(memory_format=torch.channels_last)
+            parts.append(_ContiguousGradient.apply(F.conv2d(part, weight, bias, self.stride, self.padding)))
+        return torch.cat(parts, 1)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """Copy the gradient of a part, which is every other part of each position, once instead of in each product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+class StridedConv2d(nn.Conv2d):
+    """A convolution without padding whose kernel and stride are square, such as conv1's, of few maps.
+
+    Compiled for a GPU, it is one of stride 1 over blocks of stride x stride pixels, each of which becomes a position
+    with as many more maps. The matrix units can't be used well for three maps.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out_channels, H', W') for maps (N, in_channels, H, W)."""
+        if not compiled_for_gpu(x):
+            return super().forward(x)
+        size, stride = self.kernel_size[0], self.stride[0]
+        blocks = -(-size // stride)  # of a kernel, which is enlarged by zeros
+        down, right = [(side - size) // stride + blocks for side in x.shape[2:]]
+        x = F.pad(x, (0, right * stride - x.shape[3], 0, down * stride - x.shape[2]))
+        x = F.pixel_unshuffle(x, stride).contiguous(memory_format=torch.channels_last)
+        wider = F.pad(self.weight, 2 * (0, blocks * stride - size))
+        weight = F.pixel_unshuffle(wider, stride).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, self.bias)
 
 
 class GroupedLinear(nn.Module):
@@ -44,6 +108,65 @@ class GroupedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Return the layer sizes for print(net)."""
         return f"{self.in_features}, {self.out_features}, groups={self.groups}"
+
+
+def max_pool(x: Tensor, size: int, ceil: bool = True) -> Tensor:
+    """Apply max-pooling with windows of ``size`` x ``size`` (2 or 3) and stride 2.
+
+    x: (N, C, H, W). Returns (N, C, H', W'), where H' = (H - size) / 2 + 1, rounded up with ``ceil``, otherwise down. A
+    window that would extend beyond the map ends at its edge. The gradient goes to the first of equal maxima.
+    """
+    if compiled_for_gpu(x) and pool_gpu.serves(x):
+        y: Tensor = _max_pool_gpu(x, size, ceil)[0]
+        return y
+    return F.max_pool2d(x, size, stride=2, ceil_mode=ceil)
+
+
+@torch.library.custom_op("alexnet_repro::max_pool", mutates_args=())
+def _max_pool_gpu(x: Tensor, size: int, ceil: bool) -> tuple[Tensor, Tensor]:
+    x = x.contiguous(memory_format=torch.channels_last)
+    y, largest = _pooled(x, size, ceil)
+    pool_gpu.forward(x, y, largest, size)
+    return y, largest
+
+
+@torch.library.custom_op("alexnet_repro::max_pool_backward", mutates_args=())
+def _max_pool_gpu_backward(dy: Tensor, largest: Tensor, height: int, width: int, size: int) -> Tensor:
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    dx = _unpooled(dy, largest, height, width, size)
+    pool_gpu.backward(dy, largest, dx, size)
+    return dx
+
+
+@_max_pool_gpu.register_fake
+def _pooled(x: Tensor, size: int, ceil: bool) -> tuple[Tensor, Tensor]:
+    """Return empty tensors for the maxima and their places."""
+    sides = [-(-(side - size) // 2) + 1 if ceil else (side - size) // 2 + 1 for side in x.shape[2:]]
+    shape = *x.shape[:2], *sides
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return y, torch.empty_like(y, dtype=torch.uint8)
+
+
+@_max_pool_gpu_backward.register_fake
+def _unpooled(dy: Tensor, largest: Tensor, height: int, width: int, size: int) -> Tensor:
+    """Return an empty tensor for the gradient of the input."""
+    shape = *dy.shape[:2], height, width
+    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+
+
+def _save_places(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.size, _ = inputs
+    ctx.sides = x.shape[2:]
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _pool_gradient(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor, None, None]:
+    (largest,) = ctx.saved_tensors
+    return _max_pool_gpu_backward(dy, largest, *ctx.sides, ctx.size), None, None
+
+
+_max_pool_gpu.register_autograd(_pool_gradient, setup_context=_save_places)
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:
