@@ -290,8 +290,11 @@ def test_resumed_run_of_the_2012_recipe_has_the_scheduled_learning_rates(
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_saves_a_checkpoint_with_workers(short: tuple[str, ...], cwd: Path) -> None:
-    """Send SIGINT to every process of the group, as a terminal does."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signal_to_all_processes_saves_a_checkpoint_with_workers(
+    number: signal.Signals, short: tuple[str, ...], cwd: Path
+) -> None:
+    """Send a signal to every process of the group, as a terminal does, and timeout, Slurm and containers."""
     line = [sys.executable, "-m", "alexnet_repro.train", *short, "run=parts", "epochs=200", "trainer.workers=2"]
     with subprocess.Popen(
         line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -300,7 +303,7 @@ def test_ctrl_c_in_a_terminal_saves_a_checkpoint_with_workers(short: tuple[str, 
             time.sleep(0.05)
             if (cwd / "parts/checkpoints/last.ckpt").exists():
                 break
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "resume=true" in err

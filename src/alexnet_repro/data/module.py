@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,8 @@ from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.split import JoinedSplits, Split
 from alexnet_repro.data.store import Store
 from alexnet_repro.provenance import cores
+
+GRACE = 120  # seconds; Slurm itself kills a job 30 seconds after SIGTERM by default
 
 
 class StoreData(L.LightningDataModule):
@@ -122,7 +125,7 @@ class StoreData(L.LightningDataModule):
             **order,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=already_a_batch,
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
+            worker_init_fn=_leave_signals_to_the_main_process,
             pin_memory=on_gpu,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # otherwise the loader draws from the global generator in each epoch
@@ -134,5 +137,14 @@ def replica_of(trainer: L.Trainer | None) -> tuple[int, int]:
     return getattr(trainer.strategy, "replica", (0, 1)) if trainer else (0, 1)
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Let a loader process outlive the signals that ask a run to stop.
+
+    Terminals, timeout, Slurm and containers send them to all processes of a run. If a loader ended, PyTorch would raise an
+    error in the main process while that saves the run. The main process tells its loaders when to end, and terminates those
+    that don't: a terminated loader ends once the main process has had GRACE seconds for saving.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
