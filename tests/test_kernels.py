@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from alexnet_repro.net import dropout_gpu, layers, lrn_gpu, pool_gpu
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.dropout import kept_neurons
-from alexnet_repro.net.layers import max_pool
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
+from alexnet_repro.net.pool import max_pool
 
 ROOT = Path(__file__).parent.parent
 triton = pytest.importorskip("triton")

@@ -48,3 +48,29 @@ def test_documented_speeds_equal_the_results() -> None:
     for key, shown in rows.items():
         digits = len(shown.partition(".")[2])
         assert shown.replace(",", "") == f"{ratios[key]:.{digits}f}", key
+
+
+def test_documented_speeds_of_a_gpu_equal_the_results() -> None:
+    bench = json.loads((RESULTS / "bench/h100.json").read_text())
+    rows = re.findall(r"^\| (.*) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) h \|$", ALL, re.MULTILINE)
+    graphs = "bf16: paper, compile=graphs"
+    keys = {
+        "bfloat16, `trainer.compile=graphs`": graphs,
+        "the same without normalisation": "bf16: paper, no_lrn, compile=graphs",
+        "bfloat16, `trainer.compile=default`": "bf16: paper, compile=default",
+        "bfloat16": "bf16: paper",
+        "float32 (`trainer.precision=32-true`)": "fp32: paper",
+    }
+    assert [name for name, *_ in rows] == list(keys)
+    speeds = {name: bench["images_per_s"][f"step {key}"] for name, key in keys.items()}
+    for name, ms, images, hours in rows:
+        shown = f"{128000 / speeds[name]:.2f}", f"{speeds[name]:,.0f}", f"{90 * 1_281_167 / speeds[name] / 3600:.1f}"
+        assert (ms, images, hours) == shown, name
+    ratios = {key: f"{ratio:.2f}" for key, ratio in bench["ratios"].items()}
+    ratios["graphs"] = f"{speeds['bfloat16, `trainer.compile=graphs`'] / speeds['the same without normalisation']:.2f}"
+    shown = re.findall(r"^\| [^|]* \| (0\.\d\d) \| (0\.\d\d)? ?\|$", ALL, re.MULTILINE)
+    pairs = [
+        (ratios[f"{key}_bf16"], ratios[f"{key}_fp32"])
+        for key in ("lrn_step", "torch_lrn_step", "as_run_lrn_step", "vs_torchvision")
+    ]
+    assert shown == [(ratios["graphs"], ""), *pairs]

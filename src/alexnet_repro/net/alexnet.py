@@ -18,11 +18,11 @@ from alexnet_repro.net.layers import (
     GroupedConv2d,
     GroupedLinear,
     StridedConv2d,
-    max_pool,
     one_of,
     refuse_other_size,
 )
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
+from alexnet_repro.net.pool import max_pool
 
 LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
 POOLS = ("pool1", "pool2", "pool5")

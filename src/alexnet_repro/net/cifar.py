@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.layers import ACTIVATIONS, max_pool, one_of, refuse_other_size
+from alexnet_repro.net.layers import ACTIVATIONS, one_of, refuse_other_size
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
+from alexnet_repro.net.pool import max_pool
 
 
 class _SmallNet(nn.Module):

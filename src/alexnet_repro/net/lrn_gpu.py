@@ -1,7 +1,7 @@
 """Normalisation on a GPU: Triton kernels, each of which reads its inputs once and writes its result once.
 
-The kernels compute in float32, like lrn_cpu.c, and each thread reads the neighbours of its own value, which are in the
-cache. See lrn.py for the formulas. With TRITON_INTERPRET=1 in the environment, the same kernels run on a CPU.
+The kernels compute in float32, like lrn_cpu.c. See lrn.py for the formulas. With TRITON_INTERPRET=1 in the environment,
+the same kernels run on a CPU.
 """
 # mypy: allow-untyped-defs
 
@@ -22,7 +22,7 @@ except ImportError:  # PyTorch for CPUs, and that for Windows, come without it
     triton = tl = MagicMock()  # so that this module can be imported
     INSTALLED = False
 
-# Sizes of the part that a program computes, which were the fastest on an H200.
+# Sizes of the part that a program computes, the fastest that were tried on an H200.
 ROWS_ACROSS = 64  # positions of a tower, with all of its maps or 128 of them
 ROWS, COLUMNS = 32, 32  # positions and maps, in the other kernels
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

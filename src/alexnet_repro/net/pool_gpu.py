@@ -1,4 +1,4 @@
-"""Max-pooling on a GPU: Triton kernels that keep one byte per maximum, where PyTorch keeps eight. See layers.py."""
+"""Max-pooling on a GPU: Triton kernels that keep one byte per maximum, where PyTorch keeps eight. See pool.py."""
 # mypy: allow-untyped-defs
 
 from torch import Tensor
