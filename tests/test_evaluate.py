@@ -241,20 +241,27 @@ def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair
         status, out, err = run_command("evaluate", *options, "trainer=cpu")
         assert (status, err) == (0, "")
         assert "mean of 2 nets" in out
-    status, _, err = run_command("evaluate", "run=runs/paper-epochs=1/seed-0", "trainer=cpu")
+    exact = "trainer.precision=32-true"  # as in training
+    status, _, err = run_command("evaluate", "run=runs/paper-epochs=1/seed-0", "trainer=cpu", exact)
     assert (status, err) == (0, "")
     assert (seeds / "seed-0" / "evaluation-last-val-centre.json").is_file()
 
 
-def test_evaluations_of_two_stores_are_kept_apart(small_alexnet: Path, cwd: Path, run_command: Run) -> None:
+def test_evaluations_of_two_stores_or_precisions_are_kept_apart(
+    small_alexnet: Path, cwd: Path, run_command: Run
+) -> None:
     """The same images and labels, but a manifest with another source: another store."""
     run = shutil.copytree(small_alexnet, cwd / "r")
     other = shutil.copytree(small_alexnet.parent / "store", cwd / "other")
     manifest = json.loads((other / "manifest.json").read_text()) | {"source": "elsewhere"}
     manifest["checksum"] = manifest_checksum(manifest)
     (other / "manifest.json").write_text(json.dumps(manifest))
-    for options in ([], ["store=other"]):
-        status, _, err = run_command("evaluate", "run=r", "trainer=cpu", *options)
+    for options in (
+        "trainer.precision=32-true",
+        "store=other trainer.precision=32-true",
+        "trainer.precision=bf16-mixed",
+    ):
+        status, _, err = run_command("evaluate", "run=r", "trainer=cpu", *options.split())
         assert status == 0, err
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     status, _, err = run_command("evaluate", "run=r", "trainer=cpu", "out=here/m.json")
@@ -268,7 +275,8 @@ def test_evaluations_of_two_stores_are_kept_apart(small_alexnet: Path, cwd: Path
     status, _, err = run_command("evaluate", "run=r", "out=here/m.json")
     assert (status, "m.json exists" in err) == (2, True), err
     names = {path.name for path in run.glob("evaluation-*.json")}
-    assert names == {"evaluation-last-val-centre.json", f"evaluation-last-val-centre-{Store(other).checksum[:8]}.json"}
+    ends = ("", f"-{Store(other).checksum[:8]}", "-bf16-mixed")
+    assert names == {f"evaluation-last-val-centre{end}.json" for end in ends}
 
 
 @pytest.mark.parametrize(
