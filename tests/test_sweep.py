@@ -1,8 +1,11 @@
 """Test sweeps: one folder per job, one table at the end, and no repeat of finished jobs."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +109,20 @@ def test_jobs_run_in_parallel(launcher: str, cwd: Path, small_store: Path) -> No
     assert len(list(cwd.glob("runs/*/seed-?/result.json"))) == 2
     table = done.stdout[done.stdout.index("errors, %") :].splitlines()
     assert [row.split()[0] for row in table[1:3]] == ["seed=0", "seed=1"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_jobs_that_run_in_parallel(cwd: Path, small_store: Path) -> None:
+    line = [sys.executable, "-m", "alexnet_repro.train", "-m", *JOB, f"data.store={small_store}", "seed=0,1"]
+    line += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "epochs=500"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        for _ in range(1200):
+            time.sleep(0.05)
+            if list(cwd.glob("runs/*/seed-?/checkpoints/last.ckpt")):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "add resume=true" in err
+    assert "Traceback" not in err

@@ -119,6 +119,10 @@ def command(name: str) -> None:
         sys.exit(0)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, name))
+    except KeyboardInterrupt:  # in a launcher that waits for its jobs
+        _interrupted(
+            "the jobs that were running have ended; add resume=true to continue them from their last checkpoints"
+        )
     except OSError as error:
         if composed or not (told := _about_files(error)):
             raise
