@@ -1,5 +1,10 @@
 """Test that order and augmentation depend only on (seed, epoch, sample index)."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,3 +207,28 @@ def test_each_image_is_mirrored_with_probability_one_half(small_store: Path) -> 
 def test_sample_is_spread_evenly_over_the_split(small_store: Path) -> None:
     data = StoreData(Store(small_store), 5, 0, {"crop": 224}, predict_split="train", sample=4)
     assert list(data.predict_dataloader().sampler) == [0, 3, 7, 11]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="PyTorch's own handling of signals")
+def test_loaders_end_with_their_main_process_and_not_with_its_group(small_store: Path) -> None:
+    """A main process that ends with an error waits for loaders; it ends those that do not hear of it with SIGTERM."""
+    code = f"""
+import os, signal, subprocess, sys, time
+from alexnet_repro.data.module import StoreData
+from alexnet_repro.data.store import Store
+
+data = StoreData(Store({os.fspath(small_store)!r}), 5, 0, {{"crop": 224}}, workers=2)
+batches = iter(data.train_dataloader())
+next(batches)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.run(["kill", "-TERM", f"-{{os.getpgrp()}}"])  # from a process that is not their parent
+time.sleep(1)
+next(batches)
+sys.exit("an error")
+"""
+    began = time.monotonic()
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=100, start_new_session=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "an error"), done.stderr
+    assert time.monotonic() - began < 60

@@ -241,8 +241,7 @@ def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair
         status, out, err = run_command("evaluate", *options, "trainer=cpu")
         assert (status, err) == (0, "")
         assert "mean of 2 nets" in out
-    exact = "trainer.precision=32-true"  # as in training
-    status, _, err = run_command("evaluate", "run=runs/paper-epochs=1/seed-0", "trainer=cpu", exact)
+    status, _, err = run_command("evaluate", "run=runs/paper-epochs=1/seed-0", "trainer=cpu")
     assert (status, err) == (0, "")
     assert (seeds / "seed-0" / "evaluation-last-val-centre.json").is_file()
 
@@ -256,12 +255,9 @@ def test_evaluations_of_two_stores_or_precisions_are_kept_apart(
     manifest = json.loads((other / "manifest.json").read_text()) | {"source": "elsewhere"}
     manifest["checksum"] = manifest_checksum(manifest)
     (other / "manifest.json").write_text(json.dumps(manifest))
-    for options in (
-        "trainer.precision=32-true",
-        "store=other trainer.precision=32-true",
-        "trainer.precision=bf16-mixed",
-    ):
-        status, _, err = run_command("evaluate", "run=r", "trainer=cpu", *options.split())
+    precisions = [f"trainer.precision={precision}" for precision in ("32-true", "bf16-mixed", "32-true")]
+    for options in (*([precision] for precision in precisions), ["store=other"]):
+        status, _, err = run_command("evaluate", "run=r", "trainer=cpu", *options)
         assert status == 0, err
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     status, _, err = run_command("evaluate", "run=r", "trainer=cpu", "out=here/m.json")
@@ -275,8 +271,11 @@ def test_evaluations_of_two_stores_or_precisions_are_kept_apart(
     status, _, err = run_command("evaluate", "run=r", "out=here/m.json")
     assert (status, "m.json exists" in err) == (2, True), err
     names = {path.name for path in run.glob("evaluation-*.json")}
-    ends = ("", f"-{Store(other).checksum[:8]}", "-bf16-mixed")
+    ends = {"": "32-true", "-bf16-mixed": "bf16-mixed", f"-{Store(other).checksum[:8]}": None}
     assert names == {f"evaluation-last-val-centre{end}.json" for end in ends}
+    for end, precision in ends.items():
+        measured = json.loads((run / f"evaluation-last-val-centre{end}.json").read_text())
+        assert precision in (None, measured["precision"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from alexnet_repro.net import dropout_gpu, layers, lrn_gpu, pool_gpu
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.dropout import kept_neurons
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm, plain_local_response_norm
-from alexnet_repro.net.pool import max_pool
+from alexnet_repro.net.pool import _max_pool_gpu, max_pool
 
 ROOT = Path(__file__).parent.parent
 triton = pytest.importorskip("triton")
@@ -49,8 +49,9 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found.double() - expected).norm() / expected.norm()).item()
 
 
-def interpreted_errors() -> list[float]:
+def interpreted_errors(tf32: bool) -> list[float]:
     """Return the relative errors of values and gradients, for each of SHAPES, CASES and dtypes."""
+    lrn_gpu.has_tf32 = lambda a: tf32
     errors = []
     for shape, constants in product(SHAPES, CASES):
         for dtype in ROUNDING:
@@ -79,11 +80,11 @@ def interpreted_pooling_agrees() -> bool:
             expected = F.max_pool2d(x, size, 2, ceil_mode=ceil)
             dy = torch.randint_like(expected, -8, 8)  # whose sums are exact
             expected.backward(dy)
-            y, dx = torch.empty_like(expected), torch.empty_like(x)
-            largest = torch.empty_like(y, dtype=torch.uint8)
-            pool_gpu.forward(x.detach(), y, largest, size)
-            pool_gpu.backward(dy, largest, dx, size)
-            agree += [torch.equal(y.nan_to_num(99), expected.nan_to_num(99)), torch.equal(dx, x.grad)]
+            own = x.detach().clone().requires_grad_()
+            y = _max_pool_gpu(own, size, ceil)[0]
+            y.backward(dy)
+            agree += [torch.equal(y.nan_to_num(99), expected.nan_to_num(99)), torch.equal(own.grad, x.grad)]
+        torch.library.opcheck(_max_pool_gpu, (own, size, ceil), test_utils=("test_schema", "test_faketensor"))
     return all(agree)
 
 
@@ -118,8 +119,9 @@ def test_interpreted_pooling_equals_that_of_pytorch() -> None:
     assert interpreted("interpreted_pooling_agrees().__str__().split()") == ["True"]
 
 
-def test_interpreted_kernels_equal_the_plain_form() -> None:
-    errors = [float(word) for word in interpreted("interpreted_errors()")]
+@pytest.mark.parametrize("tf32", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_interpreted_kernels_equal_the_plain_form(tf32: bool) -> None:
+    errors = [float(word) for word in interpreted(f"interpreted_errors({tf32})")]
     limits = len(SHAPES) * len(CASES) * [limit for limit in ROUNDING.values() for _ in range(2)]
     assert [(i, error) for i, (error, limit) in enumerate(zip(errors, limits, strict=True)) if error >= limit] == []
 
@@ -149,7 +151,14 @@ def test_kernels_compile_for_ampere_and_hopper(
     module = next(module for module in (dropout_gpu, pool_gpu, lrn_gpu) if name in vars(module))
     kernel = getattr(module, name)
     rows, columns = (lrn_gpu.ROWS_ACROSS, 128) if name.startswith("across") else (lrn_gpu.ROWS, lrn_gpu.COLUMNS)
-    constants = {"SIZE": 3 if module is pool_gpu else 5, "BETA": 0.75, "ROWS": rows, "COLUMNS": columns, "HALO": 0}
+    constants = {
+        "SIZE": 3 if module is pool_gpu else 5,
+        "BETA": 0.75,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "HALO": 0,
+        "TF32": True,
+    }
     constants |= {"BLOCK": dropout_gpu.BLOCK}
     types = dict.fromkeys(("count", "images", "rows", "maps", "height", "width"), "i32")
     types |= dict.fromkeys(("pooled_height", "pooled_width"), "i32") | dict.fromkeys(("alpha", "k"), "fp32")
@@ -169,6 +178,9 @@ def test_kernels_compile_for_ampere_and_hopper(
     reads = {"across_maps_forward": 1, "across_maps_backward": 2, "write_maxima": 9, "write_gradient": 4 + 4}
     reads |= {"within_map_forward": 25 + 1, "within_map_spread": 25 + 2, "within_map_backward": 2 * (25 + 1) + 1}
     assert compiled.asm["ptx"].count("ld.global") == reads[name] * eights
+    if capability == 90:  # each window sum is two products, of 8 maps at a time
+        sums = {"across_maps_forward": 1, "across_maps_backward": 2}.get(name, 0)
+        assert compiled.asm["ptx"].count("wgmma.mma_async") == 2 * sums * columns // 8
 
 
 @pytest.mark.gpu
@@ -189,7 +201,10 @@ def test_kernels_on_a_gpu_equal_the_plain_form(shape: tuple, constants: tuple, d
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("pooling", [*POOLINGS, (3, True, 55, 55), (2, True, 27, 27)], ids=str)
-def test_pooling_on_a_gpu_equals_that_on_a_cpu(pooling: tuple[int, bool, int, int], dtype: torch.dtype) -> None:
+def test_pooling_on_a_gpu_equals_that_on_a_cpu(
+    pooling: tuple[int, bool, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "compiled_for_gpu", lambda x: x.is_cuda)
     size, ceil, height, width = pooling
     x = small_maps(dtype, size, height, width).requires_grad_()
     on_gpu = x.detach().cuda().requires_grad_()

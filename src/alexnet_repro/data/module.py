@@ -2,7 +2,7 @@
 
 import os
 import signal
-import sys
+import threading
 from typing import Any
 
 import lightning as L
@@ -15,8 +15,6 @@ from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.split import JoinedSplits, Split
 from alexnet_repro.data.store import Store
 from alexnet_repro.provenance import cores
-
-GRACE = 120  # seconds; Slurm itself kills a job 30 seconds after SIGTERM by default
 
 
 class StoreData(L.LightningDataModule):
@@ -138,13 +136,19 @@ def replica_of(trainer: L.Trainer | None) -> tuple[int, int]:
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Let a loader process outlive the signals that ask a run to stop.
+    """Let a loader process outlive the signals that ask a run to stop, unless the main process itself sends SIGTERM.
 
-    Terminals, timeout, Slurm and containers send them to all processes of a run. If a loader ended, PyTorch would raise an
-    error in the main process while that saves the run. The main process tells its loaders when to end, and terminates those
-    that don't: a terminated loader ends once the main process has had GRACE seconds for saving.
+    Terminals, timeout, Slurm and containers send signals to all processes of a run. If a loader ended, PyTorch would raise
+    an error in the main process while that saves the run. The main process tells its loaders when to end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "win32":
+    if hasattr(signal, "sigwaitinfo"):  # on Linux
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
+
+
+def _end_when_the_main_process_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

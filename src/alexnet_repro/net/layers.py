@@ -28,13 +28,13 @@ def compiled_for_gpu(x: Tensor) -> bool:
     It then joins copies with the operations before and after them. Otherwise, each costs a launch, and the host, which
     has to launch hundreds of kernels for an update, is the limit.
     """
-    return x.is_cuda and torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.is_cuda
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A convolution of ``groups`` independent parts.
+    """A convolution of ``groups`` independent parts, without dilation.
 
-    Compiled for a GPU, each part is a convolution of its own: in bfloat16, cuDNN has only old kernels for groups.
+    Compiled for a GPU, each part is a convolution of its own: in bfloat16, cuDNN chose slow kernels for groups.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ except ImportError:  # PyTorch for CPUs, and that for Windows, come without it
 
 # Sizes of the part that a program computes, the fastest that were tried on an H200.
 ROWS_ACROSS = 64  # positions of a tower, with all of its maps or 128 of them
+ROWS_WITHOUT_TF32 = 16  # the same before Ampere; more take a minute to compile
 ROWS, COLUMNS = 32, 32  # positions and maps, in the other kernels
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_WINDOW = 9  # the kernels' loops are unrolled
@@ -45,14 +46,15 @@ def _available(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         if not INSTALLED:
             raise RuntimeError("it is not installed")
-        one = torch.ones(1, 1, 1, 1, device=device, dtype=dtype)
-        forward(one, out := torch.empty_like(one), 1, 1.0, 0.75, 1.0, 1)
-        if abs(out.item() - 2**-0.75) > 0.01:
-            raise RuntimeError(f"its result is {out.item()} instead of {2**-0.75}")
+        ones = torch.ones(1, 128, 1, 1, device=device, dtype=dtype)  # as many maps as a program takes
+        forward(ones, out := torch.empty_like(ones), 5, 0.2, 0.75, 1.0, 1)
+        if abs(out[0, 64].item() - 2**-0.75) > 0.01:
+            raise RuntimeError(f"its result is {out[0, 64].item()} instead of {2**-0.75}")
+        backward(ones, ones, out, 5, 0.2, 0.75, 1.0, 1)
         return True
     except Exception as error:  # Triton has many reasons: an old GPU, no C compiler for an old version, ...
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        warnings.warn(f"Triton can't be used ({reason}): normalisation and dropout are slower.", stacklevel=2)
+        warnings.warn(f"Triton can't be used ({reason}): normalisation, pooling and dropout are slower.", stacklevel=2)
         return False
 
 
@@ -84,14 +86,20 @@ def backward(a: Tensor, db: Tensor, da: Tensor, size: int, alpha: float, beta: f
         within_map_backward[grid(a)](a, direct, spread, da, *a.shape, alpha, beta, size, ROWS, COLUMNS)
 
 
-def across_maps(a: Tensor, towers: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int]]:
-    """Return the number of programs, the rows (towers at positions) and maps, and how these are divided."""
+def across_maps(a: Tensor, towers: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, bool]]:
+    """Return the number of programs, the rows (towers at positions) and maps, and how these are divided and computed."""
     maps = a.shape[1] // towers
     columns = min(128, max(16, triton.next_power_of_2(maps)))
     halo = 0 if maps <= columns else LARGEST_WINDOW - 1  # as far as a gradient's windows of windows reach
-    rows = a.numel() // maps
-    programs = triton.cdiv(rows, ROWS_ACROSS), triton.cdiv(maps, columns - 2 * halo)
-    return programs, (rows, maps), (halo, ROWS_ACROSS, columns)
+    rows, tf32 = a.numel() // maps, has_tf32(a)
+    together = ROWS_ACROSS if tf32 else ROWS_WITHOUT_TF32
+    programs = triton.cdiv(rows, together), triton.cdiv(maps, columns - 2 * halo)
+    return programs, (rows, maps), (halo, together, columns, tf32)
+
+
+def has_tf32(a: Tensor) -> bool:
+    """Return whether the matrix units of the GPU multiply TF32: from Ampere on."""
+    return not a.is_cuda or torch.cuda.get_device_capability(a.device) >= (8, 0)
 
 
 def grid(written: Tensor) -> tuple[int, int]:
@@ -126,12 +134,19 @@ def tower_at_positions(rows, maps, HALO: tl.constexpr, ROWS: tl.constexpr, COLUM
 
 
 @triton.jit
-def sum_of_neighbours(x, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sum over each value's window of adjacent maps, by a product with a matrix of zeros and ones.
+def sum_of_neighbours(x, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TF32: tl.constexpr):
+    """Sum over each value's window of adjacent maps; with TF32, by a product with a matrix of zeros and ones.
 
-    The matrix units round to TF32, which has 11 bits. Two terms of 11 bits each hold the square of a bfloat16 exactly.
+    The matrix units round to TF32, which has 11 bits. Two terms of 11 bits each hold the square of a bfloat16 exactly. As 0
+    times NaN is NaN, one NaN, or one square beyond the range of float32, makes all sums of its row NaN.
     """
     c = tl.arange(0, COLUMNS)
+    if not TF32:
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for d in tl.static_range(-(SIZE // 2), SIZE // 2 + 1):
+            neighbour = tl.minimum(tl.maximum(c + d, 0), COLUMNS - 1)[None, :].broadcast_to(ROWS, COLUMNS)
+            total += tl.where((c + d == neighbour), tl.gather(x, neighbour, 1), 0.0)
+        return total
     window = (tl.abs(c[:, None] - c[None, :]) <= SIZE // 2).to(tl.float32)
     high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     low = tl.dot(x - high, window, input_precision="tf32")
@@ -141,26 +156,26 @@ def sum_of_neighbours(x, SIZE: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def across_maps_forward(
     a, b, rows, maps, alpha: tl.float32, k: tl.float32,
-    BETA: tl.constexpr, SIZE: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BETA: tl.constexpr, SIZE: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """Normalise across the maps of a tower."""
     at, exists, written = tower_at_positions(rows, maps, HALO, ROWS, COLUMNS)
     x = tl.load(a + at, mask=exists, other=0).to(tl.float32)
-    power, _ = inverse_powers(k + alpha * sum_of_neighbours(x * x, SIZE, COLUMNS), BETA)
+    power, _ = inverse_powers(k + alpha * sum_of_neighbours(x * x, SIZE, ROWS, COLUMNS, TF32), BETA)
     tl.store(b + at, (x * power).to(b.dtype.element_ty), mask=written)
 
 
 @triton.jit
 def across_maps_backward(
     a, db, da, rows, maps, alpha: tl.float32, k: tl.float32,
-    BETA: tl.constexpr, SIZE: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BETA: tl.constexpr, SIZE: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient of across_maps_forward."""
     at, exists, written = tower_at_positions(rows, maps, HALO, ROWS, COLUMNS)
     x = tl.load(a + at, mask=exists, other=0).to(tl.float32)
-    power, inverse = inverse_powers(k + alpha * sum_of_neighbours(x * x, SIZE, COLUMNS), BETA)
+    power, inverse = inverse_powers(k + alpha * sum_of_neighbours(x * x, SIZE, ROWS, COLUMNS, TF32), BETA)
     direct = tl.load(db + at, mask=exists, other=0).to(tl.float32) * power
-    spread = sum_of_neighbours(direct * x * inverse, SIZE, COLUMNS)
+    spread = sum_of_neighbours(direct * x * inverse, SIZE, ROWS, COLUMNS, TF32)
     tl.store(da + at, (direct - 2 * alpha * BETA * x * spread).to(da.dtype.element_ty), mask=written)
 
 

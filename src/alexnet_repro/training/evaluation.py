@@ -1,16 +1,15 @@
 """Measure a trained net, or an ensemble of nets (Table 2), on one view or several crops (Section 4.1)."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from alexnet_repro.claims.paper import claim_of
-from alexnet_repro.claims.results import read_result
 from alexnet_repro.claims.scores import errors, save_scores, score
 from alexnet_repro.claims.screen import table
 from alexnet_repro.cli import task_overrides
@@ -39,10 +38,9 @@ UNLABELLED = "unlabelled"
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure one run, or an ensemble of several runs; print a table and write the result as JSON.
 
-    For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder. Its name ends with the start of
-    the store's checksum if the store isn't the one that the run was trained on, and with the precision if the run was
-    trained in another one. For several runs, the mean of
-    their softmax outputs is measured, and the file is ensemble-<number of runs>-... in the parent folder of the first
+    For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder, and its name ends with the
+    start of the store's checksum if the store isn't the one that the run was trained on. It ends with the precision, too,
+    if there is such a file of another precision. For several runs, the mean of their softmax outputs is measured, and the file is ensemble-<number of runs>-... in the parent folder of the first
     run. With ``ensemble.weights=search``, the weights of the mean are fitted on every second image, and the errors are
     those of the other images. With ``split=unlabelled``, there is nothing to measure: the guesses for each image are
     written as a submission, in a text file of the same name. ``cfg.out`` is another name for either file. Raises UserError
@@ -95,7 +93,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
                 members[view] = [sum(members[view])]  # type: ignore[list-item]
     if cfg.split == UNLABELLED:
         (total,) = members[cfg.views]
-        path = _file(cfg, trainer, runs, store, "submission", UNLABELLED, ".txt")
+        path = _file(cfg, runs, store, "submission", UNLABELLED, ".txt")
         if trainer.is_global_zero:
             print(f"written to {path}: {len(total)} lines, with {write_submission(path, total, store)}")
         return {}
@@ -114,7 +112,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     }
     print(table(result))
     if trainer.is_global_zero:
-        path = _file(cfg, trainer, runs, store, "evaluation", data.predict_split, ".json")
+        path = _apart(_file(cfg, runs, store, "evaluation", data.predict_split, ".json"), result["precision"])
         write_json(path, result)
         save_scores(path.with_suffix(".npz"), scores_by_view)
         print(f"written to {path}")
@@ -147,22 +145,26 @@ def _mean_scores(
     return scores_by_view
 
 
-def _file(
-    cfg: DictConfig, trainer: L.Trainer, runs: list[Path], store: Store, kind: str, split: str, ending: str
-) -> Path:
+def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str, ending: str) -> Path:
     """Return where to write what was found: out, or the folder of the run or the one that holds the first of several."""
     if cfg.out is not None:
         Path(str(cfg.out)).parent.mkdir(parents=True, exist_ok=True)
         return Path(str(cfg.out))
     trained_on = saved_config(runs[0]).get(STORE, store.checksum)
     elsewhere = "" if trained_on == store.checksum else f"-{store.checksum[:8]}"
-    result = runs[0] / "result.json"
-    finished = read_result(result, "centre") if result.is_file() else {}
-    otherwise = "" if finished.get("precision", trainer.precision) == trainer.precision else f"-{trainer.precision}"
-    name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{otherwise}{ending}"
+    name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{ending}"
     if len(runs) == 1:
         return runs[0] / f"{kind}-{name}"
     digest = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
     fitted_name = "fitted-" if cfg.ensemble.weights == "search" else ""
     kind = "ensemble" if kind == "evaluation" else f"{kind}-ensemble"
     return runs[0].parent / f"{kind}-{len(runs)}-{digest}-{fitted_name}{name}"
+
+
+def _apart(path: Path, precision: str) -> Path:
+    """Return ``path``, or, if it holds what was measured in another precision, a name that ends with this one."""
+    try:
+        other = json.loads(path.read_text())["precision"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is no such file, or none of use
+        return path
+    return path if other == precision else path.with_name(f"{path.stem}-{precision}{path.suffix}")
