@@ -64,9 +64,9 @@ def interpreted_errors(tf32: bool) -> list[float]:
     return errors
 
 
-def small_maps(dtype: torch.dtype, size: int, height: int, width: int, device: str = "cpu") -> torch.Tensor:
+def small_maps(dtype: torch.dtype, size: int, height: int, width: int) -> torch.Tensor:
     """Return maps with many equal values, in which each of the equal maxima could be the largest, and one NaN."""
-    x = (torch.randn(2, 40, height, width) * 2).round().to(device, dtype)
+    x = (torch.randn(2, 40, height, width) * 2).round().to(dtype)
     x[1, 3, size - 1, size - 1] = torch.nan
     return x.contiguous(memory_format=torch.channels_last)
 

@@ -39,12 +39,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure one run, or an ensemble of several runs; print a table and write the result as JSON.
 
     For one run, the file is evaluation-<checkpoint>-<split>-<views>.json in its folder, and its name ends with the
-    start of the store's checksum if the store isn't the one that the run was trained on. It ends with the precision, too,
-    if there is such a file of another precision. For several runs, the mean of their softmax outputs is measured, and the file is ensemble-<number of runs>-... in the parent folder of the first
-    run. With ``ensemble.weights=search``, the weights of the mean are fitted on every second image, and the errors are
-    those of the other images. With ``split=unlabelled``, there is nothing to measure: the guesses for each image are
-    written as a submission, in a text file of the same name. ``cfg.out`` is another name for either file. Raises UserError
-    for runs that cannot be measured or combined, and for a file that exists.
+    start of the store's checksum if the store isn't the one that the run was trained on. It ends with the precision,
+    too, if there is such a file of another precision. For several runs, the mean of their softmax outputs is measured,
+    and the file is ensemble-<number of runs>-... in the parent folder of the first run. With
+    ``ensemble.weights=search``, the weights of the mean are fitted on every second image, and the errors are those of
+    the other images. With ``split=unlabelled``, there is nothing to measure: the guesses for each image are written as
+    a submission, in a text file of the same name. ``cfg.out`` is another name for either file. Raises UserError for
+    runs that cannot be measured or combined, and for a file that exists.
     """
     if cfg.out is not None:
         ending = ".txt" if cfg.split == UNLABELLED else ".json"
