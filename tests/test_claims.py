@@ -390,7 +390,7 @@ def test_only_comparable_runs_are_compared() -> None:
         {"data": "folder"},
         {"seed": 1},
         {"precision": "32-true"},
-        {"store_sha256": "other"},
+        {"images_sha256": "other"},
         {"batch_size": 256},
         {"tf32": True},
     ):
@@ -792,6 +792,8 @@ def test_two_gpus_are_compared_with_the_one_gpu_net_on_one_gpu() -> None:
     assert verdict("two_gpus_faster", two + one) == "reproduced"
     assert findings("two_gpus_faster", [r | {"hardware": "2 threads of CPU"} for r in two + one]) == []
     assert findings("two_gpus_faster", two + [r | {"hardware": "1 x slower GPU"} for r in one]) == []
+    moved = [r | {"hardware": "2 x GPU, then 2 x other"} for r in two + one]
+    assert findings("two_gpus_faster", moved) == []
 
 
 def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> None:

@@ -249,10 +249,11 @@ def test_folder_of_runs_selects_all_runs_and_may_contain_equals_signs(pair: Pair
 def test_evaluations_of_two_stores_or_precisions_are_kept_apart(
     small_alexnet: Path, cwd: Path, run_command: Run
 ) -> None:
-    """The same images and labels, but a manifest with another source: another store."""
+    """Other training images make it another store."""
     run = shutil.copytree(small_alexnet, cwd / "r")
     other = shutil.copytree(small_alexnet.parent / "store", cwd / "other")
-    manifest = json.loads((other / "manifest.json").read_text()) | {"source": "elsewhere"}
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["sha256"]["train/00000.npy"] = 64 * "0"
     manifest["checksum"] = manifest_checksum(manifest)
     (other / "manifest.json").write_text(json.dumps(manifest))
     precisions = [f"trainer.precision={precision}" for precision in ("32-true", "bf16-mixed", "32-true")]
@@ -271,7 +272,7 @@ def test_evaluations_of_two_stores_or_precisions_are_kept_apart(
     status, _, err = run_command("evaluate", "run=r", "out=here/m.json")
     assert (status, "m.json exists" in err) == (2, True), err
     names = {path.name for path in run.glob("evaluation-*.json")}
-    ends = {"": "32-true", "-bf16-mixed": "bf16-mixed", f"-{Store(other).checksum[:8]}": None}
+    ends = {"": "32-true", "-bf16-mixed": "bf16-mixed", f"-{Store(other).images_sha256[:8]}": None}
     assert names == {f"evaluation-last-val-centre{end}.json" for end in ends}
     for end, precision in ends.items():
         measured = json.loads((run / f"evaluation-last-val-centre{end}.json").read_text())

@@ -349,12 +349,12 @@ def test_folders_of_the_user_beside_the_store_are_never_touched(cwd: Path, run_c
     image_folder(cwd / "source", train=2, val=1)
     line = ("prepare", "data=folder", "data.image_size=32", "data.store=s", "source=source", "overwrite=true")
     assert run_command(*line)[0] == 0
-    before = Store("s").checksum
+    before = Store("s").images_sha256
     Path(taken).mkdir()
     Path(taken, "thesis.tex").write_text("all of it")
     status, _, err = run_command(*line)
     assert (status, f"{taken}, which would be used" in err) == (2, True), err
-    assert (Path(taken, "thesis.tex").read_text(), Store("s").checksum) == ("all of it", before)
+    assert (Path(taken, "thesis.tex").read_text(), Store("s").images_sha256) == ("all of it", before)
 
 
 def test_overwriting_through_a_link_replaces_the_store_and_keeps_the_link(cwd: Path, run_command: Run) -> None:

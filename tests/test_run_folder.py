@@ -21,7 +21,8 @@ from hydra import compose, initialize_config_dir
 
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
-from alexnet_repro.training import launcher
+from alexnet_repro.provenance import hardware
+from alexnet_repro.training import checkpoints, launcher
 from alexnet_repro.training.checkpoints import OneFile
 from alexnet_repro.training.run_folder import LONGEST_NAME, run_name, wait_for
 from alexnet_repro.training.run_lock import LEASE
@@ -40,15 +41,18 @@ def copied(stopped: Path, to: Path) -> Path:
 
 
 def test_run_resumes_where_its_folder_and_its_store_were_moved_to(
-    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_store, cwd / "fast disk")
     run = copied(stopped, cwd / "my run, ünï = 1")
+    monkeypatch.setattr(checkpoints, "hardware", lambda *_: "1 x NVIDIA H200")
     status, out, err = resume(run, cwd / "fast disk", run_command, "trainer.workers=1")
     assert status == 0, err
     assert "resuming" in out
     assert "dirpath" not in err
-    assert len(json.loads((run / "result.json").read_text())["history"]) == 2
+    result = json.loads((run / "result.json").read_text())
+    assert len(result["history"]) == 2
+    assert result["hardware"] == f"{hardware(torch.device('cpu'))}, then 1 x NVIDIA H200"
     assert not (run / "lock").exists()
     states = [
         next(
@@ -69,6 +73,9 @@ def test_resuming_with_other_images_or_options_says_what_differs(
     manifest = json.loads(Path("other/manifest.json").read_text())
     del manifest["checksum"]
     Path("other/manifest.json").write_text(json.dumps({**manifest, "source": "elsewhere"}))
+    assert resume(copied(stopped, cwd / "moved"), Path("other"), run_command)[0] == 0  # the same images
+    manifest["sha256"]["train/00000.npy"] = 64 * "0"
+    Path("other/manifest.json").write_text(json.dumps(manifest))
     status, _, err = resume(run, Path("other"), run_command)
     assert status == 2
     assert "are not those that r was trained on" in err.replace(str(cwd) + "/", "")
@@ -84,8 +91,8 @@ def test_option_that_is_newer_than_the_run_does_not_forbid_resuming(
     run = copied(stopped, cwd / "r")
     config = (run / "config.yaml").read_text()
     assert "same_map_norm" in config
-    lines = [line for line in config.splitlines() if "same_map_norm" not in line and "store_sha256" not in line]
-    (run / "config.yaml").write_text("\n".join(lines))
+    lines = [line for line in config.splitlines() if "same_map_norm" not in line and "images_sha256" not in line]
+    (run / "config.yaml").write_text("\n".join([*lines, "store_sha256: of the manifest"]))
     status, _, err = resume(run, tiny_store, run_command, "net.same_map_norm=true")
     assert status == 2
     assert "net.same_map_norm=True (was None)" in err
@@ -441,7 +448,7 @@ def test_machines_are_those_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatc
 def test_run_of_version_0_1_resumes_and_is_evaluated(tiny_store: Path, cwd: Path, run_command: Run) -> None:
     """The folder was written by the commit before locks, store checksums and checkpoint formats (bf03177)."""
     run = copied(Path(__file__).parent / "run-0.1", cwd / "r")
-    assert "store_sha256" not in (run / "config.yaml").read_text()
+    assert "images_sha256" not in (run / "config.yaml").read_text()
     before = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert "alexnet_repro" not in before
     status, _, err = run_command("evaluate", f"run={run}", f"store={tiny_store}", "trainer=cpu")

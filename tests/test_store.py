@@ -29,7 +29,7 @@ def rewrite(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the manifest as someone would who removes its own checksum, too."""
     path = store / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["checksum"]
+    manifest.pop("checksum", None)
     change(manifest)
     path.write_text(json.dumps(manifest))
 
@@ -132,8 +132,28 @@ def test_store_that_changes_while_in_use_is_noticed(copy: Path, small_store: Pat
     (copy / "val/00000.npy").write_bytes(data)
     with pytest.raises(UserError, match=r"was changed while in use: val/00000\.npy"):
         store.refuse_changes()
-    store = Store(small_store)
-    assert store.checksum == Store(small_store).checksum
+
+
+def test_stores_of_the_same_images_have_the_same_checksum(copy: Path, source_folder: Path, run_command: Run) -> None:
+    """Even from another source, with another version of Pillow, and from a version that made no CRC-32."""
+    before = Store(copy).images_sha256
+    shutil.copytree(source_folder, "moved")
+    options = ("data=folder", "source=moved", "data.store=again")
+    assert run_command("prepare", *options)[0] == 0
+    assert Store("again").manifest["source"] != Store(copy).manifest["source"]
+    assert Store("again").images_sha256 == before
+    rewrite(copy, lambda m: (m.update(decoder="Pillow 1.0"), m["sha256"].pop("val/crc32.npy")))
+    assert Store(copy).images_sha256 == before
+
+
+def test_stores_of_other_images_labels_or_classes_have_other_checksums(copy: Path) -> None:
+    found = {Store(copy).images_sha256}
+    for name in ("train/00000.npy", "val/00000.npy", "train/labels.npy", "mean.npy"):
+        rewrite(copy, lambda m, name=name: m["sha256"].update({name: 64 * "0"}))
+        found.add(Store(copy).images_sha256)
+    rewrite(copy, lambda m: m["classes"].reverse())
+    found.add(Store(copy).images_sha256)
+    assert len(found) == 6
 
 
 def test_store_of_version_0_1_is_still_read(copy: Path) -> None:
@@ -183,7 +203,7 @@ def test_converted_store_equals_the_prepared_one(as_jpeg: Path, small_store: Pat
     one, other = Store(as_jpeg), Store("converted")
     for name in ("train/00000.jpegs", "train/ends.npy", "train/labels.npy", "val/00000.jpegs", "mean.npy"):
         assert one.manifest["sha256"][name] == other.manifest["sha256"][name]
-    assert other.manifest["from_store"] == Store(small_store).checksum
+    assert other.manifest["from_store"] == Store(small_store).images_sha256
     for more, problem in (
         (["data.image_size=64"], "are 256x256, not 64x64"),
         (["encoding=raw"], "has encoding=raw already"),

@@ -56,17 +56,20 @@ def number(name: str, least: int) -> int:
     return int(value)
 
 
-def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
-    """Return the hardware, package versions, commit and command."""
+def hardware(device: "torch.device", processes: int = 1) -> str:
+    """Return the number and model of the GPUs, or the number of threads and the model of the processor."""
     import torch  # imported here because it takes a second and most users of this module don't need it
 
     if device.type == "cuda":
-        hardware = f"{processes} x {torch.cuda.get_device_name(device)}"
-    else:
-        hardware = f"{processes * torch.get_num_threads()} threads of {processor()}"
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    return f"{processes * torch.get_num_threads()} threads of {processor()}"
+
+
+def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
+    """Return the hardware, package versions, commit and command."""
     packages = ("alexnet_repro", "torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
     return {
-        "machine": hardware,
+        "machine": hardware(device, processes),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": _commit(),
         "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),

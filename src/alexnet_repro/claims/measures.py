@@ -164,9 +164,14 @@ def val_error_at_equal_training_error(run: Result, against: Result) -> Values | 
 
 
 def seconds_per_update(run: Result, against: Result) -> Values | None:
-    """Return the ratio of the seconds per update of two runs, or None unless both ran on GPUs of the same model."""
+    """Return the ratio of the seconds per update of two runs, or None unless both ran on GPUs of one model."""
     models = [result.get("hardware", "").partition(" x ")[2] for result in (run, against)]  # as in "2 x NVIDIA H200"
-    if not models[0] or models[0] != models[1] or not (run.get("steps") and against.get("steps")):
+    if (
+        not models[0]
+        or models[0] != models[1]
+        or ", then " in models[0]
+        or not (run.get("steps") and against.get("steps"))
+    ):
         return None
     return {"seconds": run["seconds"] / run["steps"] / (against["seconds"] / against["steps"])}
 

@@ -34,7 +34,7 @@ class Result(TypedDict, total=False):
     options: list[str]
     data: str
     source: str | None
-    store_sha256: str
+    images_sha256: str  # of the store
     split: str
     images: int
     held_out: str | None
@@ -139,8 +139,7 @@ SHARED_KEYS = (
     "split",
     "images",
     "held_out",
-    "source",
-    "store_sha256",
+    "images_sha256",
     "net",
     "experiment",
     "scale",
@@ -179,7 +178,12 @@ def read_results(*folders: Path) -> list[Result]:
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
                 content["experiment"] = named[1]  # for results written before this field existed
             if "centre" in content:
-                content = {"scale": "full", "tf32": False, **content}  # for results written before these fields existed
+                content = {
+                    "scale": "full",
+                    "tf32": False,
+                    "images_sha256": content.get("store_sha256"),
+                    **content,
+                }  # for results written before these fields existed
                 content["options"] = [
                     # runs that start from the nets of their own seeds have equal options
                     re.sub(rf"(?<=seed-){content['seed']}\b", "N", option) if "pretrained.run=" in option else option

@@ -133,7 +133,7 @@ def convert(cfg: DictConfig, store: Store) -> Store:
             f"choose the data set that it was made for, or data.image_size={store.image_size}",
         )
     examples = [
-        Example(name, label, f"{store.checksum} {name}/{index}", partial(split.__getitem__, index))
+        Example(name, label, f"{store.images_sha256} {name}/{index}", partial(split.__getitem__, index))
         for name in store.manifest["splits"]
         if store.has(name)
         for split in [store.split(name)]
@@ -149,7 +149,7 @@ def convert(cfg: DictConfig, store: Store) -> Store:
         image_size=store.image_size,
         provenance={
             **kept,
-            "from_store": store.checksum,
+            "from_store": store.images_sha256,
             "left_out_before": [*store.manifest.get("left_out_before", []), *store.manifest.get("bad", [])],
         },
         max_bad=cfg.max_bad,

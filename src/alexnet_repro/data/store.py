@@ -15,6 +15,7 @@ checksum when it is first read.
 """
 
 import hashlib
+import json
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +43,8 @@ class Store:
                 "to train, store=PATH to evaluate",
             )
         content = manifest.read_bytes()
-        self.checksum = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = checked_manifest(content, manifest)
+        self._manifest_sha256 = hashlib.sha256(content).hexdigest()
         sizes = self._expected_sizes()
         self._state = {name: self._stat(name) for name in [*sizes, "manifest.json"]}
         self._splits: dict[str, Split] = {}
@@ -86,13 +87,22 @@ class Store:
         for name, before in self._state.items():
             if (now := self._stat(name)) == before:
                 continue
-            expected = self.checksum if name == "manifest.json" else self.manifest["sha256"].get(name)
+            expected = self._manifest_sha256 if name == "manifest.json" else self.manifest["sha256"].get(name)
             if now is None or sha256(self.path / name) != expected:
                 raise UserError(
                     f"the store {self.path} was changed while in use: {name} is not what it was",
                     "put the same store back, then continue with resume=true",
                 )
             self._state[name] = now  # only its time changed
+
+    @cached_property
+    def images_sha256(self) -> str:
+        """SHA-256 of all that training and measuring read: classes, images, labels, their order, and the mean image.
+
+        Stores of the same images have the same, whoever prepared them, from whichever files and with whichever decoder.
+        """
+        files = {name: value for name, value in self.manifest["sha256"].items() if not name.endswith("crc32.npy")}
+        return hashlib.sha256(json.dumps([self.classes, files], sort_keys=True).encode()).hexdigest()
 
     @property
     def encoding(self) -> str:

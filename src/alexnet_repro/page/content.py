@@ -151,8 +151,8 @@ def answer(finding: Finding) -> dict[str, Any]:
     keys = list(claim.value) or list(finding.estimates)[:1]  # those that the verdict is about
     intervals = [interval(claim, key, finding.estimates[key]) for key in keys if finding.estimates[key].low is not None]
     where = [str(facts[key]) for key in ("data", "net", "ablation", "recipe", "options") if facts.get(key)]
-    if facts.get("data") == "folder" and facts.get("source"):
-        where[0] = f"images of {facts['source']}"
+    if facts.get("data") == "folder" and first.get("source"):
+        where[0] = f"images of {first['source']}"
     if facts.get("scale") == "proxy":
         where.insert(1, SCALES["proxy"])
     if "ratios" in first:

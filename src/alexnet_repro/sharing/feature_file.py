@@ -55,7 +55,7 @@ def features(cfg: DictConfig) -> dict[str, Any]:
     if (source / "manifest.json").is_file():
         store = Store(source)
         images = store.split(cfg.split or store.measured_split)
-        state = [store.checksum]
+        state = [store.images_sha256]
     elif cfg.split is not None:
         raise UserError(f"split={cfg.split} is for a store, and {source} is none", "remove split")
     inputs = Inputs(images, trained.model)

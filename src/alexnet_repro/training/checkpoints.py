@@ -22,7 +22,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
 from alexnet_repro.errors import Interrupted, UserError
-from alexnet_repro.provenance import rank, written_whole
+from alexnet_repro.provenance import hardware, rank, written_whole
 
 FORMAT = 1  # of checkpoints; checkpoints of version 0.1 have no format number
 CHECKPOINTS = ("last", "previous", "best")
@@ -201,22 +201,26 @@ class KeepLast(Checkpoint):
         self._saved_epoch: int | None = None  # number from 0 of the last epoch that was saved at its end
         self._writing = 0.0  # seconds that it took to write the last checkpoint
         self._earlier_seconds = 0.0
+        self.hardware: list[str] = []  # on which the run was trained, in order
 
     @property
     def seconds(self) -> float:
         """Return the seconds spent on the run so far, including the time before it was resumed."""
         return self._earlier_seconds + time.monotonic() - self._started_at
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the time spent so far."""
-        return {"seconds": self.seconds}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time spent so far, and on which hardware."""
+        return {"seconds": self.seconds, "hardware": self.hardware}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Restore the time that was spent before the run was resumed."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the time that was spent before the run was resumed, and on which hardware."""
         self._earlier_seconds = state_dict["seconds"]
+        self.hardware = list(state_dict.get("hardware", []))  # earlier versions did not keep it
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers. They replace Lightning's, which would end a run without saving it."""
+        if (here := hardware(trainer.strategy.root_device, trainer.world_size)) not in self.hardware[-1:]:
+            self.hardware.append(here)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._previous_handlers[number] = signal.signal(number, self._ask_to_stop)

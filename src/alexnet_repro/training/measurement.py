@@ -53,7 +53,7 @@ def predict_whole(
         }
     facts = {
         "checkpoint": sha256(checkpoint),
-        "store": data.store.checksum,
+        "store": data.store.images_sha256,
         **{key: value for key, value in circumstances(trainer).items() if key != "command"},
     }
     path = checkpoint.parents[1] / f"softmax-{checkpoint.stem}-{data.predict_split}-{views[-1]}.npz"

@@ -62,11 +62,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     run = Path(str(cfg.run))
     if sweeping():
         refuse_second_job_of(run)
-        if done := done_before(run, cfg, store.checksum):  # a repeated sweep does only the remaining runs
+        if done := done_before(run, cfg, store.images_sha256):  # a repeated sweep does only the remaining runs
             print(f"{run} is finished already")
             return done
     if rank() == 0:
-        refuse_taken(run, cfg, store.checksum)
+        refuse_taken(run, cfg, store.images_sha256)
     if ran_in_processes(cfg, "train", [*task_overrides(), f"run={in_quotes(str(run))}"]):
         return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if rank() > 0:
         wait_for(run)
         return work(cfg, run, store, model, measuring)
-    lock = open_run(run, cfg, store.checksum)  # after all user input has been validated
+    lock = open_run(run, cfg, store.images_sha256)  # after all user input has been validated
     try:
         return work(cfg, run, store, model, measuring)
     except BaseException:
@@ -197,7 +197,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "split": data.predict_split,
         "images": len(scores["centre"]),
         "held_out": store.manifest.get("held_out") or None,
-        "store_sha256": store.checksum,
+        "images_sha256": store.images_sha256,
         **measured,
         "train_sample": train_sample,
         "parameters": parameters,
@@ -206,6 +206,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "placement": cfg.placement.name,
         "compile": cfg.trainer.compile,
         **circumstances(trainer),
+        **({"hardware": ", then ".join(keep_last.hardware)} if keep_last.hardware else {}),
         "history": [
             {key if store.has("val") else key.replace("val", "test"): value for key, value in epoch.items()}
             for epoch in model.history

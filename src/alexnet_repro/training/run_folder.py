@@ -34,7 +34,7 @@ from alexnet_repro.training.run_lock import is_alive, locked, owner_of
 RUNTIME_OPTIONS = re.compile(
     r"(run|resume|keep_epochs|logger|watch|placement)(\..*)?|trainer(\.(?!precision|tf32).*)?|data\.store"
 )
-STORE = "store_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
+IMAGES = "images_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 PATIENCE = 30.0  # seconds that a process waits for the folder that process 0 creates
 OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
 LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -102,14 +102,14 @@ def named(folders: Any) -> list[Path]:
     return [Path(str(folder)) for folder in (folders if OmegaConf.is_list(folders) else [folders])]
 
 
-def open_run(run: Path, cfg: DictConfig, store_sha256: str) -> SoftFileLease:
+def open_run(run: Path, cfg: DictConfig, images_sha256: str) -> SoftFileLease:
     """Lock, create or reopen the folder of a run, and write config.yaml. Return the lock, which the caller releases.
 
     Call refuse_taken first: it writes nothing into a folder that isn't a run.
 
     A folder without a checkpoint has nothing to lose, so the run starts again, with other options too.
 
-    store_sha256: checksum of the store's manifest, which identifies the images.
+    images_sha256: of the store.
 
     Raises UserError if the folder cannot be written or is in use, or if it holds a finished run, an unfinished run
     without resume=true, a run with other options or images, or something that isn't a run.
@@ -122,8 +122,8 @@ def open_run(run: Path, cfg: DictConfig, store_sha256: str) -> SoftFileLease:
             raise
         raise UserError(f"{run} cannot be written: {error.strerror}", "choose another folder with run=PATH") from None
     try:
-        refuse_taken(run, cfg, store_sha256)  # another process may have used it before the lock was free
-        content = {**plain(cfg), STORE: store_sha256}
+        refuse_taken(run, cfg, images_sha256)  # another process may have used it before the lock was free
+        content = {**plain(cfg), IMAGES: images_sha256}
         with written_whole(run / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(content)).encode())
     except BaseException:
@@ -170,7 +170,7 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
+def refuse_taken(run: Path, cfg: DictConfig, images_sha256: str) -> None:
     """Raise UserError if ``run`` cannot be started or resumed with this config. Write nothing."""
     if (run / "result.json").exists():
         raise UserError(f"{run} holds a finished run", "choose another folder with run=PATH, or remove it to run again")
@@ -184,37 +184,38 @@ def refuse_taken(run: Path, cfg: DictConfig, store_sha256: str) -> None:
                 f"{run} holds an unfinished run{in_use}",
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
             )
-        refuse_differences(run, cfg, store_sha256)
+        refuse_differences(run, cfg, images_sha256)
     elif run.exists() and (not run.is_dir() or any(not OURS.match(path.name) for path in run.iterdir())):
         raise UserError(f"{run} is taken by something that isn't a run", "choose another folder with run=PATH")
 
 
-def done_before(run: Path, cfg: DictConfig, store_sha256: str) -> dict[str, Any] | None:
+def done_before(run: Path, cfg: DictConfig, images_sha256: str) -> dict[str, Any] | None:
     """Return the result of a finished run, or None. Raise UserError if the run used other options."""
     if not (run / "result.json").exists():
         return None
-    refuse_differences(run, cfg, store_sha256)
+    refuse_differences(run, cfg, images_sha256)
     found: dict[str, Any] = read_result(run / "result.json", "centre")
     return found
 
 
-def refuse_differences(run: Path, cfg: DictConfig, store_sha256: str) -> None:
+def refuse_differences(run: Path, cfg: DictConfig, images_sha256: str) -> None:
     """Raise UserError if the run in ``run`` computes something else than ``cfg`` on these images.
 
     Where files lie and how the work is divided does not matter. An option that did not exist when the run started may
     have any value that the command line did not choose.
     """
-    before, now = saved_config(run), OmegaConf.create({**plain(cfg), STORE: store_sha256})
+    before, now = saved_config(run), OmegaConf.create({**plain(cfg), IMAGES: images_sha256})
     old, new = (dict(leaves(DictConfig(config))) for config in (before, now))
+    old.pop("store_sha256", None)  # of the manifest; earlier versions compared it
     chosen = {override.lstrip("+").partition("=")[0] for override in task_overrides()}
     keys = [
         key
         for key in {**old, **new}
         if not RUNTIME_OPTIONS.fullmatch(str(key)) and old.get(key) != new.get(key) and (key in old or key in chosen)
     ]
-    if keys == [STORE]:
+    if keys == [IMAGES]:
         raise UserError(
-            f"the images of {cfg.data.store} are not those that {run} was trained on: its manifest has changed",
+            f"the images of {cfg.data.store} are not those that {run} was trained on",
             "use the same store, or choose another folder with run=PATH",
         )
     if keys:
