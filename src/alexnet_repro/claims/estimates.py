@@ -20,7 +20,6 @@ class Estimate:
     low: float | None = None  # bounds of the 95% interval, which needs two seeds
     high: float | None = None
     p: float | None = None  # two-sided p value of "no effect", Holm-corrected within the claim's family
-    images: bool = False  # whether the interval includes the sampling error of the test images
 
     def inside(self, low: float, high: float) -> bool:
         """Return whether the interval lies inside these bounds."""
@@ -94,4 +93,4 @@ def estimate(kind: str, numbers: list[float], images: NDArray[np.float64] | None
     half = max(float(student.ppf(1 - LEVEL / 2, freedom)) * error for error, freedom in errors)
     away = abs(mean)  # "no effect" is a difference of 0, or a ratio of 1, whose logarithm is 0
     p = max(2 * float(student.sf(away / error, freedom)) if error else float(away == 0) for error, freedom in errors)
-    return Estimate(value=back(mean), low=back(mean - half), high=back(mean + half), p=p, images=images is not None)
+    return Estimate(value=back(mean), low=back(mean - half), high=back(mean + half), p=p)
