@@ -34,4 +34,4 @@ def test_estimate_is_printed_once_and_uses_the_median_update(
         trainer.global_step = step
         callback.on_train_batch_end(trainer)
     # 394 updates of 2 seconds
-    assert capsys.readouterr().out == "\nabout 13 minutes to go: 394 updates of 2 s each, and measuring\n"
+    assert capsys.readouterr().out == "\ntime left: about 13 minutes for 394 updates of 2 s, and then measuring\n"

@@ -75,7 +75,7 @@ def command(name: str) -> None:
             _fail(str(death), 1)
         except BrokenPipeError:  # train | head
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-            _fail("nobody reads the output any more", 1)
+            _fail("the output was closed: nothing reads it any more", 1)
         except OSError as error:
             if not (told := _about_files(error)):
                 raise

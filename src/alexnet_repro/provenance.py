@@ -62,7 +62,8 @@ def hardware(device: "torch.device", processes: int = 1) -> str:
 
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
-    return f"{processes * torch.get_num_threads()} threads of {processor()}"
+    threads = processes * torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads > 1)} of {processor()}"
 
 
 def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:

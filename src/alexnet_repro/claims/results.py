@@ -189,6 +189,8 @@ def read_results(*folders: Path) -> list[Result]:
                     re.sub(rf"(?<=seed-){content['seed']}\b", "N", option) if "pretrained.run=" in option else option
                     for option in content.get("options", ())
                 ]
+                if "hardware" in content:
+                    content["hardware"] = re.sub(r"\b1 threads", "1 thread", content["hardware"])
             of = "" if path.name == "result.json" else f"{path.stem}-"
             if (retrieval := path.with_name(f"{of}retrieval.json")).is_file():
                 content["retrieval"] = read_result(retrieval, "same_class")

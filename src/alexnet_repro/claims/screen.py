@@ -24,7 +24,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
         if {paper.data, result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
             lines.append(
-                f"These errors are on {result['data']}, which has other classes and images; they are no measure of the paper's errors."
+                f"These errors are on {result['data']}, which has other classes and images; they cannot be compared with the paper's errors."
             )
     if result["data"] == "photos":
         lines.append(

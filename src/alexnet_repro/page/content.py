@@ -11,12 +11,12 @@ from alexnet_repro.claims.evidence import why_uncounted
 from alexnet_repro.claims.finding import Finding
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result, label
-from alexnet_repro.claims.study import baselines, studies
+from alexnet_repro.claims.study import Study, baselines, studies
 from alexnet_repro.claims.verdict import DECIDED, SINGLE, deciding, judge, status
 from alexnet_repro.configs import CONF
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
-from alexnet_repro.page.study import SCALES, baseline, heading, markdown, presented, title
+from alexnet_repro.page.study import SCALES, baseline, heading, is_proxy, markdown, presented, sentences, title
 from alexnet_repro.page.wording import interval, logged, numbers, rule, said
 from alexnet_repro.provenance import machine
 
@@ -26,7 +26,7 @@ CLASS_OF = {  # CSS class that sets the colour of a verdict
     "undecided": "half",
     "contradicted": "bad",
     "counted: equal": "good",
-    "counted: differs": "bad",
+    "counted: differs": "half",  # from the paper's text; its architecture is what is counted
     "proxy: agrees": "good",
     "proxy: undecided": "half",
     "proxy: disagrees": "bad",
@@ -50,7 +50,7 @@ def content(results: list[Result]) -> dict[str, Any]:
         "rows": rows,
         "others": others,
         "verdicts": verdicts(rows),
-        "headline": headline(rows, others, results),
+        "headline": headline(rows, others, results, compared),
         "studies": [
             presented(study) | {"heading": heading(study, compared[0]), "markdown": markdown(study), "study": study}
             for study in compared
@@ -76,45 +76,53 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {word: answers[word] for word in order if answers[word]} | dict(rest.most_common())
 
 
-def headline(rows: list[dict[str, Any]], others: list[dict[str, Any]], results: list[Result]) -> list[str]:
-    """Return what was found in a few sentences: each experiment that counts, then proxies and counted properties."""
-
-    def counted(words: Counter[str]) -> str:
-        plain = {
-            "agrees": "in agreement with the paper",
-            "disagrees": "in disagreement",
-            "one seed": "with a single seed",
-            "one machine": "on a single machine",
-            "equal": "equal to the paper's",
-            "differs": "different",
-        }
-        return ", ".join(f"{n} {plain.get(word, word)}" for word, n in words.most_common())
-
+def headline(
+    rows: list[dict[str, Any]], others: list[dict[str, Any]], results: list[Result], compared: list[Study]
+) -> list[str]:
+    """Return what was found in a few sentences: each experiment that counts, the study, proxies and counted properties."""
     trained = sorted({str(r.get("data")) for r in results if str(r.get("data")).startswith("ilsvrc")})
-    decided = [
-        f"{row['says']} Measured: {', '.join(part for part in (answer['here'], answer['interval']) if part)} "
-        f"({answer['where']}): {answer['verdict']}."
-        for row in rows
-        for answer in row["answers"]
-        if row["kind"] != "count"
+    decided = [_told(row, answer) for row in rows for answer in row["answers"] if row["kind"] != "count"]
+    study = [
+        f"Ablations ({title(own)}{'; a proxy' if is_proxy(own) else ''}). {sentences(own)[0]}" for own in compared[:1]
     ]
-    proxies = Counter(line["verdict"].removeprefix("proxy: ") for line in others if line["verdict"].startswith("proxy"))
-    properties = Counter(
-        a["verdict"].removeprefix("counted: ") for row in rows if row["kind"] == "count" for a in row["answers"]
-    )
+    proxies: dict[str, set[str]] = {}
+    for line in others:
+        if line["verdict"].startswith("proxy"):
+            proxies.setdefault(line["name"], set()).add(line["verdict"].removeprefix("proxy: "))
+    disagree = [name for name, words in proxies.items() if "disagrees" in words]
+    agree = [name for name, words in proxies.items() if "agrees" in words and name not in disagree]
+    counted = {row["name"]: row["answers"][0]["verdict"] for row in rows if row["kind"] == "count"}
+    differ = [name for name, verdict in counted.items() if verdict == "counted: differs"]
     waiting = Counter(row["status"] for row in rows)
     return [
         f"Trained on ImageNet: {', '.join(trained) or 'nothing yet'}.",
         *decided,
+        *study,
         *(
-            [f"Proxies, the same experiments on other data, a smaller net or fewer epochs: {counted(proxies)}."]
+            [
+                f"Proxies, the same experiments on other data, with a smaller net or fewer epochs, tested {len(proxies)} claims: "
+                f"{_counted(agree)} in agreement with the paper in at least one experiment and in disagreement in none, "
+                f"{_counted(disagree)} in disagreement in at least one, {len(proxies) - len(agree) - len(disagree)} undecided."
+            ]
             if proxies
             else []
         ),
-        f"Properties counted on the net: {counted(properties)}.",
+        f"Of {len(counted)} numbers of the paper that follow from the architecture, {len(counted) - len(differ)} are those of the "
+        f"net and {_counted(differ)} are not; the page explains each.",
         f"Of {len(rows)} claims, {waiting['not run']} have not been tested at all, {waiting['proxy only']} only by proxies, and "
         f"{waiting['not comparable']} have results that cannot be compared with the paper's.",
     ]
+
+
+def _told(row: dict[str, Any], answer: dict[str, Any]) -> str:
+    interval = f" (95% interval {answer['interval']})" if answer["interval"] else ""
+    told = f"{row['says']} Measured: {answer['here']}{interval}, with {answer['where']}. Verdict: {answer['verdict']}"
+    rule = row["about"].get("reproduced if")
+    return f"{told} (it is reproduced if {rule})." if rule else f"{told}."
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "0"
 
 
 def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str, Any]:
@@ -123,12 +131,14 @@ def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str,
     uncounted: why other results do not count, as from ``evidence.why_uncounted``.
     """
     about = {
-        "measured on": ", ".join(part for part in (claim.data, claim.split, claim.protocol) if part),
+        "measured on": ", ".join(
+            part.replace("not said", "split not stated") for part in (claim.data, claim.split, claim.protocol) if part
+        ),
         "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
         "reproduced if": rule(claim),
         "derivation": claim.derivation,
         "note": claim.note,
-        "results that do not count": "; ".join(uncounted),
+        "results that do not count": "; ".join(uncounted) if claim.is_tested else "",
         "command": claim.command,
         "cost": cost(claim),
     }

@@ -39,7 +39,7 @@ def cost(claim: Claim) -> str:
 
 def hours(images: float, decimals: int = 0) -> str:
     """Return how long a GPU takes to train on so many images, as text."""
-    return f"{images / RATE / 3600:,.{decimals}f} hours at {RATE:,} images per second (arithmetic)"
+    return f"{images / RATE / 3600:,.{decimals}f} hours on a GPU that trains on {RATE:,} images per second (arithmetic)"
 
 
 def _runs(command: list[str]) -> list[list[str]]:

@@ -101,7 +101,7 @@ def kernels_drawn(kernels: Tensor, shares: list[float], whose: str) -> tuple[Fig
     shares: of colour, of each tower.
     """
     told = ", ".join(f"{100 * share:.0f}%" for share in shares)
-    caption = f"Figure 3: the first-layer kernels of {whose}. Share of colour in their energy, by tower: {told} (random weights: 67%)."
+    caption = f"Figure 3: the first-layer kernels of {whose}. Share of colour in the kernels' energy, by tower: {told} (random weights: 67%)."
     return figures.figure_3(kernels, len(shares)), caption
 
 

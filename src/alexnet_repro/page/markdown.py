@@ -22,7 +22,7 @@ _NO_ANSWER = {"here": "", "interval": "", "where": "", "why": "", "log_loss": ""
 
 def others_table(page: dict[str, Any]) -> str:
     """Return the other measurements as a Markdown table."""
-    return _table(page["others"], "says", "section", "where", "why", "here", "interval", "verdict")
+    return _table(page["others"], "says", "section", "where", "why", "paper", "here", "interval", "verdict")
 
 
 def _table(lines: list[dict[str, Any]], *columns: str) -> str:
@@ -46,9 +46,13 @@ def _mean_errors(results: list[Result]) -> str:
     return f"{means} ({'mean of seeds' if len(results) > 1 else 'seed'} {seeds})"
 
 
-def readme_block(page: dict[str, Any]) -> str:
-    """Return the README's block about the claims: experiments, counted properties, and claims not run."""
-    lines = [*(f"- {sentence}" for sentence in page["headline"]), ""]
+def readme_blocks(page: dict[str, Any]) -> dict[str, str]:
+    """Return the README's blocks about the claims: the findings in sentences, and the tables behind them."""
+    return {"findings": "\n".join(f"- {sentence}" for sentence in page["headline"]), "tables": _tables(page)}
+
+
+def _tables(page: dict[str, Any]) -> str:
+    lines: list[str] = []
     for number, study in enumerate(page["studies"]):
         lines += [
             f"**{study['heading']}** ({study['title']}{'; a proxy' if study['proxy'] else ''}). The baseline has a {study['baseline']}.",
@@ -71,7 +75,7 @@ def readme_block(page: dict[str, Any]) -> str:
         line for line in page["others"] if not line["in_study"] and not line["verdict"].startswith("proxy: one")
     ]:
         lines += ["<details><summary>Proxies of other claims, with several seeds</summary>", ""]
-        lines += [_table(several, "says", "here", "interval", "where", "verdict"), "", "</details>"]
+        lines += [_table(several, "says", "paper", "here", "interval", "where", "verdict"), "", "</details>"]
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":

@@ -20,7 +20,7 @@ from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures, plots
 from alexnet_repro.page.content import content, summary
 from alexnet_repro.page.drawings import drawings, kernels_drawn
-from alexnet_repro.page.markdown import claims_table, others_table, readme_block
+from alexnet_repro.page.markdown import claims_table, others_table, readme_blocks
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.page.study import READING
 from alexnet_repro.provenance import write_json
@@ -32,7 +32,7 @@ from alexnet_repro.training.run_folder import named
 from alexnet_repro.training.trainer import make_trainer
 
 CHECKOUT = Path(CONF).parent
-BEGIN, END = "<!-- made by alexnet_repro.report: begin -->", "<!-- made by alexnet_repro.report: end -->"
+MARKS = ("<!-- {}, made by alexnet_repro.report: begin -->", "<!-- {}, made by alexnet_repro.report: end -->")
 WAITING = (
     "Proxy only",
     "Not comparable",
@@ -259,12 +259,14 @@ def svg(name: str, figure: Figure) -> str:
 
 
 def refresh_readme(page: dict[str, Any]) -> None:
-    """Replace the block between BEGIN and END in the checkout's README."""
+    """Replace the blocks between MARKS in the checkout's README."""
     path = CHECKOUT / "README.md"
-    text = path.read_text() if path.is_file() else ""
-    if BEGIN in text and END in text:
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        new = f"{before}{BEGIN}\n{readme_block(page)}\n{END}{after}"
-        if new != text:
-            path.write_text(new)
-            print(f"updated: {path}")
+    text = new = path.read_text() if path.is_file() else ""
+    for name, block in readme_blocks(page).items():
+        begin, end = (mark.format(name) for mark in MARKS)
+        if begin in new and end in new:
+            before, after = new.split(begin)[0], new.split(end)[1]
+            new = f"{before}{begin}\n{block}\n{end}{after}"
+    if new != text:
+        path.write_text(new)
+        print(f"updated: {path}")

@@ -42,9 +42,14 @@ def presented(study: Study) -> dict[str, Any]:
         "lines": [_line(change, bounds) for change in study.changes],
         "sentences": sentences(study),
         "cost": cost(study),
-        "proxy": study.shared["scale"] == "proxy" or not str(study.shared["data"]).startswith("ilsvrc"),
+        "proxy": is_proxy(study),
         "csv": as_csv(study),
     }
+
+
+def is_proxy(study: Study) -> bool:
+    """Return whether a study is of a smaller net or of other images than the paper's."""
+    return study.shared["scale"] == "proxy" or not str(study.shared["data"]).startswith("ilsvrc")
 
 
 def title(study: Study) -> str:
@@ -65,7 +70,8 @@ def heading(study: Study, first: Study) -> str:
     if study is first:
         return "What each ingredient of the recipe is worth"
     others = [f"{key}={study.shared[key]}" for key in SHARED_KEYS if study.shared[key] != first.shared[key]]
-    return f"The same with {' '.join(others)}"
+    told = f"The same with {' '.join(others)}"
+    return told.replace("with precision=32-true", "in float32").replace("with precision=bf16-mixed", "in bfloat16")
 
 
 def baseline(study: Study) -> str:
@@ -84,7 +90,7 @@ def cost(study: Study) -> str:
     count, seconds = len(study.seconds), study.seconds
     told = (
         f"{count} runs of {min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes took {sum(seconds) / 3600:.1f} hours "
-        f"({', '.join(study.hardware).replace('1 threads', '1 thread') or 'unknown hardware'})."
+        f"({', '.join(study.hardware) or 'unknown hardware'})."
     )
     images = count * study.of_epochs * TRAINING_IMAGES["ilsvrc2012"]
     return told + (
@@ -96,34 +102,39 @@ def sentences(study: Study) -> list[str]:
     """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
     changes = [change for change in study.changes if change.is_tested]
     others = [change.ablation for change in study.changes if not change.is_tested]
-    worse = [c for c in changes if c.distinct and c.estimates["ten_crop"].value > 0]
-    better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
-    alone = [c for c in changes if not c.distinct and _excludes_zero(c)]
-    rest = [c for c in changes if not c.distinct and not _excludes_zero(c)]
+    failed = [c for c in changes if c.stuck == len(c.seeds)]
+    trained = [c for c in changes if c not in failed]
+    worse = [c for c in trained if c.distinct and c.estimates["ten_crop"].value > 0]
+    better = [c for c in trained if c.distinct and c.estimates["ten_crop"].value < 0]
+    alone = [c for c in trained if not c.distinct and _excludes_zero(c)]
+    rest = [c for c in trained if not c.distinct and not _excludes_zero(c)]
     number = f"{len(changes)} comparison{'s' * (len(changes) > 1)}"
     told = []
     if worse:
         told.append(f"Corrected for {number}, the ten-crop error is higher with {_listed(worse)}.")
-    told += [
-        f"With {c.ablation}, the training loss of {c.stuck} of {len(c.seeds)} runs never fell below 95% of that of guessing: "
-        f"these nets hardly trained, and their errors say nothing about a trained one."
-        for c in changes
-        if c.stuck
-    ]
     if better:
         told.append(f"Corrected for {number}, the ten-crop error is lower with {_listed(better)}.")
     if alone:
         told.append(
-            f"The interval of a single comparison excludes 0 with {_listed(alone)}; this does not survive the correction."
+            f"Before this correction, the 95% interval also excludes 0 with {_listed(alone)}; after it, the difference is not significant."
         )
     if rest:
-        widest = max(high - low for c in rest if (ends := _ends(c.estimates["ten_crop"])) for low, high in [ends])
+        ends = [ends for c in rest if (ends := _ends(c.estimates["ten_crop"]))]
         told.append(
-            f"A change of the ten-crop error is neither shown nor excluded for {_joined([c.ablation for c in rest])}: their "
-            f"intervals contain 0 and are up to {widest:.1f} points wide."
+            f"No effect was detected for {_joined([c.ablation for c in rest])}: the 95% intervals contain 0 and lie between "
+            f"{min(low for low, _ in ends):+.1f} and {max(high for _, high in ends):+.1f} points."
         )
-    if others:
-        told.append(f"Nothing can be said of {_joined(others)}: there are fewer than {SEEDS_NEEDED} seeds, or a NaN.")
+    told += [
+        f"With {_listed([c])}, the training loss of {c.stuck} of {len(c.seeds)} runs stayed above 95% of that of guessing: these "
+        f"runs failed to train, so that their errors do not measure the effect in a trained net."
+        for c in changes
+        if c.stuck
+    ]
+    few = [c.ablation for c in study.changes if not c.is_tested and len(c.seeds) < SEEDS_NEEDED]
+    if few:
+        told.append(f"Not tested: {_joined(few)}, with fewer than {SEEDS_NEEDED} seeds.")
+    if undefined := [name for name in others if name not in few]:
+        told.append(f"Not tested: {_joined(undefined)}, with a result that is not a number.")
     return told
 
 
@@ -243,8 +254,8 @@ def _seeds(seeds: list[int]) -> str:
 
 
 DIFFERENCES = (
-    "Differences are ablation minus baseline, in points, with 95% intervals over seeds and, for errors and log-loss of the "
-    "test images, over these images. Overfitting is the error of one view minus the training error, both measured without "
+    "Differences are ablation minus baseline, in points, with 95% intervals. The intervals reflect the variation between seeds "
+    "and, for the test error and log-loss, also the sampling of the test images. Overfitting is the error of one view minus the training error, both measured without "
     "dropout and random crops."
 )
 READING = (

@@ -51,7 +51,8 @@ def interval(claim: Claim, key: str, estimate: Estimate) -> str:
     """Return the 95% interval of one measure as text."""
     assert estimate.low is not None
     assert estimate.high is not None
-    return f"{numbers(claim, {key: estimate.low})} to {numbers(claim, {key: estimate.high})}"
+    low, high = (numbers(claim, {key: bound}) for bound in (estimate.low, estimate.high))
+    return f"{low.removesuffix(' times')} to {high}"
 
 
 def rule(claim: Claim) -> str | None:
@@ -66,8 +67,11 @@ def rule(claim: Claim) -> str | None:
         return "each of at least 3 runs has the property"
     unit = "" if claim.kind == "ratio" else " points"
     if claim.tolerance:
-        within = " / ".join(f"{value:g}" for value in claim.tolerance.values())
-        return f"the 95% interval over at least 3 seeds lies within {within}{unit} of the paper's value"
+        within = [f"{value:g}{' nats' if key.endswith('loss') else ''}" for key, value in claim.tolerance.items()]
+        if "nats" in within[-1]:
+            within[0] += unit
+            unit = ""
+        return f"the 95% interval over at least 3 seeds lies within {' / '.join(within)}{unit} of the paper's value"
     way = "above" if claim.more else "below"
     least = claim.neutral if claim.at_least is None else claim.at_least
     return f"the 95% interval over at least 3 seeds lies {way} {least:g}{unit}"

@@ -1,4 +1,4 @@
-"""How alike the representations of nets are that differ in their seed."""
+"""Compare the representations of nets that differ in their seed (linear CKA)."""
 
 from collections.abc import Sequence
 from itertools import combinations

@@ -26,7 +26,9 @@ class EstimateTime(L.Callback):
         self._ends = None
         if trainer.is_global_zero and trainer.max_epochs:
             updates = trainer.max_epochs * int(trainer.num_training_batches) - trainer.global_step
-            print(f"\n{in_words(seconds * updates)} to go: {updates:,} updates of {seconds:.2g} s each, and measuring")
+            print(
+                f"\ntime left: {in_words(seconds * updates)} for {updates:,} updates of {seconds:.2g} s, and then measuring"
+            )
 
 
 def in_words(seconds: float) -> str:

@@ -103,7 +103,7 @@ class Watchman(L.Callback):
             raise UserError(
                 f"the loss is {bad[0]} after {trainer.global_step} updates",
                 f"the learning rate is probably too high: start again with less than optim.lr={model.hparams['optim']['lr']}; "
-                "a last.ckpt in the run's folder is from before and still good",
+                "last.ckpt in the run's folder, if there is one, was saved before that and can be used",
             )
         plateau = math.log(model.classes)
         mean = sum(self._recent) / len(self._recent)
