@@ -22,8 +22,8 @@ from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import Interrupted
-from alexnet_repro.training.checkpoints import KeepLast
 from alexnet_repro.training.run import train
+from alexnet_repro.training.saving import KeepLast
 
 os.environ.setdefault("WANDB_MODE", "offline")
 FIGURES: list[str] = []  # what test_endurance.py survived

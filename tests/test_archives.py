@@ -276,6 +276,16 @@ def test_parquet_shards_give_the_store_of_the_class_folders(tmp_path: Path, run_
     assert not list(tmp_path.rglob("*.unpacked.tar")), "the unpacked copy must be removed"
 
 
+def test_two_stores_unpack_the_same_source_apart(cwd: Path) -> None:
+    """Two commands may prepare them at once; each removes its own copy."""
+    image_folder(cwd / "source")
+    with tarfile.open(cwd / "source.tgz", "w:gz") as tar:
+        tar.add("source", arcname=".")
+    copies = {scan(cwd / "source.tgz", None, cwd / store).temporary for store in ("one", "other")}
+    assert len(copies) == 2
+    assert all(copy is not None and copy.is_file() for copy in copies)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

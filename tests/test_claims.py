@@ -801,6 +801,19 @@ def test_two_gpus_are_compared_with_the_one_gpu_net_on_one_gpu() -> None:
     assert findings("two_gpus_faster", moved) == []
 
 
+def test_parts_of_a_benchmark_in_two_files_are_both_read(tmp_path: Path) -> None:
+    for part in ("loader", "step"):
+        one = {
+            "ratios": {},
+            "images_per_s": {part: 1.0},
+            "machine": "a GPU",
+            "commit": "abc",
+            "command": f"bench only={part}",
+        }
+        (tmp_path / f"{part}.json").write_text(json.dumps(one))
+    assert len(read_results(tmp_path)) == 2
+
+
 def test_results_are_read_once_and_damaged_results_are_named(tmp_path: Path) -> None:
     one = {
         **result(40),

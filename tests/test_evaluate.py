@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from alexnet_repro.claims.paper import claim_of
 from alexnet_repro.claims.results import read_results
 from alexnet_repro.claims.scores import VIEWS, errors, read_scores, save_scores, score
 from alexnet_repro.claims.screen import table
+from alexnet_repro.claims.verdict import judge
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.augment import centre_crop, nine_crop
 from alexnet_repro.data.batches import ValBatch
@@ -25,7 +27,7 @@ from alexnet_repro.data.manifest import manifest_checksum
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.ensemble import ensemble_claim, fitted
+from alexnet_repro.training.ensemble import common_facts, ensemble_claim, fitted
 from alexnet_repro.training.measurement import load_run, measure, predict_whole
 from alexnet_repro.training.run import train
 from alexnet_repro.training.setup import new_classifier
@@ -314,6 +316,25 @@ def test_ensembles_of_table_2_are_recognised() -> None:
     assert ensemble_claim({**plain, "members": 7, "pretrained_members": 2}) == "seven_cnns"
     assert ensemble_claim({**plain, "members": 7}) is None
     assert ensemble_claim({**plain, "members": 5, "pretrained_members": 2}) is None
+
+
+def test_an_ensemble_with_the_papers_errors_decides_seven_cnns(tmp_path: Path) -> None:
+    runs = []
+    for number in range(7):
+        runs.append(tmp_path / str(number))
+        runs[-1].mkdir()
+        facts = {"net": "alexnet", "recipe": "as_run", "ablation": "none", "data": "ilsvrc2012", "scale": "full"}
+        facts |= {"seed": number % 5, "epochs": 91, "of_epochs": 91, "batch_size": 128, "lr": 0.01}  # type: ignore[dict-item]
+        facts |= {"centre": {"top1_error": 40.0, "top5_error": 18.0, "log_loss": 1.7}}  # type: ignore[dict-item]
+        if number > 4:
+            facts |= {"experiment": "one_cnn_pretrained", "pretraining": "fine_tuned"}
+        (runs[-1] / "result.json").write_text(json.dumps(facts))
+    pair = {"top1_error": 36.7, "top5_error": 15.4, "log_loss": 1.5}
+    measured = {"ten_crop": pair, "centre": pair, "split": "val", "images": 50_000, "precision": "32-true", "file": ""}
+    ensemble: Any = {**common_facts(runs), "data": "ilsvrc2012", **measured}
+    assert ensemble["experiment"] is None
+    (found,) = judge([ensemble])["seven_cnns"]
+    assert found.verdict == "one seed, inside"  # an ensemble is one sample
 
 
 WNIDS = [f"n0144{i}" + "0" * 3 for i in range(6)]

@@ -15,6 +15,7 @@ from torch import nn
 from alexnet_repro import AlexNet, features, load_net
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.layers import GroupedLinear
+from alexnet_repro.sharing.card import _errors
 from alexnet_repro.sharing.exporting import SUFFIXES
 from alexnet_repro.sharing.nets import METADATA
 from alexnet_repro.sharing.onnx_file import write_onnx
@@ -114,6 +115,16 @@ def test_exported_files_describe_themselves_and_give_the_runs_logits(
         again = features(load_net(path, at_chance=True), pictures, ["fc8"])["fc8"]
         np.testing.assert_array_equal(again, logits)
     assert "| recipe | as_run |" in (paths["hub"] / "README.md").read_text()
+
+
+def test_card_of_a_result_without_log_loss_leaves_it_empty() -> None:
+    """Results of version 0.1 have none."""
+    facts = {
+        "centre": {"top1_error": 57.5, "top5_error": 9.0},
+        "nine_crop": {"top1_error": 57.0, "top5_error": 9.5, "log_loss": 1.5},
+    }
+    lines = _errors(facts).splitlines()
+    assert lines[-2:] == ["| one view | 57.5 | 9.0 |  |", "| nine crops | 57.0 | 9.5 | 1.500 |"]
 
 
 def test_failed_export_leaves_no_half_of_a_folder(

@@ -19,7 +19,6 @@ from filelock import FileLock
 from PIL import Image
 from torchvision.models.feature_extraction import create_feature_extractor
 
-import alexnet_repro
 from alexnet_repro import Classifier, LocalResponseNorm, Store, features, load_net, preprocess
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
@@ -333,8 +332,3 @@ def test_documented_code_runs(small_alexnet: Path, pictures: Path, model: Classi
     with torch.inference_mode():
         traced = extractor(inputs)
     np.testing.assert_array_equal(traced["conv5"], seen["conv5"])
-
-
-def test_the_function_is_not_hidden_by_the_command_of_the_same_name() -> None:
-    """``import alexnet_repro.features`` gives the command's module, and ``from alexnet_repro import features`` the function."""
-    assert callable(alexnet_repro.features)

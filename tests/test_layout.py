@@ -21,17 +21,20 @@ LAYERS = [
     {"cli"},
     {"option_errors"},
     {"command_options"},
-    {"configs", "options", "provenance", "sweep"},
+    {"configs", "options", "files", "provenance", "sweep"},
+    {"processes"},
     {"errors"},
 ]
 LAYER_OF = {component: number for number, layer in enumerate(LAYERS) for component in layer}
 MAY_IMPORT = {  # components that import less than the layers below them
     "net": {"net", "errors"},
-    "data": {"data", "errors", "provenance"},
-    "claims": {"claims", "data", "net", "errors", "configs", "provenance"},
+    "data": {"data", "errors", "files", "processes", "provenance"},
+    "claims": {"claims", "data", "net", "errors", "configs", "files", "provenance"},
     "configs": set(),
     "errors": set(),
-    "provenance": {"provenance", "errors"},
+    "files": {"errors"},
+    "processes": {"errors"},
+    "provenance": {"errors"},
     "sweep": {"errors"},
 }
 HYDRA = {"cli", "sweep", *LAYERS[0]}

@@ -147,6 +147,7 @@ def test_resumed_schedule_equals_uninterrupted_schedule() -> None:
 # 0.00001 and to 0, whether that of biases fell to 0.002 (with the first drop of the weights), and the number of epochs.
 # None: no such step.
 LOG = {
+    "run_141_fall2009": ((6, 13, 25), 18, 21, False, 28),
     "run_145_2010": ((23, 51, 78), 68, 72, True, 93),
     "run_145_2012": ((25, 51, 79), 67, 72, False, 91),
     "run_145_half": ((20, 48, 79), 66, 72, False, 96),

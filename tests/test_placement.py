@@ -18,11 +18,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.nn import functional as F
 
+from alexnet_repro.errors import IN_USE, USER_ERROR, InUse, UserError
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.net.placement import Link, crossing_bytes, keep_tower
+from alexnet_repro.training import launcher
 from tests.conftest import image_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -120,6 +123,36 @@ def test_unsupported_placements_are_refused(
     assert problem in err
     assert "Traceback" not in err
     assert not Path("r").exists()
+
+
+def test_a_job_of_several_processes_that_fails_ends_neither_the_sweep_nor_its_number_of_threads(
+    cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job's processes share the cores; the next job may have another number of processes."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launcher, "sweeping", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    seen, statuses = [], iter((USER_ERROR, IN_USE, USER_ERROR))
+
+    def fail(*_: Any) -> Callable[..., None]:
+        def start(*_: Any) -> None:
+            seen.append(os.environ["OMP_NUM_THREADS"])
+            failure = ProcessFailure(0, 1, next(statuses), "none")
+            raise ChildFailedError("train", {0: failure})
+
+        return start
+
+    monkeypatch.setattr(launcher, "elastic_launch", fail)
+    for processes, kind in ((2, UserError), (8, InUse)):
+        with pytest.raises(UserError, match="ended with the error above") as error:
+            launcher._launch("train", processes, [])
+        assert type(error.value) is kind
+    assert seen == ["8", "2"]
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setattr(launcher, "sweeping", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        launcher._launch("train", 2, [])
+    assert end.value.code == USER_ERROR
 
 
 def test_odd_number_of_processes_is_refused(

@@ -217,3 +217,5 @@ def test_colour_noise_is_turned_off_late_only_in_the_2012_recipe(
             on.append(model.colour_noise_is_on())
         assert on == [True] * (last + 1) + [False] * (epochs - last - 1)
         monkeypatch.undo()
+    never = composed(small_store, "augment.colour_noise_epochs=0")
+    assert not new_classifier(never, Store(small_store)).colour_noise_is_on()

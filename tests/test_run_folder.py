@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import hardware
-from alexnet_repro.training import checkpoints, launcher
+from alexnet_repro.training import launcher, saving
 from alexnet_repro.training.checkpoints import OneFile
 from alexnet_repro.training.run_folder import LONGEST_NAME, run_name, wait_for
 from alexnet_repro.training.run_lock import LEASE
@@ -45,7 +45,7 @@ def test_run_resumes_where_its_folder_and_its_store_were_moved_to(
 ) -> None:
     shutil.copytree(tiny_store, cwd / "fast disk")
     run = copied(stopped, cwd / "my run, ünï = 1")
-    monkeypatch.setattr(checkpoints, "hardware", lambda *_: "1 x NVIDIA H200")
+    monkeypatch.setattr(saving, "hardware", lambda *_: "1 x NVIDIA H200")
     status, out, err = resume(run, cwd / "fast disk", run_command, "trainer.workers=1")
     assert status == 0, err
     assert "resuming" in out
@@ -97,6 +97,25 @@ def test_option_that_is_newer_than_the_run_does_not_forbid_resuming(
     assert status == 2
     assert "net.same_map_norm=True (was None)" in err
     assert resume(run, tiny_store, run_command)[0] == 0
+
+
+def test_resumed_run_that_had_reached_stop_at_is_only_measured(tiny_store: Path, cwd: Path, run_command: Run) -> None:
+    line = ("train", *SMALL, f"data.store={tiny_store}", "run=r", "epochs=5", "stop_at=99.5")
+    assert run_command(*line)[0] == 0
+    before = json.loads(Path("r/result.json").read_text())
+    assert before["epochs"] < 5
+    weights = torch.load("r/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    Path("r/result.json").unlink()  # as if it had been interrupted while it was measured
+    status, _, err = run_command(*line, "resume=true")
+    assert status == 0, err
+    after = json.loads(Path("r/result.json").read_text())
+    assert (after["epochs"], after["history"], after["centre"]) == (
+        before["epochs"],
+        before["history"],
+        before["centre"],
+    )
+    again = torch.load("r/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_run_in_use_is_refused_and_a_dead_process_loses_its_lock(

@@ -17,11 +17,11 @@ import torch
 from conftest import SMALL, stopping_after_an_epoch
 
 from alexnet_repro.claims.scores import read_kernels, read_scores, top_k_misses
+from alexnet_repro.files import write_json
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.provenance import write_json
-from alexnet_repro.training import checkpoints
-from alexnet_repro.training.checkpoints import KeepLast
+from alexnet_repro.training import saving
 from alexnet_repro.training.classifier import Classifier
+from alexnet_repro.training.saving import KeepLast
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ("data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=5", "epochs=2", "optim.lr=0.001")
@@ -224,8 +224,8 @@ def test_epochs_shorter_than_writing_are_not_all_saved(
 
     monkeypatch.setattr(KeepLast, "_save", watched)
     monkeypatch.setattr(Classifier, "on_validation_epoch_start", ask_to_stop)
-    monkeypatch.setattr(checkpoints, "LONG_WRITING", 0)
-    monkeypatch.setattr(checkpoints, "WRITING_SHARE", 1e9)
+    monkeypatch.setattr(saving, "LONG_WRITING", 0)
+    monkeypatch.setattr(saving, "WRITING_SHARE", 1e9)
     line = ("train", *SMALL, f"data.store={tiny_store}", "run=r", "epochs=5")
     status, _, err = run_command(*line)
     assert (status, saved) == ((0, [0, 4]) if asked_in is None else (130, [0, 2])), err

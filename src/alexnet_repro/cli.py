@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.errors import Interrupted, InUse, ProcessDied, UserError
-from alexnet_repro.provenance import rank
+from alexnet_repro.errors import IN_USE, USER_ERROR, Interrupted, InUse, ProcessDied, UserError
+from alexnet_repro.processes import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
 
 MODULES = {  # the module that defines each command's function
@@ -63,7 +63,7 @@ def command(name: str) -> None:
         except (UserError, OmegaConfBaseException) as error:
             told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
             if not sweeping():
-                _fail(told)
+                _fail(told, IN_USE if isinstance(error, InUse) and "WORLD_SIZE" in os.environ else USER_ERROR)
             told_first = told.splitlines()[0]
             if isinstance(error, InUse):  # another sweep does this job
                 print(f"skipped: {told_first}")
@@ -189,7 +189,7 @@ def _interrupted(message: str) -> None:
     sys.exit(130)
 
 
-def _fail(message: str, status: int = 2) -> None:
+def _fail(message: str, status: int = USER_ERROR) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 

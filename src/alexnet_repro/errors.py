@@ -14,6 +14,10 @@ class UserError(Exception):
         return self.problem + (f"\n  {self.remedy}" if self.remedy else "")
 
 
+USER_ERROR = 2  # exit status
+IN_USE = 3  # exit status of one of several processes; the one that started them ends with USER_ERROR
+
+
 class InUse(UserError):
     """Another process works in the folder of a run."""
 

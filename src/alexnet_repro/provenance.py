@@ -1,59 +1,16 @@
 """Record what a result depends on besides its config: hardware, versions, commit and command."""
 
-import errno
-import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-from alexnet_repro.errors import InUse, UserError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-
-
-def tasks() -> int:
-    """Return the number of processes of this run that torchrun or Slurm started, or 1 for a process on its own.
-
-    Raises UserError if the environment holds something other than a number.
-    """
-    if "WORLD_SIZE" in os.environ:
-        return number("WORLD_SIZE", 1)
-    if "SLURM_PROCID" in os.environ:  # a task of a job step, which may have fewer tasks than its job
-        return number("SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS", 1)
-    return 1
-
-
-def rank() -> int:
-    """Return the rank that torchrun or Slurm gave this process, or 0 if there is only one process.
-
-    Raises UserError if the environment holds something other than a number from 0 to ``tasks() - 1``.
-    """
-    if tasks() == 1:
-        return 0
-    name = "RANK" if "WORLD_SIZE" in os.environ else "SLURM_PROCID"
-    if (own := number(name, 0)) >= tasks():
-        raise UserError(f"the environment has {name}={own}, but only {tasks()} processes")
-    return own
-
-
-def number(name: str, least: int) -> int:
-    """Return a whole number from the environment, ``least`` if it is not set. Raise UserError if it is no such number."""
-    value = os.environ.get(name, str(least))
-    if not value.isdecimal() or int(value) < least:
-        raise UserError(
-            f"the environment has {name}={value}, which is not a whole number from {least}",
-            f"start the processes with torchrun or srun, or run: unset {name}",
-        )
-    return int(value)
 
 
 def hardware(device: "torch.device", processes: int = 1) -> str:
@@ -91,11 +48,6 @@ def processor(field: str = "model name") -> str:
         return platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _commit() -> str | None:
     """Return the commit of the checkout, with a + for uncommitted changes, or None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
@@ -110,56 +62,3 @@ def _commit() -> str | None:
         return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at ``path`` only when the block ends without an error.
-
-    The content is on the disk before the file appears, so that a power failure leaves either the old file or the new.
-    """
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        if error.errno is None and re.search(r"requested and \d+ written|Not enough free space", str(error)):  # numpy's
-            raise OSError(errno.ENOSPC, str(error), str(path)) from None
-        error.filename = error.filename or str(path)
-        raise
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def one_process_at_a_time(path: Path, problem: str, remedy: str) -> Iterator[None]:
-    """Hold the lock PATH.lock, in a folder that is created if needed, while ``path`` is made.
-
-    Raises InUse, with what is wrong and what to do, if another process holds it.
-    """
-    from filelock import FileLock, Timeout  # imported here because every command imports this module at its start
-
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
-    is_new = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with lock:
-            try:
-                yield
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
-                if is_new and not any(path.parent.iterdir()):  # nothing was made
-                    path.parent.rmdir()
-    except Timeout:
-        raise InUse(problem, remedy) from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result as JSON, complete or not at all."""
-    with written_whole(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())

@@ -16,10 +16,9 @@ from alexnet_repro.benchmarks.loading import bench_loader, bench_prepare
 from alexnet_repro.benchmarks.processes import bench_memory, bench_placement
 from alexnet_repro.benchmarks.step import bench_eval, bench_step
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import machine, write_json
+from alexnet_repro.files import write_json
+from alexnet_repro.provenance import machine
 from alexnet_repro.training.trainer import keep_freed_memory
-
-PARTS = ("prepare", "loader", "step", "eval", "placement", "memory")
 
 
 def bench(cfg: DictConfig) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     }
     ratios: dict[str, float | None] = {}
     speed: dict[str, float] = {}
-    for name in [cfg.only] if cfg.only else PARTS:
+    for name in [cfg.only] if cfg.only else parts:
         if device.type == "cuda" and name in ("placement", "memory"):
             print(f"{name} is measured on a CPU: trainer.accelerator=cpu only={name}")
             continue

@@ -26,7 +26,7 @@ from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import write_store
-from alexnet_repro.provenance import cores
+from alexnet_repro.processes import cores
 
 
 def in_turns(things: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -187,7 +187,7 @@ def bench_prepare(repeats: int) -> tuple[dict[str, float], dict[str, float]]:
             for path in files:
                 np.asarray(rescale(Image.open(path).convert("RGB")))
 
-        threads = os.cpu_count() or 1
+        threads = cores()
         seconds = in_turns({"one": ours(1), "all": ours(threads), "torchvision": torchvision}, repeats)
     ratios = {
         "prepare_all_cores": seconds["one"] / seconds["all"],

@@ -1,7 +1,6 @@
 """Benchmarks that run in separate processes: placement on two devices, and peak memory."""
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -20,11 +19,12 @@ from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.split import Split, shard_name
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.placement import Link, crossing_bytes, keep_tower
+from alexnet_repro.processes import cores
 from alexnet_repro.training.trainer import fast_bfloat16, keep_freed_memory
 
 
 def bench_placement(batch: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Time two processes, each with one tower and one thread, against one process with two threads.
+    """Time two processes, each with one tower and half of the cores, against one process with all.
 
     Raises AssertionError if the bytes sent between the processes differ from ``crossing_bytes``.
     """
@@ -66,7 +66,7 @@ def _placed_steps(rank: int, processes: int, batch: int, steps: int, out: str, m
     torch.manual_seed(0)
     net, link = AlexNet(), None
     if processes == 2:
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+        torch.set_num_threads(max(1, cores() // 2))
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
         link = Link(None, rank)
         keep_tower(net, link)

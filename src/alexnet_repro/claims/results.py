@@ -194,7 +194,17 @@ def read_results(*folders: Path) -> list[Result]:
             of = "" if path.name == "result.json" else f"{path.stem}-"
             if (retrieval := path.with_name(f"{of}retrieval.json")).is_file():
                 content["retrieval"] = read_result(retrieval, "same_class")
-            identity = (*SHARED_KEYS, "ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine")
+            identity = (
+                *SHARED_KEYS,
+                "ablation",
+                "seed",
+                "seeds",
+                "checkpoint",
+                "commit",
+                "seconds",
+                "machine",
+                "command",
+            )
             key = (*(str(content.get(k)) for k in identity), "ten_crop" in content)
             results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet_repro.data.module import replica_of
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 
 MEASURED = ("top1_error", "top5_error", "log_loss")
 KERNELS = "conv1/kernels"
-VIEWS: tuple[str, ...] = ("centre", "ten_crop", "nine_crop")
+VIEW_NAMES = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
+VIEWS = tuple(VIEW_NAMES)
 Errors = dict[str, float]
 
 

@@ -3,17 +3,16 @@
 from typing import Any
 
 from alexnet_repro.claims.paper import expected_errors, read_claims
-from alexnet_repro.claims.scores import VIEWS
+from alexnet_repro.claims.scores import VIEW_NAMES, VIEWS
 
 
 def table(result: dict[str, Any]) -> str:
     """Return a table of a run's errors and the paper's, with notes on whether they can be compared."""
     rows = [("error, %", "top-1", "top-5", "log-loss")]
     subject = f"mean of {result['members']} nets" if "members" in result else "this run"
-    names = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
     for view, pair in ((view, result[view]) for view in VIEWS if view in result):
         nats = f"{pair['log_loss']:.3f}" if "log_loss" in pair else ""
-        rows.append((f"{subject}, {names[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
+        rows.append((f"{subject}, {VIEW_NAMES[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
     lines = []
     if claim := result["claim"]:
         paper = read_claims()[claim]

@@ -15,7 +15,7 @@ from typing import Any
 
 from alexnet_repro.data import parquet
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 
 UNPACKED = ".unpacked.tar"
 LARGEST_FILE = 2**28  # bytes of an encoded image
@@ -50,11 +50,11 @@ class File:
         return data
 
 
-def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File | str]:
+def entries(path: Path, beside: Path, skipped: list[str]) -> Iterator[File | str]:
     """Yield every file below ``path``, including the members of tars, and every folder.
 
     A folder is a string that ends in /. A folder with Parquet shards stands for the images in them. A compressed tar is
-    unpacked into the folder ``unpack_into``. Links stand for the files that they lead to; in a tar, links to folders are
+    unpacked ``beside`` a store, into a file whose name begins with the store's. Links stand for the files that they lead to; in a tar, links to folders are
     left out. Of several members with the same name, the last one counts, as when a tar is unpacked.
     What is left out for another reason than a leading dot is added to ``skipped``, with its number and an example.
 
@@ -67,11 +67,11 @@ def entries(path: Path, unpack_into: Path, skipped: list[str]) -> Iterator[File 
             is_tar = True  # a damaged compressed tar; _uncompressed reports it
         if not is_tar:
             raise UserError(f"source={path} is neither a folder nor a tar")
-        plain = _uncompressed(path, unpack_into)
+        plain = _uncompressed(path, beside)
         yield from _members(plain, 0, plain.stat().st_size, "", skipped)
         return
     if shards := sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
-        plain = parquet.as_tar(shards, unpack_into, UNPACKED, skipped)
+        plain = parquet.as_tar(shards, beside, UNPACKED, skipped)
         images = (file for file in _members(plain, 0, plain.stat().st_size, "", skipped) if isinstance(file, File))
         yield from sorted(images, key=lambda file: file.name)  # as in class folders, which give the same store
         return
@@ -192,10 +192,10 @@ def _named(path: Path, prefix: str) -> str:
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ": lzma}
 
 
-def _uncompressed(path: Path, unpack_into: Path) -> Path:
+def _uncompressed(path: Path, beside: Path) -> Path:
     """Return the path of an uncompressed tar, whose members can be read in any order.
 
-    Returns ``path`` itself, or an unpacked copy in ``unpack_into`` if the tar is compressed.
+    Returns ``path`` itself, or an unpacked copy ``beside`` the store if the tar is compressed.
     """
     with path.open("rb") as file:
         magic = file.read(6)
@@ -203,9 +203,9 @@ def _uncompressed(path: Path, unpack_into: Path) -> Path:
     if opener is None:
         return path
     identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
-    copy = unpack_into / f"{path.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{UNPACKED}"
+    copy = beside.with_name(f"{beside.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{UNPACKED}")
     if not copy.exists():
-        unpack_into.mkdir(parents=True, exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             with written_whole(copy) as out, opener.open(path) as packed:
                 shutil.copyfileobj(packed, out, 2**20)

@@ -14,7 +14,7 @@ from alexnet_repro.data.batches import TrainBatch, TrainImages, ValBatch, ValIma
 from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.split import JoinedSplits, Split
 from alexnet_repro.data.store import Store
-from alexnet_repro.provenance import cores
+from alexnet_repro.processes import cores
 
 
 class StoreData(L.LightningDataModule):

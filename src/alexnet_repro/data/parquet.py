@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 from alexnet_repro.data import devkit
 from alexnet_repro.errors import UserError, needed
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 
 SHARD = re.compile(r"(train|validation|val|test)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 WNID = re.compile(r"n\d{8}")
 ROWS = 64  # that are held in memory
 
 
-def as_tar(shards: list[Path], unpack_into: Path, suffix: str, skipped: list[str]) -> Path:
-    """Write the images of all shards to one tar in ``unpack_into``, once, and return its path.
+def as_tar(shards: list[Path], beside: Path, suffix: str, skipped: list[str]) -> Path:
+    """Write the images of all shards to one tar ``beside`` the store, once, and return its path.
 
     Parquet has no fast access to a single image, and a store's images are in another order. Members are named
     split/class/file; the class is the WordNet ID in the name of the image, if it has one, otherwise the name of its label.
@@ -35,14 +35,14 @@ def as_tar(shards: list[Path], unpack_into: Path, suffix: str, skipped: list[str
     _refuse_gaps(shards)
     sizes = sum(shard.stat().st_size for shard in shards)
     identity = " ".join(f"{s.resolve()} {s.stat().st_size} {s.stat().st_mtime_ns}" for s in shards)
-    copy = unpack_into / f"parquet.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{suffix}"
+    copy = beside.with_name(f"{beside.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{suffix}")
     if copy.exists():
         return copy
-    unpack_into.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(unpack_into).free
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(copy.parent).free
     if free < 1.05 * sizes:
         raise UserError(
-            f"the images of {len(shards)} Parquet shards take {sizes / 1e9:.1f} GB in {unpack_into}, for the time of the preparation, "
+            f"the images of {len(shards)} Parquet shards take {sizes / 1e9:.1f} GB in {copy.parent}, for the time of the preparation, "
             f"and {free / 1e9:.1f} GB are free",
             "free some space, or choose another disk with data.store=PATH",
         )

@@ -15,7 +15,7 @@ from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_folder import refuse_taken
 from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import one_process_at_a_time
+from alexnet_repro.files import one_process_at_a_time
 
 
 def prepare(cfg: DictConfig) -> Store:
@@ -24,7 +24,7 @@ def prepare(cfg: DictConfig) -> Store:
     With ``cfg.verify``, only compare the files of the existing store with their checksums. Raises InUse if another
     process prepares the same store, and UserError for what can't be prepared.
     """
-    if cfg.get("verify"):
+    if cfg.verify:
         return _verify(Path(str(cfg.data.store)))
     store = Path(str(cfg.data.store))
     if store.is_symlink() or not store.name:  # the store that a link leads to is replaced, and the link stays
@@ -62,7 +62,7 @@ def _prepared(cfg: DictConfig) -> Store:
         return convert(cfg, Store(Path(str(cfg.source))))
     held_out_as = cfg.data.get("hold_out_as", "val")
     found = source.scan(
-        Path(str(cfg.source)), cfg.data.hold_out_every, store.parent, held_out_as, cfg.data.get("hold_out_seed")
+        Path(str(cfg.source)), cfg.data.hold_out_every, store, held_out_as, cfg.data.get("hold_out_seed")
     )
     if cfg.data.source == "cifar10":
         found.files = in_official_order(found.files)

@@ -22,7 +22,7 @@ from alexnet_repro.data import jpeg
 from alexnet_repro.data.jpeg import RGB
 from alexnet_repro.data.manifest import SHARD
 from alexnet_repro.data.split import shard_name
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 
 
 @dataclass(frozen=True)

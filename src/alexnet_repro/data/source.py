@@ -33,7 +33,7 @@ class Found:
 def scan(
     path: Path,
     hold_out_every: int | None,
-    unpack_into: Path,
+    beside: Path,
     hold_out_as: str = "val",
     hold_out_seed: int | None = None,
 ) -> Found:
@@ -47,7 +47,7 @@ def scan(
     Splits are folders or tars named train, val and test above the class folders. If the source has no split
     ``hold_out_as``, every ``hold_out_every``-th image of each class becomes that split (None: no image does), or, with
     ``hold_out_seed``, as many images drawn at random. A compressed tar is unpacked once, as one file, into
-    ``unpack_into``.
+    a file ``beside`` a store, whose name begins with the store's.
 
     Raises UserError if the path is missing, if there are no images, if a class folder is empty, or if a class has no
     training images.
@@ -57,7 +57,7 @@ def scan(
     files, folders = [], set()
     skipped: list[str] = []
     # ImageNet has 1.3 million files; a short listing shows no bar
-    for entry in tqdm(entries(path, unpack_into, skipped), f"listing {path}", unit=" files", delay=2, leave=False):
+    for entry in tqdm(entries(path, beside, skipped), f"listing {path}", unit=" files", delay=2, leave=False):
         if isinstance(entry, str):
             folders.add(printable(entry))
         else:

@@ -22,7 +22,8 @@ from alexnet_repro.data.split import shard_name
 from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.data.store_folder import put_in_place, refuse_full_disk, refuse_taken, start_or_resume
 from alexnet_repro.errors import Interrupted, UserError
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
+from alexnet_repro.processes import cores
 
 SPLITS = ("train", "val", "test", "unlabelled")
 
@@ -63,7 +64,7 @@ def write_store(
     checksums: dict[str, str] = {}
     with (
         _quiet_decoders() as screen,
-        ThreadPoolExecutor(workers or os.cpu_count()) as threads,
+        ThreadPoolExecutor(workers or cores()) as threads,
         tqdm(total=len(examples), unit=" images", desc=f"preparing {store}", file=screen) as bar,
     ):
         try:

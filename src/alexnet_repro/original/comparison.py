@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.photos import patches
 from alexnet_repro.errors import UserError
+from alexnet_repro.files import write_json
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.original.layer_files import FIRST_RATE, Layer, Log, read_layers
 from alexnet_repro.original.mistakes import mistakes_of
 from alexnet_repro.original.plain_net import PlainNet
 from alexnet_repro.original.translation import in_file_order, names_here, own_net, plain_copy, recipe_of, relative
-from alexnet_repro.provenance import machine, write_json
+from alexnet_repro.provenance import machine
 from alexnet_repro.training.optim import ByHand, PaperSGD, parameter_groups
 
 # A run of the log: the config files with its difference from recipe=as_run, and its schedule.

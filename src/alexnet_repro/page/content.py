@@ -2,7 +2,6 @@
 
 from collections import Counter
 from datetime import date
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,9 +10,10 @@ from alexnet_repro.claims.evidence import why_uncounted
 from alexnet_repro.claims.finding import Finding
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result, label
+from alexnet_repro.claims.scores import VIEW_NAMES
 from alexnet_repro.claims.study import Study, baselines, studies
 from alexnet_repro.claims.verdict import DECIDED, SINGLE, deciding, judge, status
-from alexnet_repro.configs import CONF
+from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
 from alexnet_repro.page.study import SCALES, baseline, heading, is_proxy, markdown, presented, sentences, title
@@ -223,7 +223,7 @@ def source(result: Result) -> dict[str, str]:
         for key in ("centre", "ten_crop")
     ]
     return {
-        "file": result["file"].removeprefix(f"{Path(CONF).parent}/"),
+        "file": result["file"].removeprefix(f"{CHECKOUT}/"),
         "what": label(result) if "recipe" in result else "speed",
         "measured on": f"{result['images']:,} {result['split']}" if {"images", "split"} <= result.keys() else "",
         "epochs": str(result.get("epochs", "")),
@@ -239,11 +239,12 @@ def ensemble(result: Result) -> dict[str, str]:
     """Return a row of the table of ensembles: the members' mean error, the ensemble's, and the gain."""
     facts = cast(dict[str, Any], result)
     lower, error = facts["gain"]["top1_error"], facts[facts["gain"]["view"]]["top1_error"]
-    views = {"centre": "one view", "ten_crop": "ten crops", "nine_crop": "nine crops"}
     one, five = (read_claims()[name].value["top1_error"] for name in ("one_cnn", "five_cnns"))
     return {
         "what": ", ".join(
-            part for part in (label(result), SCALES.get(result.get("scale", "")), views[facts["gain"]["view"]]) if part
+            part
+            for part in (label(result), SCALES.get(result.get("scale", "")), VIEW_NAMES[facts["gain"]["view"]])
+            if part
         ),
         "alone": f"{error + lower['value']:.1f}",
         "together": f"{error:.1f}",

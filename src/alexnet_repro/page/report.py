@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from alexnet_repro.claims.results import Result, read_results, shared_key
-from alexnet_repro.configs import CONF
+from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
+from alexnet_repro.files import write_json
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures, plots
@@ -23,7 +24,6 @@ from alexnet_repro.page.drawings import drawings, kernels_drawn
 from alexnet_repro.page.markdown import claims_table, others_table, readme_blocks
 from alexnet_repro.page.retrieval import look, nearest, retrieval_quality
 from alexnet_repro.page.study import READING
-from alexnet_repro.provenance import write_json
 from alexnet_repro.sharing.index import index
 from alexnet_repro.sharing.similarity import FEWEST, similarity
 from alexnet_repro.training.launcher import world
@@ -31,7 +31,6 @@ from alexnet_repro.training.measurement import fitting_store, load_run
 from alexnet_repro.training.run_folder import named
 from alexnet_repro.training.trainer import make_trainer
 
-CHECKOUT = Path(CONF).parent
 MARKS = ("<!-- {}, made by alexnet_repro.report: begin -->", "<!-- {}, made by alexnet_repro.report: end -->")
 WAITING = (
     "Proxy only",
@@ -61,8 +60,8 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(
             "readme=true updates the README of a checkout, but this package is not installed from a checkout"
         )
-    if world(cfg) > 1 or (cfg.images is not None and cfg.images < 1):
-        raise UserError("report works on one device, and images= must be a number above 0 or null")
+    if world(cfg) > 1:
+        raise UserError("report works on one device", "remove placement")
     ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
     results = read_results(*runs, *ensembles, *([published] if published.is_dir() else []))
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)

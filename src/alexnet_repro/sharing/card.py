@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from alexnet_repro.claims.scores import VIEW_NAMES
 from alexnet_repro.sharing.nets import TrainedNet
 
 
@@ -70,14 +71,15 @@ The classes are those of the training images: {_some(content["classes"])}. The n
 
 
 def _errors(facts: dict[str, Any]) -> str:
-    views = {"centre": "one view", "ten_crop": "ten crops"}
     measured = [
-        f"| {words} | {facts[view]['top1_error']:.1f} | {facts[view]['top5_error']:.1f} | {facts[view]['log_loss']:.3f} |"
-        for view, words in views.items()
-        if view in facts
+        f"| {words} | {pair['top1_error']:.1f} | {pair['top5_error']:.1f} | {f'{nats:.3f}' if nats is not None else ''} |"
+        for view, words in VIEW_NAMES.items()
+        if (pair := facts.get(view))
+        for nats in [pair.get("log_loss")]
     ]
     if measured:
-        head = f"On the split {facts['split']} ({facts['images']:,} images), errors in percent, log-loss in nats:"
+        of = f"{facts['split']} ({facts['images']:,} images)" if {"split", "images"} <= set(facts) else "not recorded"
+        head = f"Split: {of}. Errors in percent, log-loss in nats:"
         return "\n".join([head, "", "| view | top-1 error | top-5 error | log-loss |", "|---|---|---|---|", *measured])
     if facts.get("validation_error") is not None:
         return f"Top-1 error on the validation images, one view: {facts['validation_error']:.1f}%."

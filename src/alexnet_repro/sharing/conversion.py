@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.data.store import sha256
 from alexnet_repro.errors import UserError, needed
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 from alexnet_repro.sharing import caffe
 from alexnet_repro.sharing.nets import layers_with_weights, refusal
 from alexnet_repro.training.checkpoints import FORMAT

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from alexnet_repro.errors import UserError, needed
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 from alexnet_repro.sharing.card import model_card
 from alexnet_repro.sharing.nets import METADATA, TrainedNet, described, load
 from alexnet_repro.sharing.steps import PlainNet

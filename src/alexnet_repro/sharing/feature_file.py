@@ -19,7 +19,7 @@ from tqdm import tqdm
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import Interrupted, UserError, needed
-from alexnet_repro.provenance import one_process_at_a_time, write_json, written_whole
+from alexnet_repro.files import one_process_at_a_time, write_json, written_whole
 from alexnet_repro.sharing.features import Inputs, checked, outputs
 from alexnet_repro.sharing.nets import TrainedNet, load, preprocessing
 

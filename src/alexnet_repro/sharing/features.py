@@ -21,7 +21,7 @@ from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.provenance import cores
+from alexnet_repro.processes import cores
 from alexnet_repro.sharing.nets import load_net
 from alexnet_repro.training.classifier import Classifier
 

@@ -151,13 +151,8 @@ def described(trained: TrainedNet) -> dict[str, Any]:
         "classes": model.class_names,
         "mean_rgb": [round(float(value), 4) for value in model.mean_centre().mean((0, 1))],
         "preprocessing": preprocessing(model),
-        "hyper_parameters": plain_hyper_parameters(model),
+        "hyper_parameters": dict(model.hparams),
     }
-
-
-def plain_hyper_parameters(model: Classifier) -> dict[str, Any]:
-    """Return the arguments that build this Classifier again, without mean and covariance, which are in its state."""
-    return {name: model.hparams[name] for name in model.hparams if name not in ("mean", "covariance")}
 
 
 def preprocessing(model: Classifier) -> str:

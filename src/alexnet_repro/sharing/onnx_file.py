@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 from alexnet_repro.sharing.nets import METADATA
 from alexnet_repro.sharing.steps import PlainNet, Step
 

@@ -47,10 +47,12 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
     facts: dict[str, Any] = {"members": len(runs), "seeds": [result["seed"] for result in results]}
     if pretrained := sum(result.get("pretraining") in FINE_TUNED for result in results):
         facts["pretrained_members"] = pretrained
+    plain = [result for result in results if result.get("pretraining") not in FINE_TUNED] or results
     for key in ("ablation", "recipe", "experiment", "scale", "source", "net", "batch_size", "lr"):
-        different = sorted({str(result.get(key)) for result in results})
+        found = [result.get(key) for result in (plain if key == "experiment" else results)]
+        different = sorted({str(value) for value in found})
         several = None if key in ("batch_size", "lr") else " and ".join(different)
-        facts[key] = results[0].get(key) if len(different) == 1 else several
+        facts[key] = found[0] if len(different) == 1 else several
     facts["options"] = sorted({option for result in results for option in result.get("options", ())})
     if len({result.get("images_sha256") for result in results}) > 1:
         print("note: the runs were trained on different stores; make sure that none saw the images that are measured")

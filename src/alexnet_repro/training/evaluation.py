@@ -16,7 +16,7 @@ from alexnet_repro.cli import task_overrides
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import write_json
+from alexnet_repro.files import write_json
 from alexnet_repro.training.ensemble import chosen_runs, common_facts, ensemble_claim, fitted, gain, weighted_mean
 from alexnet_repro.training.launcher import meet, ran_in_processes, refuse_placement
 from alexnet_repro.training.measurement import (
@@ -55,8 +55,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         for path in (out, out.with_suffix(".npz")) if ending == ".json" else (out,):
             if path.exists():
                 raise UserError(f"{path} exists", "remove it, or choose another name with out=PATH")
-    if cfg.views not in MEASURED_WITH:
-        raise UserError(f"there is no views={cfg.views}", f"there are: {', '.join(MEASURED_WITH)}")
     runs = chosen_runs(cfg)
     for run in runs:
         refuse_placement(cfg, saved_config(run).net)
@@ -108,6 +106,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "data": store.manifest.get("name", trained.data.name),
         **facts,
         "images": len(scores_by_view["centre"]),
+        "held_out": store.manifest.get("held_out") or None,
+        "images_sha256": store.images_sha256,
         **{view: errors(scores) for view, scores in scores_by_view.items()},
         **circumstances(trainer),
     }

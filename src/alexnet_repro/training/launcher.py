@@ -18,9 +18,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexnet_repro.errors import ProcessDied, UserError
+from alexnet_repro.errors import IN_USE, USER_ERROR, InUse, ProcessDied, UserError
 from alexnet_repro.net.placement import TOWERS
-from alexnet_repro.provenance import number, rank, tasks
+from alexnet_repro.processes import number, rank, tasks
+from alexnet_repro.sweep import sweeping
 
 LARGEST_PORT = 2**16 - 1
 PATIENCE = timedelta(seconds=45)  # how long the processes of a Slurm job wait for each other
@@ -177,7 +178,8 @@ def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) ->
 
 
 def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
-    if "OMP_NUM_THREADS" not in os.environ:
+    own_threads = "OMP_NUM_THREADS" not in os.environ
+    if own_threads:
         os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -195,9 +197,15 @@ def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
         raise SystemExit(130) from None  # process 0 has reported what it saved
     except ChildFailedError as failure:
         failed, first = failure.get_first_failure()
-        if first.exitcode in (2, 130):  # user error or interruption, which the process has reported
-            raise SystemExit(first.exitcode) from None
+        if first.exitcode in (USER_ERROR, IN_USE) and sweeping():  # the next job may do better
+            kind = InUse if first.exitcode == IN_USE else UserError
+            raise kind("the processes of this job ended with the error above") from None
+        if first.exitcode in (USER_ERROR, IN_USE, 130):  # which the process has reported
+            raise SystemExit(USER_ERROR if first.exitcode == IN_USE else first.exitcode) from None
         raise ProcessDied(
             f"process {failed} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "
             "and so did the run\n  the same command with resume=true continues from the last checkpoint"
         ) from None
+    finally:
+        if own_threads:
+            del os.environ["OMP_NUM_THREADS"]  # the next job of a sweep may have another number of processes

@@ -15,7 +15,8 @@ from alexnet_repro.claims.scores import VIEWS, errors, gathered
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import machine, written_whole
+from alexnet_repro.files import written_whole
+from alexnet_repro.provenance import machine
 from alexnet_repro.training.checkpoints import kept, load_checkpoint
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.run_folder import saved_config

@@ -243,5 +243,5 @@ class ByHand:
 
 
 def scaled_epoch(epoch: int, epochs: int, of_epochs: int) -> int:
-    """Scale ``epoch`` from a run of ``of_epochs`` epochs to a run of ``epochs`` epochs; return at least 1."""
-    return max(1, round(epoch * epochs / of_epochs))
+    """Scale ``epoch`` from a run of ``of_epochs`` epochs to a run of ``epochs`` epochs. Only 0 becomes 0."""
+    return max(1, round(epoch * epochs / of_epochs)) if epoch else 0

@@ -16,17 +16,11 @@ from alexnet_repro.cli import in_quotes, task_overrides
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import Interrupted
+from alexnet_repro.files import write_json
 from alexnet_repro.net.colour import colour_content
-from alexnet_repro.provenance import rank, write_json
+from alexnet_repro.processes import rank
 from alexnet_repro.sweep import refuse_second_job_of, sweeping
-from alexnet_repro.training.checkpoints import (
-    KeepBest,
-    KeepEpochs,
-    KeepLast,
-    load_checkpoint,
-    newest,
-    refuse_other_weights,
-)
+from alexnet_repro.training.checkpoints import load_checkpoint, newest, refuse_other_weights
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.estimate import EstimateTime
 from alexnet_repro.training.launcher import meet, ran_in_processes, world
@@ -42,6 +36,7 @@ from alexnet_repro.training.run_folder import (
     run_name,
     wait_for,
 )
+from alexnet_repro.training.saving import KeepBest, KeepEpochs, KeepLast
 from alexnet_repro.training.setup import check, joining_epoch, new_classifier, open_store
 from alexnet_repro.training.trainer import make_trainer, on_gpu
 from alexnet_repro.training.transfer import in_result, start_from_pretrained
@@ -94,11 +89,13 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     Raises UserError if the checkpoint cannot be resumed, and Interrupted if a signal stops the run.
     """
     checkpoints, last = run / "checkpoints", newest(run)
-    steps_done = 0
+    steps_done, epochs = 0, cfg.epochs
     if last:
         checkpoint = load_checkpoint(last, to_resume=True)
         refuse_other_weights(last, checkpoint, model)
-        steps_done = checkpoint["global_step"]
+        steps_done, history = checkpoint["global_step"], checkpoint["history"]
+        if cfg.stop_at is not None and history and history[-1]["train_error"] < cfg.stop_at:
+            epochs = history[-1]["epoch"]  # it stopped there, but was not measured
         del checkpoint
     loggers: list[Logger] = [csv_logger(run, steps_done)]
     if cfg.logger.wandb and rank() == 0:
@@ -127,7 +124,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     trainer = make_trainer(
         cfg,
         run,
-        max_epochs=cfg.epochs,
+        max_epochs=epochs,
         logger=loggers,
         callbacks=callbacks,
         enable_checkpointing=True,
@@ -158,6 +155,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         model.double()  # otherwise Lightning would load the checkpoint as float32, and round it
     try:
         trainer.fit(model, data, ckpt_path=last, weights_only=True)
+        seconds = keep_last.seconds  # without the time that measuring takes
         store.refuse_changes()
         scores = measure(measuring, model, data, VIEWS if cfg.recipe == "cuda_convnet" else VIEWS[:2])
         measured = {view: errors(of_view) for view, of_view in scores.items()}
@@ -202,7 +200,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "train_sample": train_sample,
         "parameters": parameters,
         "colour_content": [round(share, 4) for share in colour],  # of the first layer's kernels, by tower (Figure 3)
-        "seconds": round(keep_last.seconds, 1),
+        "seconds": round(seconds, 1),
         "placement": cfg.placement.name,
         "compile": cfg.trainer.compile,
         **circumstances(trainer),

@@ -25,7 +25,8 @@ from alexnet_repro.claims.results import read_result
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import rank, written_whole
+from alexnet_repro.files import written_whole
+from alexnet_repro.processes import rank
 from alexnet_repro.training.checkpoints import newest
 from alexnet_repro.training.run_lock import is_alive, locked, owner_of
 

@@ -128,7 +128,7 @@ def joining_epoch(cfg: DictConfig) -> int | None:
     joins = by_hand.val_joins_after
     if cfg.schedule.rule == "when_error_stalls" or joins is None:
         return None
-    return scaled_epoch(joins, cfg.epochs, by_hand.of_epochs) if joins else 0
+    return scaled_epoch(joins, cfg.epochs, by_hand.of_epochs)
 
 
 def new_classifier(cfg: DictConfig, store: Store) -> Classifier:

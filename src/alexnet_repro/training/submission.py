@@ -7,7 +7,7 @@ from torch import Tensor
 from alexnet_repro.data.manifest import AGAIN
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import written_whole
+from alexnet_repro.files import written_whole
 
 GUESSES = 5
 

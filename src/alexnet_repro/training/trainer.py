@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from alexnet_repro.errors import UserError
-from alexnet_repro.provenance import tasks
+from alexnet_repro.processes import tasks
 from alexnet_repro.training.checkpoints import OneFile
 from alexnet_repro.training.classifier import LOG_EVERY
 from alexnet_repro.training.launcher import machines, world

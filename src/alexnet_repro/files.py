@@ -1,0 +1,65 @@
+"""Write files whole or not at all, and let one process at a time make a file or folder."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from alexnet_repro.errors import InUse
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears at ``path`` only when the block ends without an error.
+
+    The content is on the disk before the file appears, so that a power failure leaves either the old file or the new.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        if error.errno is None and re.search(r"requested and \d+ written|Not enough free space", str(error)):  # numpy's
+            raise OSError(errno.ENOSPC, str(error), str(path)) from None
+        error.filename = error.filename or str(path)
+        raise
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def one_process_at_a_time(path: Path, problem: str, remedy: str) -> Iterator[None]:
+    """Hold the lock PATH.lock, in a folder that is created if needed, while ``path`` is made.
+
+    Raises InUse, with what is wrong and what to do, if another process holds it.
+    """
+    from filelock import FileLock, Timeout  # imported here because every command imports this module at its start
+
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    is_new = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock:
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+                if is_new and not any(path.parent.iterdir()):  # nothing was made
+                    path.parent.rmdir()
+    except Timeout:
+        raise InUse(problem, remedy) from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a result as JSON, complete or not at all."""
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
