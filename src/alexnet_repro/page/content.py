@@ -17,7 +17,7 @@ from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
 from alexnet_repro.page.study import SCALES, baseline, heading, is_proxy, markdown, presented, sentences, title
-from alexnet_repro.page.wording import interval, logged, numbers, rule, said
+from alexnet_repro.page.wording import PRECISIONS, interval, logged, numbers, rule, said
 from alexnet_repro.provenance import machine
 
 CLASS_OF = {  # CSS class that sets the colour of a verdict
@@ -115,8 +115,8 @@ def headline(
 
 
 def _told(row: dict[str, Any], answer: dict[str, Any]) -> str:
-    interval = f" (95% interval {answer['interval']})" if answer["interval"] else ""
-    told = f"{row['says']} Measured: {answer['here']}{interval}, with {answer['where']}. Verdict: {answer['verdict']}"
+    interval = f", 95% interval {answer['interval']}" if answer["interval"] else ""
+    told = f"{row['says']} Measured: {answer['here']}{interval} ({answer['where']}). Verdict: {answer['verdict']}"
     rule = row["about"].get("reproduced if")
     return f"{told} (it is reproduced if {rule})." if rule else f"{told}."
 
@@ -170,7 +170,7 @@ def answer(finding: Finding) -> dict[str, Any]:
     if facts.get("epochs"):
         where.append(f"{facts['epochs']} epochs")
     if facts.get("precision"):
-        where.append(facts["precision"])
+        where.append(PRECISIONS.get(facts["precision"], facts["precision"]))
     if members := first.get("members"):
         where.append(f"{members} nets")
     elif finding.seeds and facts.get("data"):

@@ -6,6 +6,7 @@ from typing import Any
 from alexnet_repro.claims.results import Result
 from alexnet_repro.page.content import summary
 from alexnet_repro.page.study import DIFFERENCES, SCALES, markdown
+from alexnet_repro.page.wording import PRECISIONS
 
 README_COLUMNS = ("ten_crop", "training", "overfitting")  # of the study; report/ has them all
 
@@ -103,7 +104,7 @@ def _tables(page: dict[str, Any]) -> str:
                     r["ablation"],
                     *r.get("options", ()),
                     f"{r['epochs']} epochs",
-                    r["precision"],
+                    PRECISIONS.get(r["precision"], r["precision"]),
                 )
                 groups.setdefault(", ".join(part for part in what if part not in ("", "none")), []).append(r)
         if groups:

@@ -10,6 +10,7 @@ from alexnet_repro.claims.results import SHARED_KEYS
 from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
 from alexnet_repro.page.cost import TRAINING_IMAGES, hours
 from alexnet_repro.page.intervals import bar, reach
+from alexnet_repro.page.wording import PRECISIONS
 
 NAMES = {  # what was done, in words
     "tanh": "tanh instead of ReLU, at the same learning rate",
@@ -60,7 +61,7 @@ def title(study: Study) -> str:
         SCALES[facts["scale"]],
         f"recipe={facts['recipe']}",
         f"{facts['epochs']} epochs",
-        facts["precision"],
+        PRECISIONS.get(facts["precision"], facts["precision"]),
     ]
     return ", ".join(str(part) for part in (*parts, facts["options"]) if part)  # fmt: skip
 
@@ -71,7 +72,9 @@ def heading(study: Study, first: Study) -> str:
         return "What each ingredient of the recipe is worth"
     others = [f"{key}={study.shared[key]}" for key in SHARED_KEYS if study.shared[key] != first.shared[key]]
     told = f"The same with {' '.join(others)}"
-    return told.replace("with precision=32-true", "in float32").replace("with precision=bf16-mixed", "in bfloat16")
+    for name, word in PRECISIONS.items():
+        told = told.replace(f"with precision={name}", f"in {word}")
+    return told
 
 
 def baseline(study: Study) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 from alexnet_repro.claims.estimates import Estimate
 from alexnet_repro.claims.paper import Claim
 
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}  # Lightning's names in words
+
 
 def said(claim: Claim) -> str:
     """Return the paper's value, or the direction of its effect if it gives no number, as text."""
