@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_repro.benchmarks.step import AS_RUN
+from alexnet_repro.cli import composed
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -35,3 +38,8 @@ def test_two_processes_exchange_the_computed_number_of_bytes(cwd: Path, run_comm
     assert status == 0, err  # the command itself compares the numbers of bytes
     assert "conv3" in out
     assert json.loads(Path("b.json").read_text())["ratios"]["two_process_efficiency"] > 0
+
+
+def test_the_net_of_the_2012_recipe_is_the_one_that_is_timed() -> None:
+    paper, as_run = (composed("train", [f"recipe={recipe}"]).net for recipe in ("paper", "as_run"))
+    assert {key: value for key, value in as_run.items() if value != paper[key]} == AS_RUN

@@ -69,11 +69,14 @@ def rule(claim: Claim) -> str | None:
         return "each of at least 3 runs has the property"
     unit = "" if claim.kind == "ratio" else " points"
     if claim.tolerance:
-        within = [f"{value:g}{' nats' if key.endswith('loss') else ''}" for key, value in claim.tolerance.items()]
-        if "nats" in within[-1]:
-            within[0] += unit
-            unit = ""
-        return f"the 95% interval over at least 3 seeds lies within {' / '.join(within)}{unit} of the paper's value"
+        units = [" nats" if key.endswith("loss") else unit for key in claim.tolerance]
+        shared = units[0] if len(set(units)) == 1 else None
+        values = [
+            f"{value:g}{unit if shared is None else ''}"
+            for value, unit in zip(claim.tolerance.values(), units, strict=True)
+        ]
+        within = " / ".join(values) + (shared or "")
+        return f"the 95% interval over at least 3 seeds lies within {within} of the paper's value"
     way = "above" if claim.more else "below"
     least = claim.neutral if claim.at_least is None else claim.at_least
     return f"the 95% interval over at least 3 seeds lies {way} {least:g}{unit}"
