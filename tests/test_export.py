@@ -19,7 +19,7 @@ from alexnet_repro.sharing.card import _errors
 from alexnet_repro.sharing.exporting import SUFFIXES
 from alexnet_repro.sharing.nets import METADATA
 from alexnet_repro.sharing.onnx_file import write_onnx
-from alexnet_repro.sharing.steps import PlainNet
+from alexnet_repro.sharing.steps import ExportedNet
 from tests.conftest import picture
 
 Run = Callable[..., tuple[int, str, str]]
@@ -67,7 +67,7 @@ def test_onnxruntime_and_torchscript_give_the_same_logits(variant: str, tmp_path
     images = photographs(3, side)
     with torch.inference_mode():
         expected = net(torch.from_numpy(images) - mean).numpy()
-    plain = PlainNet(net, VARIANTS[variant].get("activation", "relu"), mean).eval()
+    plain = ExportedNet(net, VARIANTS[variant].get("activation", "relu"), mean).eval()
     write_onnx(plain, side, 7, "{}", tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     for count in (1, 3):

@@ -13,7 +13,7 @@ from alexnet_repro.errors import UserError, needed
 from alexnet_repro.files import written_whole
 from alexnet_repro.sharing.card import model_card
 from alexnet_repro.sharing.nets import METADATA, TrainedNet, described, load
-from alexnet_repro.sharing.steps import PlainNet
+from alexnet_repro.sharing.steps import ExportedNet
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt", "hub": "-hub"}
 NEEDS = {"safetensors": "safetensors", "hub": "safetensors", "onnx": "onnx"}
@@ -63,7 +63,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     else:
         net = trained.net
         mean = trained.model.mean_centre().permute(2, 0, 1).contiguous()
-        plain = PlainNet(net, trained.model.hparams["net"].get("activation", "relu"), mean).eval()
+        plain = ExportedNet(net, trained.model.hparams["net"].get("activation", "relu"), mean).eval()
         if cfg.format == "onnx":
             from alexnet_repro.sharing.onnx_file import write_onnx
 
@@ -82,7 +82,7 @@ def _write_safetensors(trained: TrainedNet, description: str, path: Path) -> Non
         file.write(save(state, {METADATA: description}))
 
 
-def _write_torchscript(net: PlainNet, side: int, description: str, path: Path) -> None:
+def _write_torchscript(net: ExportedNet, side: int, description: str, path: Path) -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; sizes are constant in the file, as they should be
         traced = torch.jit.trace(net, torch.zeros(2, 3, side, side))

@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_repro.files import written_whole
 from alexnet_repro.sharing.nets import METADATA
-from alexnet_repro.sharing.steps import PlainNet, Step
+from alexnet_repro.sharing.steps import ExportedNet, Step
 
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
 
 
-def write_onnx(net: PlainNet, side: int, classes: int, description: str, path: Path) -> None:
+def write_onnx(net: ExportedNet, side: int, classes: int, description: str, path: Path) -> None:
     """Write the net to ``path``: images (N, 3, side, side), RGB from 0 to 255, to logits (N, classes)."""
     graph = _Graph()
     x = graph.add("Sub", [INPUT, graph.constant("mean", net.mean.numpy())], "subtracted")
@@ -54,7 +54,7 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
         return output
 
-    def add_step(self, step: Step, x: str, net: PlainNet) -> str:
+    def add_step(self, step: Step, x: str, net: ExportedNet) -> str:
         own, name = step.options, step.name
         if step.kind == "conv":
             weights = self._weights(name, net)
@@ -97,7 +97,7 @@ class _Graph:
             return self.add("Flatten", [x], "flat", axis=1)
         return self.add("Mul", [x, self.constant(f"{name}.factor", np.float32(own["factor"]))], name)  # type: ignore[arg-type]
 
-    def _weights(self, name: str, net: PlainNet) -> list[str]:
+    def _weights(self, name: str, net: ExportedNet) -> list[str]:
         return [self.constant(f"{name}.{kind}", p.detach().numpy()) for kind, p in net.layers[name].named_parameters()]
 
     def _split(self, x: str, groups: int, name: str) -> list[str]:

@@ -82,7 +82,7 @@ def linear(net: AlexNet, name: str) -> Step:
     return Step("linear", name, {"groups": layer.groups})
 
 
-class PlainNet(nn.Module):
+class ExportedNet(nn.Module):
     """The net in PyTorch's own operations, in evaluation mode: RGB images (N, 3, s, s) from 0 to 255 to logits.
 
     mean: the mean image's central patch, (3, s, s), which is subtracted first.

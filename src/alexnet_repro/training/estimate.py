@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-MEASURED = 5  # number of timed updates; the slower first update is not timed
+TIMED_UPDATES = 5  # number of timed updates; the slower first update is not timed
 
 
 class EstimateTime(L.Callback):
@@ -20,7 +20,7 @@ class EstimateTime(L.Callback):
         if self._ends is None:
             return
         self._ends.append(time.monotonic())
-        if len(self._ends) <= MEASURED:
+        if len(self._ends) <= TIMED_UPDATES:
             return
         seconds = statistics.median(b - a for a, b in zip(self._ends, self._ends[1:], strict=False))
         self._ends = None
