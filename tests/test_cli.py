@@ -42,7 +42,7 @@ def store_of_small_images(cwd: Path) -> None:
         "image_size": 32,
         "classes": ["a"],
         "splits": {},
-        "sha256": {},
+        "sha256": {"mean.npy": ""},
         "covariance": [[1.0, 0.0, 0.0]] * 3,
     }
     (cwd / "stores/folder/manifest.json").write_text(json.dumps(manifest))

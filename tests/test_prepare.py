@@ -671,3 +671,10 @@ def test_kaggles_layout_is_read(cwd: Path, run_command: Run) -> None:
     assert status == 0, err
     assert "6 train, 4 val, 1 unlabelled images of 2 classes" in out
     assert Store("s").split("val").labels.tolist() == [1, 0, 0, 1]
+
+
+def test_lock_file_of_another_program_is_left_alone(source_folder: Path, cwd: Path, run_command: Run) -> None:
+    Path("poetry.lock").write_text("all of it")
+    status, _, err = run_command("prepare", "data=folder", f"source={source_folder}", "data.store=poetry")
+    assert (status, "poetry.lock is not a lock of this program" in err) == (2, True), err
+    assert Path("poetry.lock").read_text() == "all of it"

@@ -20,6 +20,7 @@ from filelock import SoftFileLease
 from hydra import compose, initialize_config_dir
 
 from alexnet_repro.configs import CONF
+from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.provenance import hardware
 from alexnet_repro.training import launcher, saving
@@ -92,7 +93,10 @@ def test_option_that_is_newer_than_the_run_does_not_forbid_resuming(
     config = (run / "config.yaml").read_text()
     assert "same_map_norm" in config
     lines = [line for line in config.splitlines() if "same_map_norm" not in line and "images_sha256" not in line]
-    (run / "config.yaml").write_text("\n".join([*lines, "store_sha256: of the manifest"]))
+    (run / "config.yaml").write_text("\n".join([*lines, "store_sha256: of another manifest"]))  # of version 0.1
+    status, _, err = resume(run, tiny_store, run_command)
+    assert (status, "are not those that" in err) == (2, True), err
+    (run / "config.yaml").write_text("\n".join([*lines, f"store_sha256: {Store(tiny_store).manifest_sha256}"]))
     status, _, err = resume(run, tiny_store, run_command, "net.same_map_norm=true")
     assert status == 2
     assert "net.same_map_norm=True (was None)" in err

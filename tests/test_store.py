@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import SMALL, one_image_per_file, stopping_after_an_epoch
 
-from alexnet_repro.data.store import Store
+from alexnet_repro.data.store import Store, sha256
 from alexnet_repro.errors import UserError
 from alexnet_repro.training.checkpoints import load_checkpoint
 
@@ -81,9 +81,12 @@ def test_label_out_of_range_is_refused(label: int, copy: Path) -> None:
     np.save(copy / "train/labels.npy", labels)
     with pytest.raises(UserError, match=r"labels\.npy is damaged"):
         Store(copy).split("train")
-    rewrite(copy, lambda m: m["sha256"].pop("train/labels.npy"))
+    rewrite(copy, lambda m: m["sha256"].update({"train/labels.npy": sha256(copy / "train/labels.npy")}))
     with pytest.raises(UserError, match="holds a label outside 0 to 1"):
         Store(copy).split("train")
+    rewrite(copy, lambda m: m["sha256"].pop("train/labels.npy"))
+    with pytest.raises(UserError, match=r"has no checksum of train/labels\.npy"):
+        Store(copy)
 
 
 def test_missing_or_short_file_of_any_split_is_noticed_on_opening(copy: Path) -> None:
@@ -156,7 +159,7 @@ def test_stores_of_other_images_labels_or_classes_have_other_checksums(copy: Pat
     assert len(found) == 6
 
 
-def test_store_of_version_0_1_is_still_read(copy: Path) -> None:
+def test_store_of_version_0_1_is_still_read(copy: Path, run_command: Run) -> None:
     """It had no checksum of its own and none of single images."""
     for split in ("train", "val"):
         (copy / split / "crc32.npy").unlink()
@@ -168,6 +171,12 @@ def test_store_of_version_0_1_is_still_read(copy: Path) -> None:
         path.write_text(json.dumps(manifest))
     assert Store(copy).split("train")[0].shape == (256, 256, 3)
     assert not Store(copy).damaged_files()
+    data = bytearray((copy / "val/00000.npy").read_bytes())
+    data[-1] ^= 1
+    (copy / "val/00000.npy").write_bytes(data)
+    options = ("data=folder", f"source={copy}", "data.store=converted", "encoding=jpeg")
+    status, _, err = run_command("prepare", *options)
+    assert (status, "val/00000.npy" in err, Path("converted").exists()) == (2, True, False), err
 
 
 @pytest.fixture

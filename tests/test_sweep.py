@@ -45,7 +45,7 @@ def test_sweep_writes_one_folder_per_job_and_ends_with_a_table(cwd: Path, small_
 def test_sweep_skips_a_job_that_another_process_does(cwd: Path, tiny_store: Path, run_command: Run) -> None:
     options = (*SMALL, "epochs=1", f"data.store={tiny_store}")
     with initialize_config_dir(CONF, version_base="1.3"):
-        lock = open_run(cwd / "busy", compose("train", [*options]), Store(tiny_store).images_sha256)
+        lock = open_run(cwd / "busy", compose("train", [*options]), Store(tiny_store))
     status, out, err = run_command("train", "-m", *options, "resume=true", "run=busy,free")
     assert status == 0, err
     assert "skipped: busy is in use by process" in out

@@ -26,6 +26,7 @@ train seed=1.5 > whole number
 train seed=abc > whole number
 train seed=true > whole number
 train stop_at=abc > a number
+train claim=foo > there is no claim=foo
 train stop_at=-1 > at least 0
 train stop_at=100 > below 100
 train stop_at=nan > finite

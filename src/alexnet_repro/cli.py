@@ -106,6 +106,8 @@ def command(name: str) -> None:
         signal.signal(number, signal.default_int_handler)
     if own_rank > 0 or sys.stdout is None:  # only process 0 prints; train >&- closes the output
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stderr is None:  # prepare 2>&-
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     arguments = sys.argv[1:]
     if unknown := [a for a in arguments if a.startswith("-") and not FLAGS.fullmatch(a)]:
         _fail(f"there is no flag {unknown[0]}\n  options have no dashes: epochs=3; see --help")

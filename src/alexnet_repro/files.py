@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from alexnet_repro.errors import InUse
+from alexnet_repro.errors import InUse, UserError
 
 
 @contextmanager
@@ -40,11 +40,14 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 def one_process_at_a_time(path: Path, problem: str, remedy: str) -> Iterator[None]:
     """Hold the lock PATH.lock, in a folder that is created if needed, while ``path`` is made.
 
-    Raises InUse, with what is wrong and what to do, if another process holds it.
+    Raises InUse, with what is wrong and what to do, if another process holds it, and UserError if the file is another's.
     """
     from filelock import FileLock, Timeout  # imported here because every command imports this module at its start
 
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    file = path.with_name(path.name + ".lock")
+    if file.is_file() and file.stat().st_size:
+        raise UserError(f"{file} is not a lock of this program", f"move it, or choose another name than {path.name}")
+    lock = FileLock(file, timeout=0)
     is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -20,7 +20,7 @@ def sweeping() -> bool:
 def leave_outcome(outcome: dict[str, Any]) -> None:
     """Write the outcome of this job into the folder of the sweep: {"result": ...}, {"error": ...} or {"in_use": ...}."""
     outcome = {"overrides": list(HydraConfig.get().overrides.task), **outcome}
-    _file_of_job(".json").write_text(json.dumps(outcome, indent=1))
+    _file_of_job(".json").write_text(json.dumps(outcome, indent=1, default=str))
 
 
 def _file_of_job(suffix: str) -> Path:
@@ -77,13 +77,14 @@ class TableAtTheEnd(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove what an earlier sweep left in the same folder (hydra.sweep.dir=PATH)."""
-        for path in Path(config.hydra.sweep.dir).glob("job-*"):
-            path.unlink()
+        for ending in ("json", "run"):
+            for path in Path(config.hydra.sweep.dir).glob(f"job-[0-9]*.{ending}"):
+                path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Collect the outcomes of the jobs and print the table."""
         folder = Path(config.hydra.sweep.dir)
-        outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("job-*.json"))]
+        outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("job-[0-9]*.json"))]
         if outcomes:
             print(
                 f"\n{sweep_table(outcomes)}\n{len(outcomes)} job{'s' if len(outcomes) > 1 else ''}; this table's numbers are in {folder}"

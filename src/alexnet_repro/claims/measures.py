@@ -169,7 +169,7 @@ def seconds_per_update(run: Result, against: Result) -> Values | None:
     if (
         not models[0]
         or models[0] != models[1]
-        or ", then " in models[0]
+        or any(", then " in result["hardware"] for result in (run, against))
         or not (run.get("steps") and against.get("steps"))
     ):
         return None

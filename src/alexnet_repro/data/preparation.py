@@ -132,6 +132,10 @@ def convert(cfg: DictConfig, store: Store) -> Store:
             f"the images of {store.path} are {store.image_size}x{store.image_size}, not {cfg.data.image_size}x{cfg.data.image_size}",
             f"choose the data set that it was made for, or data.image_size={store.image_size}",
         )
+    if not any(
+        name.endswith("crc32.npy") for name in store.manifest["sha256"]
+    ):  # its images can't be checked one by one
+        _refuse_damage(store)
     examples = [
         Example(name, label, f"{store.images_sha256} {name}/{index}", partial(split.__getitem__, index))
         for name in store.manifest["splits"]
@@ -169,13 +173,17 @@ def _describe(store: Store) -> None:
             print(f"  {note.replace('_', ' ')}: {store.manifest[note]}")
 
 
-def _verify(path: Path) -> Store:
-    store = Store(path)
+def _refuse_damage(store: Store) -> None:
     if damaged := store.damaged_files():
         raise UserError(
-            f"{len(damaged)} files of {path} are damaged: {', '.join(damaged[:3])}",
+            f"{len(damaged)} files of {store.path} are damaged: {', '.join(damaged[:3])}",
             "prepare the store again with overwrite=true",
         )
+
+
+def _verify(path: Path) -> Store:
+    store = Store(path)
+    _refuse_damage(store)
     _describe(store)
     print("all files match their checksums")
     return store

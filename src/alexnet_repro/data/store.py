@@ -44,7 +44,7 @@ class Store:
             )
         content = manifest.read_bytes()
         self.manifest: dict[str, Any] = checked_manifest(content, manifest)
-        self._manifest_sha256 = hashlib.sha256(content).hexdigest()
+        self.manifest_sha256 = hashlib.sha256(content).hexdigest()
         sizes = self._expected_sizes()
         self._state = {name: self._stat(name) for name in [*sizes, "manifest.json"]}
         self._splits: dict[str, Split] = {}
@@ -59,6 +59,8 @@ class Store:
             if (found := self._state[name]) is None or found[0] - size not in headers:
                 problem = "is missing" if found is None else f"has {found[0]} bytes, which is not its whole length"
                 raise UserError(f"{self.path / name} {problem}", AGAIN)
+        if unknown := next((name for name in sizes if name not in self.manifest["sha256"]), None):
+            raise UserError(f"{manifest} is damaged: it has no checksum of {unknown}", AGAIN)
 
     def _expected_sizes(self) -> dict[str, int]:
         """Return {file: its size in bytes without header} for the shards, labels and mean."""
@@ -87,7 +89,7 @@ class Store:
         for name, before in self._state.items():
             if (now := self._stat(name)) == before:
                 continue
-            expected = self._manifest_sha256 if name == "manifest.json" else self.manifest["sha256"].get(name)
+            expected = self.manifest_sha256 if name == "manifest.json" else self.manifest["sha256"].get(name)
             if now is None or sha256(self.path / name) != expected:
                 raise UserError(
                     f"the store {self.path} was changed while in use: {name} is not what it was",
@@ -101,7 +103,8 @@ class Store:
 
         Stores of the same images have the same, whoever prepared them, from whichever files and with whichever decoder.
         """
-        files = {name: value for name, value in self.manifest["sha256"].items() if not name.endswith("crc32.npy")}
+        known = self.manifest["sha256"]
+        files = {name: known[name] for name in self._expected_sizes() if not name.endswith("crc32.npy")}
         return hashlib.sha256(json.dumps([self.classes, files], sort_keys=True).encode()).hexdigest()
 
     @property

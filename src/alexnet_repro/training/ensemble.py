@@ -54,7 +54,7 @@ def common_facts(runs: list[Path]) -> dict[str, Any]:
         several = None if key in ("batch_size", "lr") else " and ".join(different)
         facts[key] = found[0] if len(different) == 1 else several
     facts["options"] = sorted({option for result in results for option in result.get("options", ())})
-    if len({result.get("images_sha256") for result in results}) > 1:
+    if len({result.get("images_sha256", result.get("store_sha256")) for result in results}) > 1:
         print("note: the runs were trained on different stores; make sure that none saw the images that are measured")
     # members may have different protocols: what counts is the shortest of those that did not do all of theirs
     cut = [result["epochs"] for result in results if result["epochs"] != result.get("of_epochs")]

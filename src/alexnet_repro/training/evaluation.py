@@ -28,7 +28,7 @@ from alexnet_repro.training.measurement import (
     measure,
     predict_whole,
 )
-from alexnet_repro.training.run_folder import IMAGES, saved_config
+from alexnet_repro.training.run_folder import images_of, saved_config
 from alexnet_repro.training.submission import refuse_gaps, write_submission
 from alexnet_repro.training.trainer import make_trainer, on_gpu
 
@@ -151,8 +151,8 @@ def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str
     if cfg.out is not None:
         Path(str(cfg.out)).parent.mkdir(parents=True, exist_ok=True)
         return Path(str(cfg.out))
-    trained_on = saved_config(runs[0]).get(IMAGES, store.images_sha256)
-    elsewhere = "" if trained_on == store.images_sha256 else f"-{store.images_sha256[:8]}"
+    trained_on = images_of(saved_config(runs[0]), store)
+    elsewhere = "" if trained_on in (None, store.images_sha256) else f"-{store.images_sha256[:8]}"
     name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{ending}"
     if len(runs) == 1:
         return runs[0] / f"{kind}-{name}"

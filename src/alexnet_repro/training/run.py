@@ -57,11 +57,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     run = Path(str(cfg.run))
     if sweeping():
         refuse_second_job_of(run)
-        if done := done_before(run, cfg, store.images_sha256):  # a repeated sweep does only the remaining runs
+        if done := done_before(run, cfg, store):  # a repeated sweep does only the remaining runs
             print(f"{run} is finished already")
             return done
     if rank() == 0:
-        refuse_taken(run, cfg, store.images_sha256)
+        refuse_taken(run, cfg, store)
     if ran_in_processes(cfg, "train", [*task_overrides(), f"run={in_quotes(str(run))}"]):
         return json.loads((run / "result.json").read_text())
     L.seed_everything(cfg.seed, verbose=False)
@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if rank() > 0:
         wait_for(run)
         return work(cfg, run, store, model, measuring)
-    lock = open_run(run, cfg, store.images_sha256)  # after all user input has been validated
+    lock = open_run(run, cfg, store)  # after all user input has been validated
     try:
         return work(cfg, run, store, model, measuring)
     except BaseException:
@@ -179,7 +179,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "recipe": cfg.recipe,
         **choices(task_overrides()),
         "scale": cfg.scale,
-        "data": cfg.data.name,
+        "data": store.manifest.get("name", cfg.data.name),  # what the images are, whatever the command line says
         # the name only: the path differs between machines
         "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,
         "net": cfg.net.name,

@@ -24,6 +24,7 @@ from yaml import YAMLError
 from alexnet_repro.claims.results import read_result
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.files import written_whole
 from alexnet_repro.processes import rank
@@ -103,14 +104,12 @@ def named(folders: Any) -> list[Path]:
     return [Path(str(folder)) for folder in (folders if OmegaConf.is_list(folders) else [folders])]
 
 
-def open_run(run: Path, cfg: DictConfig, images_sha256: str) -> SoftFileLease:
+def open_run(run: Path, cfg: DictConfig, store: Store) -> SoftFileLease:
     """Lock, create or reopen the folder of a run, and write config.yaml. Return the lock, which the caller releases.
 
     Call refuse_taken first: it writes nothing into a folder that isn't a run.
 
     A folder without a checkpoint has nothing to lose, so the run starts again, with other options too.
-
-    images_sha256: of the store.
 
     Raises UserError if the folder cannot be written or is in use, or if it holds a finished run, an unfinished run
     without resume=true, a run with other options or images, or something that isn't a run.
@@ -123,8 +122,8 @@ def open_run(run: Path, cfg: DictConfig, images_sha256: str) -> SoftFileLease:
             raise
         raise UserError(f"{run} cannot be written: {error.strerror}", "choose another folder with run=PATH") from None
     try:
-        refuse_taken(run, cfg, images_sha256)  # another process may have used it before the lock was free
-        content = {**plain(cfg), IMAGES: images_sha256}
+        refuse_taken(run, cfg, store)  # another process may have used it before the lock was free
+        content = {**plain(cfg), IMAGES: store.images_sha256}
         with written_whole(run / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(content)).encode())
     except BaseException:
@@ -171,7 +170,7 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def refuse_taken(run: Path, cfg: DictConfig, images_sha256: str) -> None:
+def refuse_taken(run: Path, cfg: DictConfig, store: Store) -> None:
     """Raise UserError if ``run`` cannot be started or resumed with this config. Write nothing."""
     if (run / "result.json").exists():
         raise UserError(f"{run} holds a finished run", "choose another folder with run=PATH, or remove it to run again")
@@ -185,29 +184,31 @@ def refuse_taken(run: Path, cfg: DictConfig, images_sha256: str) -> None:
                 f"{run} holds an unfinished run{in_use}",
                 "resume it with resume=true, choose another folder with run=PATH, or remove it",
             )
-        refuse_differences(run, cfg, images_sha256)
+        refuse_differences(run, cfg, store)
     elif run.exists() and (not run.is_dir() or any(not OURS.match(path.name) for path in run.iterdir())):
         raise UserError(f"{run} is taken by something that isn't a run", "choose another folder with run=PATH")
 
 
-def done_before(run: Path, cfg: DictConfig, images_sha256: str) -> dict[str, Any] | None:
+def done_before(run: Path, cfg: DictConfig, store: Store) -> dict[str, Any] | None:
     """Return the result of a finished run, or None. Raise UserError if the run used other options."""
     if not (run / "result.json").exists():
         return None
-    refuse_differences(run, cfg, images_sha256)
+    refuse_differences(run, cfg, store)
     found: dict[str, Any] = read_result(run / "result.json", "centre")
     return found
 
 
-def refuse_differences(run: Path, cfg: DictConfig, images_sha256: str) -> None:
+def refuse_differences(run: Path, cfg: DictConfig, store: Store) -> None:
     """Raise UserError if the run in ``run`` computes something else than ``cfg`` on these images.
 
     Where files lie and how the work is divided does not matter. An option that did not exist when the run started may
     have any value that the command line did not choose.
     """
-    before, now = saved_config(run), OmegaConf.create({**plain(cfg), IMAGES: images_sha256})
+    before, now = saved_config(run), OmegaConf.create({**plain(cfg), IMAGES: store.images_sha256})
+    if (known := images_of(before, store)) is not None:
+        before[IMAGES] = known
     old, new = (dict(leaves(DictConfig(config))) for config in (before, now))
-    old.pop("store_sha256", None)  # of the manifest; earlier versions compared it
+    old.pop("store_sha256", None)
     chosen = {override.lstrip("+").partition("=")[0] for override in task_overrides()}
     keys = [
         key
@@ -224,6 +225,17 @@ def refuse_differences(run: Path, cfg: DictConfig, images_sha256: str) -> None:
             f"{run} was started with other options: {', '.join(f'{k}={new.get(k)} (was {old.get(k)})' for k in keys[:3])}",
             "use the same options, or choose another folder with run=PATH",
         )
+
+
+def images_of(config: DictConfig, store: Store) -> str | None:
+    """Return the checksum of the images that a run was trained on, or None if its config does not say.
+
+    Earlier versions named the store by its manifest. If it is the manifest of ``store``, the images are those of ``store``.
+    """
+    former = config.get("store_sha256")
+    if IMAGES in config or former is None:
+        return config.get(IMAGES)
+    return store.images_sha256 if former == store.manifest_sha256 else str(former)
 
 
 def saved_config(run: Path) -> DictConfig:

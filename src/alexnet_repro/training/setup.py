@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_repro.claims.paper import read_claims
 from alexnet_repro.cli import task_overrides
 from alexnet_repro.configs import CONF, leaves
 from alexnet_repro.data.photos import prepare_photos
@@ -37,6 +38,8 @@ def check(cfg: DictConfig) -> None:
                         f"schedule={value} is not in effect: data={cfg.data.name} has a schedule of its own",
                         f"choose other data, or set single options such as {option}={usual}",
                     )
+    if cfg.claim is not None and cfg.claim not in read_claims():
+        raise UserError(f"there is no claim={cfg.claim}", "claims are named as in claims/paper.yaml; remove the option")
     if str(given.get("experiment")).startswith("one_cnn_pretrained") and "pretraining" not in given:
         raise UserError(
             f"+experiment={given['experiment']} has several steps",
