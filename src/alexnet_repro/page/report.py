@@ -15,7 +15,7 @@ from alexnet_repro.claims.results import Result, read_results, shared_key
 from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
-from alexnet_repro.files import write_json
+from alexnet_repro.files import write_json, written_whole
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures, plots
@@ -201,7 +201,7 @@ def _pictures(split: Split, indices: Any) -> list[Any]:
 def write(page: dict[str, Any], out: Path) -> None:
     """Write a self-contained index.html, report.md and the PNG figures of report.md to ``out``."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    (out / "runs.csv").write_text(page["index"])
+    (out / "runs.csv").write_text(page["index"], encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_repro", "page"),
         autoescape=lambda name: "html" in (name or ""),
@@ -236,7 +236,8 @@ def write(page: dict[str, Any], out: Path) -> None:
         "others_table": others_table(page),
     }
     for template, file in (("report.html.jinja", "index.html"), ("report.md.jinja", "report.md")):
-        (out / file).write_text(environment.get_template(template).render(context))
+        with written_whole(out / file) as whole:
+            whole.write(environment.get_template(template).render(context).encode())
 
 
 def data_link(kind: str, text: str) -> str:
@@ -260,12 +261,12 @@ def svg(name: str, figure: Figure) -> str:
 def refresh_readme(page: dict[str, Any]) -> None:
     """Replace the blocks between MARKS in the checkout's README."""
     path = CHECKOUT / "README.md"
-    text = new = path.read_text() if path.is_file() else ""
+    text = new = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, block in readme_blocks(page).items():
         begin, end = (mark.format(name) for mark in MARKS)
         if begin in new and end in new:
             before, after = new.split(begin)[0], new.split(end)[1]
             new = f"{before}{begin}\n{block}\n{end}{after}"
     if new != text:
-        path.write_text(new)
+        path.write_text(new, encoding="utf-8")
         print(f"updated: {path}")

@@ -204,7 +204,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "placement": cfg.placement.name,
         "compile": cfg.trainer.compile,
         **circumstances(trainer),
-        **({"hardware": ", then ".join(keep_last.hardware)} if keep_last.hardware else {}),
+        "hardware": ", then ".join(keep_last.hardware),
         "history": [
             {key if store.has("val") else key.replace("val", "test"): value for key, value in epoch.items()}
             for epoch in model.history

@@ -99,7 +99,7 @@ class KeepLast(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the time that was spent before the run was resumed, and on which hardware."""
         self._earlier_seconds = state_dict["seconds"]
-        self.hardware = list(state_dict.get("hardware", []))  # earlier versions did not keep it
+        self.hardware = list(state_dict.get("hardware", ["unknown hardware"]))  # earlier versions did not keep it
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers. They replace Lightning's, which would end a run without saving it."""
