@@ -103,6 +103,19 @@ def test_option_that_is_newer_than_the_run_does_not_forbid_resuming(
     assert resume(run, tiny_store, run_command)[0] == 0
 
 
+def test_long_damage_in_metrics_does_not_forbid_resuming(
+    stopped: Path, tiny_store: Path, cwd: Path, run_command: Run
+) -> None:
+    run = copied(stopped, cwd / "r")
+    before = (run / "metrics.csv").read_text().splitlines()
+    with (run / "metrics.csv").open("a") as file:
+        file.write("x" * 200_000)
+    status, _, err = resume(run, tiny_store, run_command)
+    assert status == 0, err
+    assert len((run / "metrics.csv").read_text().splitlines()) > len(before)
+    assert "xx" not in (run / "metrics.csv").read_text()
+
+
 def test_resumed_run_that_had_reached_stop_at_is_only_measured(tiny_store: Path, cwd: Path, run_command: Run) -> None:
     line = ("train", *SMALL, f"data.store={tiny_store}", "run=r", "epochs=5", "stop_at=99.5")
     assert run_command(*line)[0] == 0

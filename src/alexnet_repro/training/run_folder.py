@@ -271,6 +271,7 @@ def csv_logger(run: Path, steps_done: int) -> CSVLogger:
         return CSVLogger(run, name="", version="")  # only process 0 writes
     path = run / "metrics.csv"
     rows: list[dict[str, str]] = []
+    csv.field_size_limit(2**31 - 1)  # damage may leave a long line
     if path.exists() and steps_done:
         with path.open(newline="", errors="replace") as file:
             whole = (row for row in csv.DictReader(file) if (row.get("step") or "").isdigit())  # the last may be cut
