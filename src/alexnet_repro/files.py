@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from alexnet_repro.errors import InUse, UserError
 
 
@@ -42,8 +44,6 @@ def one_process_at_a_time(path: Path, problem: str, remedy: str) -> Iterator[Non
 
     Raises InUse, with what is wrong and what to do, if another process holds it, and UserError if the file is another's.
     """
-    from filelock import FileLock, Timeout  # imported here because every command imports this module at its start
-
     file = path.with_name(path.name + ".lock")
     if file.is_file() and file.stat().st_size:
         raise UserError(f"{file} is not a lock of this program", f"move it, or choose another name than {path.name}")

@@ -7,23 +7,20 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
-def hardware(device: "torch.device", processes: int = 1) -> str:
+def hardware(device: torch.device, processes: int = 1) -> str:
     """Return the number and model of the GPUs, or the number of threads and the model of the processor."""
-    import torch  # imported here because it takes a second and most users of this module don't need it
-
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
     threads = processes * torch.get_num_threads()
     return f"{threads} thread{'s' * (threads > 1)} of {processor()}"
 
 
-def machine(device: "torch.device", processes: int = 1) -> dict[str, Any]:
+def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Return the hardware, package versions, commit and command."""
     packages = ("alexnet_repro", "torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow")
     return {

@@ -38,7 +38,7 @@ def check(cfg: DictConfig) -> None:
                         f"schedule={value} is not in effect: data={cfg.data.name} has a schedule of its own",
                         f"choose other data, or set single options such as {option}={usual}",
                     )
-    if cfg.claim is not None and cfg.claim not in read_claims():
+    if "claim" in given and cfg.claim is not None and cfg.claim not in read_claims():
         raise UserError(f"there is no claim={cfg.claim}", "claims are named as in claims/paper.yaml; remove the option")
     if str(given.get("experiment")).startswith("one_cnn_pretrained") and "pretraining" not in given:
         raise UserError(
