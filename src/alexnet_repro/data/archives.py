@@ -8,7 +8,7 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,8 +54,9 @@ def entries(path: Path, beside: Path, skipped: list[str]) -> Iterator[File | str
     """Yield every file below ``path``, including the members of tars, and every folder.
 
     A folder is a string that ends in /. A folder with Parquet shards stands for the images in them. A compressed tar is
-    unpacked ``beside`` a store, into a file whose name begins with the store's. Links stand for the files that they lead to; in a tar, links to folders are
-    left out. Of several members with the same name, the last one counts, as when a tar is unpacked.
+    unpacked ``beside`` a store, into a file whose name begins with the store's. Links stand for the files that they lead
+    to; in a tar, links to folders are left out. Of several members with the same name, the last one counts, as when a tar
+    is unpacked.
     What is left out for another reason than a leading dot is added to ``skipped``, with its number and an example.
 
     Raises UserError if ``path`` is neither a folder nor a tar, or if a tar is damaged or cut.
@@ -71,7 +72,7 @@ def entries(path: Path, beside: Path, skipped: list[str]) -> Iterator[File | str
         yield from _members(plain, 0, plain.stat().st_size, "", skipped)
         return
     if shards := sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
-        plain = parquet.as_tar(shards, beside, UNPACKED, skipped)
+        plain = parquet.as_tar(shards, _copy_of(shards, beside), skipped)
         images = (file for file in _members(plain, 0, plain.stat().st_size, "", skipped) if isinstance(file, File))
         yield from sorted(images, key=lambda file: file.name)  # as in class folders, which give the same store
         return
@@ -192,6 +193,12 @@ def _named(path: Path, prefix: str) -> str:
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ": lzma}
 
 
+def _copy_of(sources: Sequence[Path], beside: Path) -> Path:
+    """Return the path of an unpacked copy of these files ``beside`` a store; each store has its own."""
+    identity = " ".join(f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sources)
+    return beside.with_name(f"{beside.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{UNPACKED}")
+
+
 def _uncompressed(path: Path, beside: Path) -> Path:
     """Return the path of an uncompressed tar, whose members can be read in any order.
 
@@ -202,8 +209,7 @@ def _uncompressed(path: Path, beside: Path) -> Path:
     opener = next((module for start, module in COMPRESSED.items() if magic.startswith(start)), None)
     if opener is None:
         return path
-    identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
-    copy = beside.with_name(f"{beside.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{UNPACKED}")
+    copy = _copy_of([path], beside)
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,6 +1,5 @@
 """Images in Parquet shards, the form in which Hugging Face distributes imagenet-1k."""
 
-import hashlib
 import io
 import json
 import re
@@ -20,8 +19,8 @@ WNID = re.compile(r"n\d{8}")
 ROWS = 64  # that are held in memory
 
 
-def as_tar(shards: list[Path], beside: Path, suffix: str, skipped: list[str]) -> Path:
-    """Write the images of all shards to one tar ``beside`` the store, once, and return its path.
+def as_tar(shards: list[Path], copy: Path, skipped: list[str]) -> Path:
+    """Write the images of all shards to one tar, ``copy``, unless it exists, and return its path.
 
     Parquet has no fast access to a single image, and a store's images are in another order. Members are named
     split/class/file; the class is the WordNet ID in the name of the image, if it has one, otherwise the name of its label.
@@ -34,8 +33,6 @@ def as_tar(shards: list[Path], beside: Path, suffix: str, skipped: list[str]) ->
     needed("pyarrow", "reading Parquet shards")
     _refuse_gaps(shards)
     sizes = sum(shard.stat().st_size for shard in shards)
-    identity = " ".join(f"{s.resolve()} {s.stat().st_size} {s.stat().st_mtime_ns}" for s in shards)
-    copy = beside.with_name(f"{beside.name}.{hashlib.sha256(identity.encode()).hexdigest()[:8]}{suffix}")
     if copy.exists():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)

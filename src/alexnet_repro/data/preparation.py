@@ -132,9 +132,8 @@ def convert(cfg: DictConfig, store: Store) -> Store:
             f"the images of {store.path} are {store.image_size}x{store.image_size}, not {cfg.data.image_size}x{cfg.data.image_size}",
             f"choose the data set that it was made for, or data.image_size={store.image_size}",
         )
-    if not any(
-        name.endswith("crc32.npy") for name in store.manifest["sha256"]
-    ):  # its images can't be checked one by one
+    # the images of a store of version 0.1 can't be checked one by one
+    if not any(name.endswith("crc32.npy") for name in store.manifest["sha256"]):
         _refuse_damage(store)
     examples = [
         Example(name, label, f"{store.images_sha256} {name}/{index}", partial(split.__getitem__, index))

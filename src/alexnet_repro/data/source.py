@@ -46,8 +46,8 @@ def scan(
 
     Splits are folders or tars named train, val and test above the class folders. If the source has no split
     ``hold_out_as``, every ``hold_out_every``-th image of each class becomes that split (None: no image does), or, with
-    ``hold_out_seed``, as many images drawn at random. A compressed tar is unpacked once, as one file, into
-    a file ``beside`` a store, whose name begins with the store's.
+    ``hold_out_seed``, as many images drawn at random. A compressed tar is unpacked once, into a file
+    ``beside`` a store, whose name begins with the store's.
 
     Raises UserError if the path is missing, if there are no images, if a class folder is empty, or if a class has no
     training images.
