@@ -165,13 +165,9 @@ def val_error_at_equal_training_error(run: Result, against: Result) -> Values | 
 
 def seconds_per_update(run: Result, against: Result) -> Values | None:
     """Return the ratio of the seconds per update of two runs, or None unless both ran on GPUs of one model."""
-    models = [result.get("hardware", "").partition(" x ")[2] for result in (run, against)]  # as in "2 x NVIDIA H200"
-    if (
-        not models[0]
-        or models[0] != models[1]
-        or any(", then " in result["hardware"] for result in (run, against))
-        or not (run.get("steps") and against.get("steps"))
-    ):
+    hardware = [result.get("hardware", "") for result in (run, against)]
+    models = ["" if ", then " in used else used.partition(" x ")[2] for used in hardware]  # as in "2 x NVIDIA H200"
+    if not models[0] or models[0] != models[1] or not (run.get("steps") and against.get("steps")):
         return None
     return {"seconds": run["seconds"] / run["steps"] / (against["seconds"] / against["steps"])}
 

@@ -178,12 +178,8 @@ def read_results(*folders: Path) -> list[Result]:
             if "experiment" not in content and (named := re.search(r"\+experiment=(\w+)", content.get("command", ""))):
                 content["experiment"] = named[1]  # for results written before this field existed
             if "centre" in content:
-                content = {
-                    "scale": "full",
-                    "tf32": False,
-                    "images_sha256": content.get("store_sha256"),
-                    **content,
-                }  # for results written before these fields existed
+                # for results written before these fields existed
+                content = {"scale": "full", "tf32": False, "images_sha256": content.get("store_sha256"), **content}
                 content["options"] = [
                     # runs that start from the nets of their own seeds have equal options
                     re.sub(rf"(?<=seed-){content['seed']}\b", "N", option) if "pretrained.run=" in option else option
@@ -194,18 +190,8 @@ def read_results(*folders: Path) -> list[Result]:
             of = "" if path.name == "result.json" else f"{path.stem}-"
             if (retrieval := path.with_name(f"{of}retrieval.json")).is_file():
                 content["retrieval"] = read_result(retrieval, "same_class")
-            identity = (
-                *SHARED_KEYS,
-                "ablation",
-                "seed",
-                "seeds",
-                "checkpoint",
-                "commit",
-                "seconds",
-                "machine",
-                "command",
-            )
-            key = (*(str(content.get(k)) for k in identity), "ten_crop" in content)
+            own = ("ablation", "seed", "seeds", "checkpoint", "commit", "seconds", "machine", "command")
+            key = (*(str(content.get(k)) for k in (*SHARED_KEYS, *own)), "ten_crop" in content)
             results.setdefault(key, {**content, "file": str(path)})
     return list(results.values())
 

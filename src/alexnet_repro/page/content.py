@@ -131,9 +131,7 @@ def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str,
     uncounted: why other results do not count, as from ``evidence.why_uncounted``.
     """
     about = {
-        "measured on": ", ".join(
-            part.replace("not said", "split not stated") for part in (claim.data, claim.split, claim.protocol) if part
-        ),
+        "measured on": ", ".join(part for part in (claim.data, claim.split, claim.protocol) if part),
         "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
         "reproduced if": rule(claim),
         "derivation": claim.derivation,
@@ -148,7 +146,7 @@ def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str,
         "section": claim.section,
         "says": claim.says,
         "paper": said(claim),
-        "of": " ".join(part for part in (claim.data, claim.split) if part and part != "not said"),
+        "of": " ".join(part for part in (claim.data, claim.split) if part and part != "split not stated"),
         "about": {key: text for key, text in about.items() if text},
         "answers": [answer(finding) for finding in answers],
         "status": status(claim, answers, uncounted),

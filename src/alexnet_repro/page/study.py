@@ -104,9 +104,7 @@ def cost(study: Study) -> str:
 def sentences(study: Study) -> list[str]:
     """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
     changes = [change for change in study.changes if change.is_tested]
-    others = [change.ablation for change in study.changes if not change.is_tested]
-    failed = [c for c in changes if c.stuck == len(c.seeds)]
-    trained = [c for c in changes if c not in failed]
+    trained = [c for c in changes if c.stuck < len(c.seeds)]
     worse = [c for c in trained if c.distinct and c.estimates["ten_crop"].value > 0]
     better = [c for c in trained if c.distinct and c.estimates["ten_crop"].value < 0]
     alone = [c for c in trained if not c.distinct and _excludes_zero(c)]
@@ -133,10 +131,10 @@ def sentences(study: Study) -> list[str]:
         for c in changes
         if c.stuck
     ]
-    few = [c.ablation for c in study.changes if not c.is_tested and len(c.seeds) < SEEDS_NEEDED]
-    if few:
+    untested = [c for c in study.changes if not c.is_tested]
+    if few := [c.ablation for c in untested if len(c.seeds) < SEEDS_NEEDED]:
         told.append(f"Not tested: {_joined(few)}, with fewer than {SEEDS_NEEDED} seeds.")
-    if undefined := [name for name in others if name not in few]:
+    if undefined := [c.ablation for c in untested if len(c.seeds) >= SEEDS_NEEDED]:
         told.append(f"Not tested: {_joined(undefined)}, with a result that is not a number.")
     return told
 
@@ -258,8 +256,8 @@ def _seeds(seeds: list[int]) -> str:
 
 DIFFERENCES = (
     "Differences are ablation minus baseline, in points, with 95% intervals. The intervals reflect the variation between seeds "
-    "and, for the test error and log-loss, also the sampling of the test images. Overfitting is the error of one view minus the training error, both measured without "
-    "dropout and random crops."
+    "and, for the test error and log-loss, also the sampling of the test images. Overfitting is the error of one view minus "
+    "the training error, both measured without dropout and random crops."
 )
 READING = (
     f"{DIFFERENCES} Updates are those until the running training error falls to {TRAINING_LEVEL:.0f}%, as a multiple of the "

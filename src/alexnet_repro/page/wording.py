@@ -69,13 +69,12 @@ def rule(claim: Claim) -> str | None:
         return "each of at least 3 runs has the property"
     unit = "" if claim.kind == "ratio" else " points"
     if claim.tolerance:
-        units = [" nats" if key.endswith("loss") else unit for key in claim.tolerance]
-        shared = units[0] if len(set(units)) == 1 else None
-        values = [
-            f"{value:g}{unit if shared is None else ''}"
-            for value, unit in zip(claim.tolerance.values(), units, strict=True)
-        ]
-        within = " / ".join(values) + (shared or "")
+        units = {key: " nats" if key.endswith("loss") else unit for key in claim.tolerance}
+        last = list(units.values())[-1]
+        if set(units.values()) == {last}:
+            within = " / ".join(f"{value:g}" for value in claim.tolerance.values()) + last
+        else:
+            within = " / ".join(f"{value:g}{units[key]}" for key, value in claim.tolerance.items())
         return f"the 95% interval over at least 3 seeds lies within {within} of the paper's value"
     way = "above" if claim.more else "below"
     least = claim.neutral if claim.at_least is None else claim.at_least

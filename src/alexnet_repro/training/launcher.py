@@ -197,11 +197,13 @@ def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
         raise SystemExit(130) from None  # process 0 has reported what it saved
     except ChildFailedError as failure:
         failed, first = failure.get_first_failure()
-        if first.exitcode in (USER_ERROR, IN_USE) and sweeping():  # the next job may do better
-            kind = InUse if first.exitcode == IN_USE else UserError
-            raise kind("the processes of this job ended with the error above") from None
-        if first.exitcode in (USER_ERROR, IN_USE, 130):  # which the process has reported
-            raise SystemExit(USER_ERROR if first.exitcode == IN_USE else first.exitcode) from None
+        if first.exitcode in (USER_ERROR, IN_USE):  # which the process has reported
+            if sweeping():  # the next job may do better
+                kind = InUse if first.exitcode == IN_USE else UserError
+                raise kind("the processes of this job ended with the error above") from None
+            raise SystemExit(USER_ERROR) from None
+        if first.exitcode == 130:  # an interruption, which it has reported, too
+            raise SystemExit(130) from None
         raise ProcessDied(
             f"process {failed} of {processes} ended with {f'exit status {first.exitcode}' if first.exitcode > 0 else f'signal {-first.exitcode}'}, "
             "and so did the run\n  the same command with resume=true continues from the last checkpoint"
