@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import image_folder
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from alexnet_repro.cli import _quoted
 from alexnet_repro.configs import CONF
@@ -24,6 +26,17 @@ Run = Callable[..., tuple[int, str, str]]
 def class_without_images(cwd: Path) -> None:
     image_folder(cwd / "source")
     (cwd / "source/train/fox").mkdir()
+
+
+def source_that_links_to_itself(cwd: Path) -> None:
+    (cwd / "source").symlink_to("source")
+
+
+def reports_of_others(cwd: Path) -> None:
+    (cwd / "page").mkdir()
+    (cwd / "page/index.html").write_text("<title>My page")
+    (cwd / "pictures/figures").mkdir(parents=True)
+    (cwd / "numbers.json").write_text("[1]")
 
 
 def class_only_in_val(cwd: Path) -> None:
@@ -128,6 +141,12 @@ MISTAKES = [
     ("train", ["+ablation=no_lrn", "net.lrn=true"], None, "+ablation=no_lrn is not in effect"),
     ("train", ["trainer=gpu"], None, "trainer"),
     ("train", ["trainer.precision=7"], None, "trainer"),
+    ("train", ["trainer.workers=100000000000000000000"], None, "this must be at most 256"),
+    ("train", ["net.lrn_beta=1e300"], None, "this must be at most 1e+30"),
+    ("train", ["schedule.when_error_stalls.times=400"], None, "this must be at most 100, such as 3"),
+    ("train", ["recipe=true"], None, "there is no recipe=true"),
+    ("train", ["+ablation=[1]"], None, "there is no ablation=[1]"),
+    ("train", ["-m", "seed=range(2,0)"], None, "makes no jobs"),
     ("train", ["logger=tensorboard"], None, "there are: csv, wandb"),
     ("train", ["logger=wandb", "logger.mode=loud"], None, "logger.mode=loud"),
     ("prepare", ["data=imagenette"], None, "say where it is with source=PATH"),
@@ -135,6 +154,7 @@ MISTAKES = [
     ("prepare", ["data=folder", "source=source"], empty_folder, "there are no files"),
     ("prepare", ["data=folder", "source=source"], class_without_images, "hold no images: train/fox"),
     ("prepare", ["data=folder", "source=source"], class_only_in_val, "have no training images: fox"),
+    ("prepare", ["data=folder", "source=source"], source_that_links_to_itself, "source"),
     ("prepare", ["data=folder", "source=source"], file_that_is_not_a_tar, "neither a folder nor a tar"),
     ("prepare", ["data=folder", "source=source"], one_class, "has only one class: cat"),
     ("prepare", ["data=folder", "source=source"], damaged_compressed_tar, "source=source is damaged"),
@@ -152,6 +172,9 @@ MISTAKES = [
     ),
     ("prepare", ["data=folder", "source=source"], images_outside_class_folders, "is in no class folder"),
     ("prepare", ["data=folder", "verify=true"], None, "there is no store at stores/folder"),
+    ("report", ["out=page"], reports_of_others, "page/index.html is not a file of an earlier report"),
+    ("report", ["out=pictures"], reports_of_others, "pictures/figures is not a folder of an earlier report"),
+    ("bench", ["out=numbers.json"], reports_of_others, "is not a file of an earlier benchmark"),
     ("evaluate", [], None, "run=FOLDER"),
     ("evaluate", ["run=nowhere"], None, "nowhere is not the folder of a run"),
     ("evaluate", ["run=nowhere", "views=twelve"], None, "one of centre, ten_crop"),
@@ -211,6 +234,20 @@ def test_closed_output_is_no_error(cwd: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to"), MemoryError()])
+def test_too_little_memory_is_told_in_two_lines(
+    error: Exception, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out_of_memory(cfg: DictConfig) -> None:
+        raise error
+
+    monkeypatch.setattr("alexnet_repro.training.evaluation.evaluate", run_out_of_memory)
+    status, _, err = run_command("evaluate", "run=r")
+    assert (status, len(err.splitlines())) == (2, 2), err
+    assert "too little memory" in err
+    assert "choose a smaller batch_size" in err
 
 
 def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -> None:

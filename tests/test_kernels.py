@@ -126,7 +126,7 @@ def test_interpreted_kernels_equal_the_plain_form(tf32: bool) -> None:
     assert [(i, error) for i, (error, limit) in enumerate(zip(errors, limits, strict=True)) if error >= limit] == []
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.parametrize(
     "name",
     [

@@ -109,14 +109,14 @@ def test_colour_content_of_grey_red_and_random_kernels() -> None:
         (["trainer.devices=3"], "needs 2 devices, not trainer.devices=3"),
         (["placement.replicas=2", "trainer.nodes=3"], "can't be shared evenly"),
         (["placement.replicas=0"], "placement.replicas=0"),
-        (["trainer=gpu", "batch_size=6"], "trainer: "),
+        (["trainer=gpu", "batch_size=6"], "needs 2 GPUs, but this machine has none"),
     ],
 )
 def test_unsupported_placements_are_refused(
     options: list[str], problem: str, small_store: Path, cwd: Path, run_command: Run
 ) -> None:
-    if options[0] == "trainer=gpu" and torch.cuda.device_count() > 1:
-        pytest.skip("there are two GPUs")
+    if options[0] == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
     arguments = ["data=folder", f"data.store={small_store}", "trainer=cpu", "placement=two_devices", "run=r", *options]
     status, _, err = run_command("train", *arguments)
     assert status == 2

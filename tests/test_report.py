@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from alexnet_repro.claims.results import Result, read_results
 from alexnet_repro.configs import CONF
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.page import figures
+from alexnet_repro.page import figures, retrieval
 from alexnet_repro.page.content import content
 from alexnet_repro.page.drawings import distinct, to_25
 from alexnet_repro.page.markdown import readme_blocks
@@ -30,6 +31,14 @@ from alexnet_repro.page.report import pictures_of, report
 Run = Callable[..., tuple[int, str, str]]
 RESULTS = Path(CONF).parent / "results"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_training_of_autoencoders() -> Iterator[None]:
+    """Train the autoencoders of the binary codes for two steps: those of pixels have 100 million weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "train_autoencoder", partial(retrieval.train_autoencoder, steps=2))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +115,10 @@ def test_page_is_self_contained(page: Path) -> None:
 
 
 def test_retrieval_quality_of_a_run_is_measured(page: Path) -> None:
-    retrieval = json.loads((page.parent / "runs" / "seed-0" / "retrieval.json").read_text())
-    assert (retrieval["queries"], retrieval["images"], retrieval["nearest"]) == (6, 12, 6)
-    assert retrieval["same_class"]["guessing"] == 50
-    assert f"{retrieval['same_class']['fc7']:.1f} %" in page.read_text()
+    quality = json.loads((page.parent / "runs" / "seed-0" / "retrieval.json").read_text())
+    assert (quality["queries"], quality["images"], quality["nearest"]) == (6, 12, 6)
+    assert quality["same_class"]["guessing"] == 50
+    assert f"{quality['same_class']['fc7']:.1f} %" in page.read_text()
 
 
 def test_readme_matches_the_committed_results() -> None:

@@ -83,7 +83,13 @@ def command(name: str) -> None:
                 _fail(told)
             print(f"error: {told}", file=sys.stderr)
             leave_outcome({"error": told.splitlines()[0]})
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            if told := _about_memory(error) or _about_files(error):
+                if not sweeping():
+                    _fail(told)
+                print(f"error: {told}", file=sys.stderr)
+                leave_outcome({"error": told.splitlines()[0]})
+                return
             if "WORLD_SIZE" not in os.environ or not re.search(
                 r"gloo|NCCL|connection (closed|reset)", str(error), re.I
             ):
@@ -132,7 +138,8 @@ def command(name: str) -> None:
     except (ValueError, TypeError, AttributeError) as error:
         if composed:
             raise
-        _fail(str(error).splitlines()[0])  # Hydra raises these for overrides that it cannot use, such as ablation=3
+        # Hydra raises these for overrides that it cannot use, such as ablation=3
+        _fail(_about_choices(arguments) or str(error).splitlines()[0])
 
 
 # Options whose values are paths.
@@ -198,11 +205,14 @@ def _fail(message: str, status: int = USER_ERROR) -> None:
 
 UNUSABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP,
 )  # fmt: skip
 
 
-def _about_files(error: OSError) -> str:
+def _about_files(error: Exception) -> str:
     """Return what is wrong with a path or a disk in a line or two, or nothing for other errors."""
+    if not isinstance(error, OSError):  # pathlib's before Python 3.13
+        return f"{error}\n  choose another path, or remove the link" if str(error).startswith("Symlink loop") else ""
     name = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
@@ -212,6 +222,25 @@ def _about_files(error: OSError) -> str:
         )
     if error.errno in UNUSABLE and error.filename:
         return f"{name}{error.strerror}\n  choose a path that exists and can be written"
+    return ""
+
+
+def _about_memory(error: Exception) -> str:
+    """Return what to do about too little memory, or nothing for other errors."""
+    first = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", first, re.I):
+        return f"there is too little memory: {first[:200]}\n  choose a smaller batch_size, or a device with more memory"
+    return ""
+
+
+def _about_choices(arguments: list[str]) -> str:
+    """Return which argument gives a config group something else than a name, in two lines, or nothing."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if (Path(CONF) / key).is_dir():
+            names = sorted(path.stem for path in (Path(CONF) / key).glob("*.yaml"))
+            if not set(value.strip("[]").split(",")) <= {*names, "null"}:
+                return f"there is no {key}={value}\n  there are: {', '.join(names)}"
     return ""
 
 

@@ -26,7 +26,9 @@ from alexnet_repro.options import (
     Placement,
     Positive,
     Pretrained,
+    Processes,
     Schedule,
+    Seed,
     Trainer,
     Watch,
     with_own_images,
@@ -53,7 +55,7 @@ class Train(Group):
     augment: Augment
     rates: dict[Activation, Positive] = Field(default_factory=dict)
     run: Name | None
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
     stop_at: Annotated[float, Field(ge=0, lt=100)] | None
     keep_epochs: list[Count]
     resume: bool
@@ -94,7 +96,7 @@ class Prepare(Group):
     verify: bool
     max_bad: Annotated[Natural, not_verifying, with_own_images]
     encoding: Annotated[Literal["raw", "jpeg"], not_verifying, with_own_images]
-    workers: Annotated[Count | None, not_verifying, with_own_images]
+    workers: Annotated[Annotated[Processes, Field(ge=1)] | None, not_verifying, with_own_images]
 
 
 class Report(Group):

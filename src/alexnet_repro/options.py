@@ -25,11 +25,14 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Count = Annotated[int, Field(ge=1)]
+MOST, LARGEST = 2**31 - 1, 1e30  # what an int32 and, with room for products, a float32 can hold
+Count = Annotated[int, Field(ge=1, le=MOST)]
 OneOrTwo = Annotated[int, Field(ge=1, le=2)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Processes = Annotated[int, Field(ge=0, le=256)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 # A name may look like a number on the command line.
 Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 Activation = Literal["relu", "tanh", "abs_tanh", "sigmoid"]
@@ -55,7 +58,7 @@ class AlexNetOptions(Group):
     conv5: bool
     conv6: bool
     bottleneck: Annotated[int, Field(ge=0, multiple_of=2)]
-    bias_init: float
+    bias_init: Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
     activation: Activation
     lrn: bool
     lrn_n: Annotated[int, Field(ge=1), with_lrn]
@@ -115,8 +118,8 @@ class Optim(Group):
 class WhenErrorStalls(Group):
     """The rule of the paper, with our numbers."""
 
-    factor: Annotated[float, Field(gt=1), when_stalled]
-    times: Annotated[Natural, when_stalled]
+    factor: Annotated[float, Field(gt=1, le=1000), when_stalled]
+    times: Annotated[int, Field(ge=0, le=100), when_stalled]  # 1000 to the power of 100 is a float
     patience: Annotated[Count, when_stalled]
     threshold: Annotated[NotNegative, when_stalled]
 
@@ -174,7 +177,7 @@ class Data(Group):
     image_size: Count
     hold_out_every: Annotated[Annotated[int, Field(ge=2)] | None, with_own_images] = None
     hold_out_as: Annotated[Literal["val", "test"], with_own_images] = "val"
-    hold_out_seed: Annotated[Natural | None, with_own_images] = None
+    hold_out_seed: Annotated[Seed | None, with_own_images] = None
     images_per_file: Annotated[Count | None, OnlyIf(lambda cfg: cfg.get("order") == "stored", "order={order}")] = None
     train_per_class: Count | None = None
     val_per_class: Count | None = None
@@ -192,7 +195,7 @@ class Trainer(Group):
     compile: Annotated[
         Literal["off", "default", "graphs"], OnlyIf(lambda cfg: cfg.placement.devices == 1, "placement=two_devices")
     ]
-    workers: Natural | None
+    workers: Processes | None
     checkpoint_minutes: Positive
     keep_memory: bool
 

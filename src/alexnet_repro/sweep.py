@@ -1,6 +1,7 @@
 """Sweeps (-m): each job writes its outcome to a file, and the sweep ends with one table."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _errors(result: dict[str, Any]) -> list[str]:
 
 
 class TableAtTheEnd(Callback):
-    """A Hydra callback that prints the table after the last job, and exits with status 2 if a job failed."""
+    """A Hydra callback that prints the table after the last job, and exits with status 2 if a job failed or none ran."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remove what an earlier sweep left in the same folder (hydra.sweep.dir=PATH)."""
@@ -89,6 +90,12 @@ class TableAtTheEnd(Callback):
             print(
                 f"\n{sweep_table(outcomes)}\n{len(outcomes)} job{'s' if len(outcomes) > 1 else ''}; this table's numbers are in {folder}"
             )
+        else:
+            print(
+                "error: no job of the sweep left a result\n  an option without values, such as seed=range(2,0), makes no jobs",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
         if any("in_use" in outcome for outcome in outcomes):
             print("Runs in use were skipped: another process does them. The same command shows their results later.")
         if any("error" in outcome for outcome in outcomes):

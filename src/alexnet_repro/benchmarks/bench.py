@@ -24,10 +24,12 @@ from alexnet_repro.training.trainer import keep_freed_memory
 def bench(cfg: DictConfig) -> dict[str, Any]:
     """Run the benchmark ``cfg.only``, or all of them, print the results and write them to ``cfg.out``.
 
-    Raises UserError if ``cfg.out`` cannot be written.
+    Raises UserError if ``cfg.out`` cannot be written, or is a file that no earlier benchmark wrote.
     """
     if cfg.out and (Path(str(cfg.out)).is_dir() or not os.access(Path(str(cfg.out)).absolute().parent, os.W_OK)):
         raise UserError(f"out={cfg.out} cannot be written", "choose a file in a folder that exists")
+    if cfg.out and Path(str(cfg.out)).exists() and b'"ratios"' not in Path(str(cfg.out)).read_bytes()[:4096]:
+        raise UserError(f"out={cfg.out} is not a file of an earlier benchmark", "choose another one")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     batch, repeats = cfg.batch_size, cfg.repeats
     parts: dict[str, Callable[[], Any]] = {

@@ -39,6 +39,11 @@ WAITING = (
     "For the reader",
     "Quoted",
 )  # claims without an answer, in this order
+BEGINNINGS = {  # what the first 1000 bytes of the report's files contain
+    "index.html": b"<title>alexnet_repro",
+    "report.md": b"# The paper's claims",
+    "runs.csv": b"run,recipe,ablation",
+}
 QUERIES = 1000  # maximum number of queries for the retrieval quality
 
 
@@ -54,8 +59,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
             f"there is no folder {published}", "set results= to a folder of results, for example results=results"
         )
     out = Path(str(cfg.out))
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is not a folder", "choose another one with out=FOLDER")
+    refuse_files_of_others(out)
     if cfg.readme and not (CHECKOUT / "README.md").is_file():
         raise UserError(
             "readme=true updates the README of a checkout, but this package is not installed from a checkout"
@@ -196,6 +200,19 @@ def compared_seeds(cfg: DictConfig, runs: list[Path], results: list[Result]) -> 
 
 def _pictures(split: Split, indices: Any) -> list[Any]:
     return [np.asarray(split[int(i)]) for i in indices]
+
+
+def refuse_files_of_others(out: Path) -> None:
+    """Raise UserError if the report would replace files in ``out`` that an earlier report did not write."""
+    remedy = "choose another folder with out=FOLDER"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not a folder", remedy)
+    found = [out / name for name in BEGINNINGS if (out / name).exists()]
+    for path in found:
+        if not path.is_file() or BEGINNINGS[path.name] not in path.read_bytes()[:1000]:
+            raise UserError(f"{path} is not a file of an earlier report", remedy)
+    if not found and (out / "figures").exists():
+        raise UserError(f"{out / 'figures'} is not a folder of an earlier report", remedy)
 
 
 def write(page: dict[str, Any], out: Path) -> None:

@@ -94,7 +94,12 @@ def refuse_other_weights(path: Path, checkpoint: dict[str, Any], model: L.Lightn
 
 def finite(checkpoint: dict[str, Any]) -> bool:
     """Return whether all weights of a checkpoint are finite."""
-    return all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values() if value.is_floating_point())
+    extremes = (
+        torch.stack(value.aminmax())  # in one pass, and NaN if any is; isfinite() of all weights takes 20 times as long
+        for value in checkpoint["state_dict"].values()
+        if value.is_floating_point() and value.numel()
+    )
+    return all(bool(pair.isfinite().all()) for pair in extremes)
 
 
 def kept(run: Path) -> list[str]:

@@ -168,12 +168,19 @@ def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) ->
     """Rerun a command in as many local processes as its placement needs, and wait for them.
 
     Returns False without starting any if one process is enough, or if this process is already one of several. Raises
-    ProcessDied if a process dies, and SystemExit if the processes end with a user error or an interruption.
+    UserError if this machine has too few GPUs, ProcessDied if a process dies, and SystemExit if the processes end with a
+    user error or an interruption.
     """
-    processes = world(cfg)
-    if processes == 1 or launched():
+    if world(cfg) == 1 or launched():
         return False
-    _launch(command, processes // machines(cfg), arguments)
+    processes, gpus, device = world(cfg) // machines(cfg), torch.cuda.device_count(), cfg.trainer.accelerator
+    if gpus < processes and (device in ("gpu", "cuda") or (device == "auto" and gpus)):
+        raise UserError(
+            f"placement={cfg.placement.name} with placement.replicas={cfg.placement.replicas} needs {processes} GPUs, "
+            f"but this machine has {gpus or 'none'}",
+            "choose another placement, or add trainer=cpu",
+        )
+    _launch(command, processes, arguments)
     return True
 
 
