@@ -315,11 +315,10 @@ def test_documented_code_runs(small_alexnet: Path, pictures: Path, model: Classi
     page = (Path(CONF).parent / "docs" / "features.md").read_text()
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        code = block.replace('"runs/paper/seed-0"', f'"{small_alexnet}", at_chance=True').replace(
-            "FOLDER", str(pictures)
-        )
-        exec(code, names)
+        code = re.sub(r'"runs/paper/seed-\d"', f'"{small_alexnet}", at_chance=True', block)
+        exec(code.replace("FOLDER", str(pictures)), names)
     assert names["towers"].shape[:3] == (6, 2, 16)
+    assert names["alike"] == pytest.approx(1)  # of a net with itself
     seen = {}
     for name, stage in names["stages"].stages.items():
         stage.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
