@@ -245,6 +245,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+def test_error_of_all_processes_is_reported_once(workspace: Path) -> None:
+    options = ("net.width=0.0625", "optim.lr=1e20", "run=diverged")
+    line = [sys.executable, "-m", "alexnet_repro.train", *SETUP, *TOWERS, *options]
+    done = subprocess.run(line, cwd=workspace, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("error: the loss is ") == 1, done.stderr
+    assert "Initializing" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_replicas_train_the_net_of_one_device(workspace: Path, paper_one: Path) -> None:
     command(workspace, "train", *SETUP, *PAPER, F64, *REPLICAS, "run=paper-replicas")
     assert_same_run(paper_one, workspace / "paper-replicas")

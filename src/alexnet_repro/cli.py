@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -27,6 +28,9 @@ from alexnet_repro.errors import IN_USE, USER_ERROR, Interrupted, InUse, Process
 from alexnet_repro.processes import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
 
+# Seconds for which a process waits before it reports a user error. If process 0 has the same error, and reports it, the
+# launcher ends the others before.
+ALONE = 3
 MODULES = {  # the module that defines each command's function
     "train": "training.run",
     "evaluate": "training.evaluation",
@@ -62,6 +66,8 @@ def command(name: str) -> None:
                 leave_outcome({"result": result if isinstance(result, dict) else None})
         except (UserError, OmegaConfBaseException) as error:
             told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
+            if rank() > 0:
+                time.sleep(ALONE)
             if not sweeping():
                 _fail(told, IN_USE if isinstance(error, InUse) and "WORLD_SIZE" in os.environ else USER_ERROR)
             told_first = told.splitlines()[0]

@@ -100,7 +100,8 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
 
     Raises UserError for a device or a precision that is not available.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "The '.*dataloader' does not have many workers")
     # data/sampler.py resumes within an epoch
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
