@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -308,6 +309,15 @@ def test_invalid_runs_are_refused(options: list[str], message: str, trained: Pat
     status, _, err = run_command("evaluate", *options)
     assert status == 2
     assert message in err
+
+
+def test_folder_that_cannot_be_written_is_told_before_the_work(
+    trained: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alexnet_repro.training.evaluation.load_run", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != trained)  # root may write anywhere
+    status, _, err = run_command("evaluate", f"run={trained}", "trainer=cpu")
+    assert (status, f"{trained} cannot be written" in err) == (2, True), err
 
 
 def test_ensembles_of_table_2_are_recognised() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             if path.exists():
                 raise UserError(f"{path} exists", "remove it, or choose another name with out=PATH")
     runs = chosen_runs(cfg)
+    target = Path(str(cfg.out)).parent if cfg.out is not None else runs[0] if len(runs) == 1 else runs[0].parent
+    if target.is_dir() and not os.access(target, os.W_OK):  # told before the work, which may take hours
+        raise UserError(f"{target} cannot be written", "choose a file in another folder with out=PATH")
     for run in runs:
         refuse_placement(cfg, saved_config(run).net)
     facts = common_facts(runs) if len(runs) > 1 else {}
