@@ -198,7 +198,7 @@ train +ablation=no_lnr > did you mean no_lrn?
 train +ablation=[no_lrn,no_lrn] > names an ablation twice
 train +ablation=[one_gpu,no_communication] > no communication
 train +ablation=no_lrn net.lrn=true > is not in effect
-train +ablation=3 > Got int
+train +ablation=3 > there is no ablation=3
 train ablation=no_lrn > +ablation=
 train =3 > error
 train epochs > epochs
