@@ -3,7 +3,6 @@
 Exit statuses: 0 success; 2 user error, reported in a line or two; 1 internal error, with traceback; 130 interrupted.
 """
 
-import errno
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.error_messages import about_choices, about_files, about_memory, about_overrides
 from alexnet_repro.errors import IN_USE, USER_ERROR, Interrupted, InUse, ProcessDied, UserError
 from alexnet_repro.processes import rank
 from alexnet_repro.sweep import leave_outcome, sweeping
@@ -50,12 +50,12 @@ def command(name: str) -> None:
     The function's module is imported just before the call, because that takes seconds and --help doesn't need it.
     """
 
-    composed = False
+    started = False
 
     def guarded(cfg: DictConfig) -> None:
         # Catch errors inside hydra.main, which would print a traceback for each of these.
-        nonlocal composed
-        composed = True
+        nonlocal started
+        started = True
         sys.argv[1:] = arguments  # as typed, for the command that results record
         try:
             task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
@@ -83,14 +83,14 @@ def command(name: str) -> None:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
             _fail("the output was closed: nothing reads it any more", 1)
         except OSError as error:
-            if not (told := _about_files(error)):
+            if not (told := about_files(error)):
                 raise
             if not sweeping():
                 _fail(told)
             print(f"error: {told}", file=sys.stderr)
             leave_outcome({"error": told.splitlines()[0]})
         except (MemoryError, RuntimeError) as error:
-            if told := _about_memory(error) or _about_files(error):
+            if told := about_memory(error) or about_files(error):
                 if not sweeping():
                     _fail(told)
                 print(f"error: {told}", file=sys.stderr)
@@ -132,20 +132,20 @@ def command(name: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error, name))
+        _fail(about_overrides(error, lambda: dict(leaves(composed(name)))))
     except KeyboardInterrupt:  # in a launcher that waits for its jobs
         _interrupted(
             "the jobs that were running have ended; add resume=true to continue them from their last checkpoints"
         )
     except OSError as error:
-        if composed or not (told := _about_files(error)):
+        if started or not (told := about_files(error)):
             raise
         _fail(told)
     except (ValueError, TypeError, AttributeError) as error:
-        if composed:
+        if started:
             raise
         # Hydra raises these for overrides that it cannot use, such as ablation=3
-        _fail(_about_choices(arguments) or str(error).splitlines()[0])
+        _fail(about_choices(arguments) or str(error).splitlines()[0])
 
 
 # Options whose values are paths.
@@ -207,103 +207,6 @@ def _interrupted(message: str) -> None:
 def _fail(message: str, status: int = USER_ERROR) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-UNUSABLE = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-    errno.ELOOP,
-)  # fmt: skip
-
-
-def _about_files(error: Exception) -> str:
-    """Return what is wrong with a path or a disk in a line or two, or nothing for other errors."""
-    if not isinstance(error, OSError):  # pathlib's before Python 3.13
-        return f"{error}\n  choose another path, or remove the link" if str(error).startswith("Symlink loop") else ""
-    name = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full: {name}{error.strerror or error}\n"
-            "  free some space (each of the two checkpoints of the full net takes 490 MB), then run the command again; "
-            "train continues with resume=true"
-        )
-    if error.errno in UNUSABLE and error.filename:
-        return f"{name}{error.strerror}\n  choose a path that exists and can be written"
-    return ""
-
-
-def _about_memory(error: Exception) -> str:
-    """Return what to do about too little memory, or nothing for other errors."""
-    first = str(error).partition("\n")[0]
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", first, re.I):
-        return f"there is too little memory: {first[:200]}\n  choose a smaller batch_size, or a device with more memory"
-    return ""
-
-
-def _about_choices(arguments: list[str]) -> str:
-    """Return which argument gives a config group something else than a name, in two lines, or nothing."""
-    for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
-        if (Path(CONF) / key).is_dir():
-            names = sorted(path.stem for path in (Path(CONF) / key).glob("*.yaml"))
-            if not set(value.strip("[]").split(",")) <= {*names, "null"}:
-                return f"there is no {key}={value}\n  there are: {', '.join(names)}"
-    return ""
-
-
-# What other programs call some options.
-OTHER_NAMES = {
-    "learning_rate": "optim.lr",
-    "max_epochs": "epochs",
-    "num_epochs": "epochs",
-    "devices": "trainer.devices",
-    "gpus": "trainer.devices",
-    "num_workers": "trainer.workers",
-}
-
-
-def _explain(error: Exception, command_name: str) -> str:
-    """Return Hydra's message in a line or two: what is wrong, and what the choices are."""
-    text = str(error)
-    if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
-        group, name, options = missing[1], missing[2], missing[3].split()
-        near = get_close_matches(name, options, 1)
-        return f"there is no {group}={name}\n  " + (
-            (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
-        )
-    if twice := re.match(r"Multiple values for (\w+)\.", text):
-        chosen = [a.partition("=")[2] for a in sys.argv if a.lstrip("+").startswith(f"{twice[1]}=")]
-        together = f"combine them as '+{twice[1]}=[{','.join(chosen)}]'" if twice[1] == "ablation" else "choose one"
-        return f"there is more than one {twice[1]}=NAME\n  {together}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
-    if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
-        key = unknown[1]
-        if (Path(CONF) / key).is_dir():
-            return f"there is no option '{key}'\n  add a config group that is not in use yet with +{key}=..."
-        known = dict(leaves(composed(command_name)))
-        if inner := next((name for name in known if name.startswith(f"{key}.")), None):
-            return (
-                f"{key} is a group of options, and can't be set to this\n  set one of its options, such as {inner}=..."
-            )
-        if key in known and not key.startswith("schedule.by_hand.changes"):
-            return (
-                f"there is no option '{key}' with the data, net and recipe chosen here\n  list the options with --help"
-            )
-        if key in known:
-            return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
-        ours = OTHER_NAMES.get(key, key)
-        near = get_close_matches(ours, known, 1, 0.75) or [
-            name for name in known if get_close_matches(ours.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)
-        ]
-        return f"there is no option '{key}'\n  " + (
-            f"did you mean {near[0]}?" if near else "list the options with --help"
-        )
-    if "ambiguous value" in lines[0].lower():
-        return (
-            f"{lines[0]}\n  use -m to run the command once for each of these values; "
-            "an option that takes several at once takes a list: runs=[FOLDER,FOLDER]"
-        )
-    return "\n  ".join([lines[0], " ".join(lines[1:])[:200]]).rstrip()
 
 
 def check(cfg: DictConfig, name: str) -> None:
