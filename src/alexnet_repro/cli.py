@@ -82,25 +82,16 @@ def command(name: str) -> None:
         except BrokenPipeError:  # train | head
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
             _fail("the output was closed: nothing reads it any more", 1)
-        except OSError as error:
-            if not (told := about_files(error)):
-                raise
-            if not sweeping():
-                _fail(told)
-            print(f"error: {told}", file=sys.stderr)
-            leave_outcome({"error": told.splitlines()[0]})
-        except (MemoryError, RuntimeError) as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             if told := about_memory(error) or about_files(error):
                 if not sweeping():
                     _fail(told)
                 print(f"error: {told}", file=sys.stderr)
                 leave_outcome({"error": told.splitlines()[0]})
-                return
-            if "WORLD_SIZE" not in os.environ or not re.search(
-                r"gloo|NCCL|connection (closed|reset)", str(error), re.I
-            ):
+            elif "WORLD_SIZE" in os.environ and re.search(r"gloo|NCCL|connection (closed|reset)", str(error), re.I):
+                _fail(f"process {rank()} lost the connection to another process of this run", 1)
+            else:
                 raise
-            _fail(f"process {rank()} lost the connection to another process of this run", 1)
         except (Interrupted, KeyboardInterrupt) as stop:
             _interrupted(str(stop))
         except SystemExit as end:  # Lightning turns Ctrl-C into SystemExit

@@ -35,7 +35,7 @@ def about_files(error: Exception) -> str:
 def about_memory(error: Exception) -> str:
     """Return what to do about too little memory, or nothing for other errors."""
     first = str(error).partition("\n")[0]
-    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", first, re.I):
+    if isinstance(error, MemoryError) or re.search(r"out of memory|(can't|cannot) allocate memory", first, re.I):
         return f"there is too little memory: {first[:200]}\n  choose a smaller batch_size, or a device with more memory"
     return ""
 
