@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.configs import CONF, groups, leaves
 from alexnet_repro.error_messages import about_choices, about_files, about_memory, about_overrides
 from alexnet_repro.errors import IN_USE, USER_ERROR, Interrupted, InUse, ProcessDied, UserError
 from alexnet_repro.processes import rank
@@ -68,15 +68,12 @@ def command(name: str) -> None:
             told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
             if rank() > 0:
                 time.sleep(ALONE)
-            if not sweeping():
-                _fail(told, IN_USE if isinstance(error, InUse) and "WORLD_SIZE" in os.environ else USER_ERROR)
-            told_first = told.splitlines()[0]
-            if isinstance(error, InUse):  # another sweep does this job
-                print(f"skipped: {told_first}")
-                leave_outcome({"in_use": told_first})
+            if isinstance(error, InUse) and sweeping():  # another sweep does this job
+                first = told.splitlines()[0]
+                print(f"skipped: {first}")
+                leave_outcome({"in_use": first})
             else:
-                print(f"error: {told}", file=sys.stderr)  # and continue with the next job
-                leave_outcome({"error": told_first})
+                _report(told, IN_USE if isinstance(error, InUse) and "WORLD_SIZE" in os.environ else USER_ERROR)
         except ProcessDied as death:
             _fail(str(death), 1)
         except BrokenPipeError:  # train | head
@@ -84,10 +81,7 @@ def command(name: str) -> None:
             _fail("the output was closed: nothing reads it any more", 1)
         except (OSError, MemoryError, RuntimeError) as error:
             if told := about_memory(error) or about_files(error):
-                if not sweeping():
-                    _fail(told)
-                print(f"error: {told}", file=sys.stderr)
-                leave_outcome({"error": told.splitlines()[0]})
+                _report(told)
             elif "WORLD_SIZE" in os.environ and re.search(r"gloo|NCCL|connection (closed|reset)", str(error), re.I):
                 _fail(f"process {rank()} lost the connection to another process of this run", 1)
             else:
@@ -195,6 +189,14 @@ def _interrupted(message: str) -> None:
     sys.exit(130)
 
 
+def _report(message: str, status: int = USER_ERROR) -> None:
+    """Print an error and end the command or, in a sweep, go on with the next job."""
+    if not sweeping():
+        _fail(message, status)
+    print(f"error: {message}", file=sys.stderr)
+    leave_outcome({"error": message.splitlines()[0]})
+
+
 def _fail(message: str, status: int = USER_ERROR) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
@@ -205,12 +207,12 @@ def check(cfg: DictConfig, name: str) -> None:
     from alexnet_repro.option_errors import check_options  # imported here because pydantic takes 0.2 s
 
     overrides = HydraConfig.get().overrides.task
-    groups = [o for o in overrides if (Path(CONF) / o.lstrip("+").split("=")[0]).is_dir()]
+    chosen = [o for o in overrides if o.lstrip("+").split("=")[0] in groups()]
 
     def default(key: str) -> Any:
         if not GlobalHydra.instance().is_initialized():
             return None  # a job that a launcher runs in a process of its own
-        return OmegaConf.select(hydra.compose(name, groups), key)
+        return OmegaConf.select(hydra.compose(name, chosen), key)
 
     check_options(cfg, name, list(overrides), default)
 
@@ -233,11 +235,10 @@ def refuse_added_options() -> None:
 
     Hydra would add any option, and nothing would read it.
     """
-    groups = sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+").split("=")[0].split("@")[0]
-        if override.startswith("+") and key not in groups:
-            near = get_close_matches(key, groups, 1)
+        if override.startswith("+") and key not in groups():
+            near = get_close_matches(key, groups(), 1)
             raise UserError(
                 f"there is no option '{key}'",
                 (f"did you mean +{near[0]}=...? " if near else "")

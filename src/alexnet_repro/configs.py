@@ -11,6 +11,12 @@ _packaged = Path(__file__).resolve().parent / "conf"  # in a wheel
 CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf")  # in a checkout
 CHECKOUT = Path(CONF).parent
 
+
+def groups() -> list[str]:
+    """Return the names of the config groups: the folders of conf/."""
+    return sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())
+
+
 # The run of each ablation in the 2012 log. The baseline has one run for each of the two data sets.
 RUN_OF_ABLATION = {
     "one_gpu": "run_145_half",

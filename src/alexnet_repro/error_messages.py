@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from alexnet_repro.configs import CONF
+from alexnet_repro.configs import CONF, groups
 
 UNUSABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -44,11 +44,18 @@ def about_choices(arguments: list[str]) -> str:
     """Return which argument gives a config group something else than a name, in two lines, or nothing."""
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
-        if key.isidentifier() and (Path(CONF) / key).is_dir():
+        if key in groups():
             names = sorted(path.stem for path in (Path(CONF) / key).glob("*.yaml"))
             if not set(value.strip("[]").split(",")) <= {*names, "null"}:
-                return f"there is no {key}={value}\n  there are: {', '.join(names)}"
+                return _no_such_choice(key, value, names)
     return ""
+
+
+def _no_such_choice(group: str, name: str, choices: list[str]) -> str:
+    near = get_close_matches(name, choices, 1)
+    return f"there is no {group}={name}\n  " + (
+        (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(choices)}"
+    )
 
 
 # What other programs call some options.
@@ -69,11 +76,7 @@ def about_overrides(error: Exception, defaults: Callable[[], dict[str, Any]]) ->
     """
     text = str(error)
     if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
-        group, name, options = missing[1], missing[2], missing[3].split()
-        near = get_close_matches(name, options, 1)
-        return f"there is no {group}={name}\n  " + (
-            (f"did you mean {near[0]}? " if near else "") + f"there are: {', '.join(options)}"
-        )
+        return _no_such_choice(missing[1], missing[2], missing[3].split())
     if twice := re.match(r"Multiple values for (\w+)\.", text):
         chosen = [a.partition("=")[2] for a in sys.argv if a.lstrip("+").startswith(f"{twice[1]}=")]
         together = f"combine them as '+{twice[1]}=[{','.join(chosen)}]'" if twice[1] == "ablation" else "choose one"
@@ -82,7 +85,7 @@ def about_overrides(error: Exception, defaults: Callable[[], dict[str, Any]]) ->
     lines = [line for line in lines if not line.startswith(("full_key", "object_type", "See https", "Config search"))]
     if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
         key = unknown[1]
-        if (Path(CONF) / key).is_dir():
+        if key in groups():
             return f"there is no option '{key}'\n  add a config group that is not in use yet with +{key}=..."
         known = defaults()
         if inner := next((name for name in known if name.startswith(f"{key}.")), None):

@@ -62,6 +62,19 @@ def one_process_at_a_time(path: Path, problem: str, remedy: str) -> Iterator[Non
         raise InUse(problem, remedy) from None
 
 
+def refuse_other_content(path: Path, mark: bytes, writer: str, remedy: str) -> None:
+    """Raise UserError if ``path`` exists and isn't a file whose first 1000 bytes contain ``mark``.
+
+    writer: what writes such files, for the message.
+    """
+    if path.exists():
+        if path.is_file():
+            with path.open("rb") as file:
+                if mark in file.read(1000):
+                    return
+        raise UserError(f"{path} is not a file of an earlier {writer}", remedy)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a result as JSON, complete or not at all."""
     with written_whole(path) as file:

@@ -16,7 +16,7 @@ from alexnet_repro.benchmarks.loading import bench_loader, bench_prepare
 from alexnet_repro.benchmarks.processes import bench_memory, bench_placement
 from alexnet_repro.benchmarks.step import bench_eval, bench_step
 from alexnet_repro.errors import UserError
-from alexnet_repro.files import write_json
+from alexnet_repro.files import refuse_other_content, write_json
 from alexnet_repro.provenance import machine
 from alexnet_repro.training.trainer import keep_freed_memory
 
@@ -26,10 +26,11 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError if ``cfg.out`` cannot be written, or is a file that no earlier benchmark wrote.
     """
-    if cfg.out and (Path(str(cfg.out)).is_dir() or not os.access(Path(str(cfg.out)).absolute().parent, os.W_OK)):
-        raise UserError(f"out={cfg.out} cannot be written", "choose a file in a folder that exists")
-    if cfg.out and Path(str(cfg.out)).exists() and b'"ratios"' not in Path(str(cfg.out)).read_bytes()[:4096]:
-        raise UserError(f"out={cfg.out} is not a file of an earlier benchmark", "choose another one")
+    out = Path(str(cfg.out)) if cfg.out else None
+    if out:
+        if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+            raise UserError(f"out={out} cannot be written", "choose a file in a folder that exists")
+        refuse_other_content(out, b'"ratios"', "benchmark", "choose another one with out=FILE")
     device = torch.device("cuda" if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     batch, repeats = cfg.batch_size, cfg.repeats
     parts: dict[str, Callable[[], Any]] = {
@@ -63,6 +64,6 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     print()
     for name, ratio in ratios.items():
         print(f"  {name:<{width}}  {'not installed' if ratio is None else f'{ratio:>10.3f}'}")
-    if cfg.out:
-        write_json(Path(str(cfg.out)), result)
+    if out:
+        write_json(out, result)
     return result

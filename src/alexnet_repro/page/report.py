@@ -15,7 +15,7 @@ from alexnet_repro.claims.results import Result, read_results, shared_key
 from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
-from alexnet_repro.files import write_json, written_whole
+from alexnet_repro.files import refuse_other_content, write_json, written_whole
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.page import figures, plots
@@ -39,7 +39,7 @@ WAITING = (
     "For the reader",
     "Quoted",
 )  # claims without an answer, in this order
-BEGINNINGS = {  # what the first 1000 bytes of the report's files contain
+BEGINNINGS = {  # how one knows the report's files
     "index.html": b"<title>alexnet_repro",
     "report.md": b"# The paper's claims",
     "runs.csv": b"run,recipe,ablation",
@@ -207,11 +207,9 @@ def refuse_files_of_others(out: Path) -> None:
     remedy = "choose another folder with out=FOLDER"
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder", remedy)
-    found = [out / name for name in BEGINNINGS if (out / name).exists()]
-    for path in found:
-        if not path.is_file() or BEGINNINGS[path.name] not in path.read_bytes()[:1000]:
-            raise UserError(f"{path} is not a file of an earlier report", remedy)
-    if not found and (out / "figures").exists():
+    for name, mark in BEGINNINGS.items():
+        refuse_other_content(out / name, mark, "report", remedy)
+    if (out / "figures").exists() and not any((out / name).exists() for name in BEGINNINGS):
         raise UserError(f"{out / 'figures'} is not a folder of an earlier report", remedy)
 
 

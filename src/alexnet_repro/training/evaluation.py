@@ -57,9 +57,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             if path.exists():
                 raise UserError(f"{path} exists", "remove it, or choose another name with out=PATH")
     runs = chosen_runs(cfg)
-    target = Path(str(cfg.out)).parent if cfg.out is not None else runs[0] if len(runs) == 1 else runs[0].parent
-    if target.is_dir() and not os.access(target, os.W_OK):  # told before the work, which may take hours
-        raise UserError(f"{target} cannot be written", "choose a file in another folder with out=PATH")
+    folder = _folder(cfg, runs)
+    if folder.is_dir() and not os.access(folder, os.W_OK):  # told before the work, which may take hours
+        raise UserError(f"{folder} cannot be written", "choose a file in another folder with out=PATH")
     for run in runs:
         refuse_placement(cfg, saved_config(run).net)
     facts = common_facts(runs) if len(runs) > 1 else {}
@@ -150,20 +150,28 @@ def _mean_scores(
     return scores_by_view
 
 
-def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str, ending: str) -> Path:
-    """Return where to write what was found: out, or the folder of the run or the one that holds the first of several."""
+def _folder(cfg: DictConfig, runs: list[Path]) -> Path:
+    """Return the folder of what was found: that of out, or of the run, or the one that holds the first of several."""
     if cfg.out is not None:
-        Path(str(cfg.out)).parent.mkdir(parents=True, exist_ok=True)
+        return Path(str(cfg.out)).parent
+    return runs[0] if len(runs) == 1 else runs[0].parent
+
+
+def _file(cfg: DictConfig, runs: list[Path], store: Store, kind: str, split: str, ending: str) -> Path:
+    """Return where to write what was found, in a folder that is created if needed."""
+    folder = _folder(cfg, runs)
+    if cfg.out is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         return Path(str(cfg.out))
     trained_on = images_of(saved_config(runs[0]), store)
     elsewhere = "" if trained_on in (None, store.images_sha256) else f"-{store.images_sha256[:8]}"
     name = f"{cfg.checkpoint}-{split}-{cfg.views}{elsewhere}{ending}"
     if len(runs) == 1:
-        return runs[0] / f"{kind}-{name}"
+        return folder / f"{kind}-{name}"
     digest = hashlib.sha256(" ".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:6]
     fitted_name = "fitted-" if cfg.ensemble.weights == "search" else ""
     kind = "ensemble" if kind == "evaluation" else f"{kind}-ensemble"
-    return runs[0].parent / f"{kind}-{len(runs)}-{digest}-{fitted_name}{name}"
+    return folder / f"{kind}-{len(runs)}-{digest}-{fitted_name}{name}"
 
 
 def _apart(path: Path, precision: str) -> Path:

@@ -171,9 +171,10 @@ def ran_in_processes(cfg: DictConfig, command: str, arguments: Sequence[str]) ->
     UserError if this machine has too few GPUs, ProcessDied if a process dies, and SystemExit if the processes end with a
     user error or an interruption.
     """
-    if world(cfg) == 1 or launched():
+    size = world(cfg)
+    if size == 1 or launched():
         return False
-    processes, gpus, device = world(cfg) // machines(cfg), torch.cuda.device_count(), cfg.trainer.accelerator
+    processes, gpus, device = size // machines(cfg), torch.cuda.device_count(), cfg.trainer.accelerator
     if gpus < processes and (device in ("gpu", "cuda") or (device == "auto" and gpus)):
         raise UserError(
             f"placement={cfg.placement.name} with placement.replicas={cfg.placement.replicas} needs {processes} GPUs, "
