@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_repro.data.batches import TrainImages, draw_places
+from alexnet_repro.data.batches import TrainImages, ValImages, draw_places
+from alexnet_repro.data.loader import make_loader
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.sampler import PLACE, EpochSampler, Part, epoch_order, stream
 from alexnet_repro.data.store import Store
@@ -209,6 +211,52 @@ def test_sample_is_spread_evenly_over_the_split(small_store: Path) -> None:
     assert list(data.predict_dataloader().sampler) == [0, 3, 7, 11]
 
 
+def fields(batches: Iterable[Any]) -> list[list[Any]]:
+    return [[field.tolist() if isinstance(field, torch.Tensor) else field for field in batch] for batch in batches]
+
+
+def test_loader_processes_give_the_same_batches(small_store: Path) -> None:
+    """Also when all batches are kept, of which there are more than buffers, and after an epoch that was not finished."""
+    loaders = []
+    for workers in (0, 2):
+        data = StoreData(Store(small_store), 1, 0, {"crop": 224}, workers=workers)
+        loaders.append((data.train_dataloader(), data.predict_dataloader()))
+    (train, predict), (train_shared, predict_shared) = loaders
+    assert train_shared.num_workers == 2
+    expected = fields(train)
+    assert len(expected) == 12
+    next(iter(train_shared))
+    for _ in range(2):
+        assert fields(list(train_shared)) == expected
+    assert fields(list(predict_shared)) == fields(predict)
+
+
+@pytest.mark.gpu
+def test_loader_processes_send_the_same_pixels_to_a_gpu(small_store: Path) -> None:
+    """Even if the GPU is far behind the host, which gives buffers back to their processes meanwhile."""
+    images, device = ValImages(Store(small_store).split("train")), torch.device("cuda")
+    order = list(range(12)) * 10
+    found, busy = [], torch.rand(8192, 8192, device=device)
+    for batch in make_loader(images, 1, 2, device, sampler=order):
+        busy = (busy @ busy).clamp(0, 1)
+        found.append(batch.images)
+    assert torch.equal(torch.cat(found).cpu(), torch.from_numpy(np.stack([images.split[i] for i in order])))
+
+
+def test_loader_processes_without_enough_shared_memory(small_store: Path) -> None:
+    code = f"""
+import resource
+from alexnet_repro.data.module import StoreData
+from alexnet_repro.data.store import Store
+
+data = StoreData(Store({os.fspath(small_store)!r}), 5, 0, {{"crop": 224}}, workers=2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+data.train_dataloader()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert "2 loader processes need 4 MB of shared memory, and there is less" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="PyTorch's own handling of signals")
 def test_loaders_end_with_their_main_process_and_not_with_its_group(small_store: Path) -> None:
@@ -222,7 +270,8 @@ data = StoreData(Store({os.fspath(small_store)!r}), 5, 0, {{"crop": 224}}, worke
 batches = iter(data.train_dataloader())
 next(batches)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-subprocess.run(["kill", "-TERM", f"-{{os.getpgrp()}}"])  # from a process that is not their parent
+# from a process that is not their parent; some versions of kill(1) take the group -1234 for -1, which is every process
+subprocess.run([sys.executable, "-c", f"import os; os.killpg({{os.getpgrp()}}, 15)"])
 time.sleep(1)
 next(batches)
 sys.exit("an error")

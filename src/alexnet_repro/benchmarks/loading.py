@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from alexnet_repro.data import photos
-from alexnet_repro.data.batches import TrainImages, already_a_batch
+from alexnet_repro.data.batches import TrainImages
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.loader import make_loader
 from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
@@ -87,13 +87,7 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
             images, epochs = TrainImages(splits[name], 0, 224), count()
             steps = -(-len(split) // batch)
             sampler = EpochSampler(len(split), batch, 0, lambda: next(epochs) * steps)
-            loader = DataLoader(
-                images,
-                batch_sampler=sampler,  # type: ignore[arg-type]  # batches of Part
-                num_workers=workers,
-                collate_fn=already_a_batch,
-                persistent_workers=workers > 0,
-            )
+            loader = make_loader(images, batch, workers, batch_sampler=sampler)
 
             def epoch() -> None:
                 if cold:

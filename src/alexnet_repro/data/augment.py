@@ -19,15 +19,16 @@ def crop_and_mirror(
     lefts: NDArray[np.int64],
     mirror: NDArray[np.bool_],
     size: int,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Cut one patch out of each image and mirror some of the patches (Section 4.1, first form).
 
     images: N arrays (H, W, 3). tops, lefts: (N,) first row and first column of each patch. mirror: (N,) whether to
-    mirror each patch. Returns (N, size, size, 3).
+    mirror each patch. out: (N or more, size, size, 3), to write the patches into; None: a new array. Returns (N, size, size, 3).
 
     This runs on the CPU to reduce the transfer to the GPU from 196,608 to 150,528 bytes per image.
     """
-    out = np.empty((len(tops), size, size, 3), np.uint8)
+    out = np.empty((len(tops), size, size, 3), np.uint8) if out is None else out[: len(tops)]
     for patch, image, top, left in zip(out, images, tops, lefts, strict=True):
         patch[...] = image[top : top + size, left : left + size]
     turned = np.flatnonzero(mirror)

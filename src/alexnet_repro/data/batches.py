@@ -1,6 +1,6 @@
 """Batches of random patches for training and of whole images for evaluation, and the data sets that make them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,7 +88,12 @@ class TrainImages(Dataset[TrainBatch]):
             self._drawn = epoch, Drawn(places, colour, jitter)
         return self._drawn[1]
 
-    def __getitems__(self, part: Part) -> TrainBatch:
+    def pixels(self, batch_size: int) -> tuple[int, ...]:
+        """Return the shape of a batch's patches."""
+        return batch_size, self.crop, self.crop, 3
+
+    def __getitems__(self, part: Part, out: NDArray[np.uint8] | None = None) -> TrainBatch:
+        """Return a batch. Its patches are written into the beginning of ``out``, if given."""
         drawn, images = self.drawn(part.epoch), part.images
         room = self.split.image_size - self.crop
         # groups of ``share`` images are consecutive in the epoch's order, not in the split
@@ -96,7 +101,7 @@ class TrainImages(Dataset[TrainBatch]):
         if not self.random_crops:
             tops, lefts = np.full_like(tops, room // 2), np.full_like(lefts, room // 2)
         mirror = turned.astype(bool) & self.mirror
-        patches = crop_and_mirror(self.split.read(images.tolist()), tops, lefts, mirror, self.crop)
+        patches = crop_and_mirror(self.split.read(images.tolist()), tops, lefts, mirror, self.crop, out)
         return TrainBatch(
             torch.from_numpy(patches),
             torch.from_numpy(self.split.labels[images]),
@@ -120,11 +125,13 @@ class ValImages(Dataset[ValBatch]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, indices: list[int]) -> ValBatch:
-        images = np.stack(list(self.split.read(indices)))
+    def pixels(self, batch_size: int) -> tuple[int, ...]:
+        """Return the shape of a batch's images."""
+        return batch_size, self.split.image_size, self.split.image_size, 3
+
+    def __getitems__(self, indices: list[int], out: NDArray[np.uint8] | None = None) -> ValBatch:
+        """Return a batch. Its images are written into the beginning of ``out``, if given."""
+        images = np.empty(self.pixels(len(indices)), np.uint8) if out is None else out[: len(indices)]
+        for place, image in zip(images, self.split.read(indices), strict=True):
+            place[...] = image
         return ValBatch(torch.from_numpy(images), torch.from_numpy(self.split.labels[indices]))
-
-
-def already_a_batch(batch: Any) -> Any:
-    """Return the batch unchanged, as the collate function of data sets that fetch whole batches."""
-    return batch

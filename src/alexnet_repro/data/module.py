@@ -1,16 +1,15 @@
 """The LightningDataModule: loaders of a store's batches for training, validation and prediction."""
 
 import os
-import signal
-import threading
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from alexnet_repro.data.batches import TrainBatch, TrainImages, ValBatch, ValImages, already_a_batch
+from alexnet_repro.data.batches import TrainBatch, TrainImages, ValBatch, ValImages
+from alexnet_repro.data.loader import Images, make_loader
 from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.split import JoinedSplits, Split
 from alexnet_repro.data.store import Store
@@ -102,7 +101,7 @@ class StoreData(L.LightningDataModule):
         chosen = (
             range(count) if sample is None else np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int))
         )
-        return self._loader(images, batch_size=self.batch_size, sampler=[int(i) for i in chosen[replica::replicas]])
+        return self._loader(images, sampler=[int(i) for i in chosen[replica::replicas]])
 
     def _cores(self) -> int:
         """Return the number of cores for this process's loaders, at most eight.
@@ -113,42 +112,12 @@ class StoreData(L.LightningDataModule):
         sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else self.trainer.num_devices if self.trainer else 1
         return max(1, min(8, cores() // sharing))
 
-    def _loader(self, images: Dataset, **order: object) -> DataLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
-        workers = self.workers if self.workers is not None else (self._cores() if on_gpu else 0)
-        if workers:
-            images.split.share()  # type: ignore[attr-defined]
-        return DataLoader(
-            images,
-            **order,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=already_a_batch,
-            worker_init_fn=_leave_signals_to_the_main_process,
-            pin_memory=on_gpu,
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # otherwise the loader draws from the global generator in each epoch
-        )
+    def _loader(self, images: Images, **order: object) -> DataLoader[Any]:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        workers = self.workers if self.workers is not None else (self._cores() if device.type != "cpu" else 0)
+        return make_loader(images, self.batch_size, workers, device, **order)
 
 
 def replica_of(trainer: L.Trainer | None) -> tuple[int, int]:
     """Return the index of this process's replica of the network and the number of replicas."""
     return getattr(trainer.strategy, "replica", (0, 1)) if trainer else (0, 1)
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Let a loader process outlive the signals that ask a run to stop, unless the main process itself sends SIGTERM.
-
-    Terminals, timeout, Slurm and containers send signals to all processes of a run. If a loader ended, PyTorch would raise
-    an error in the main process while that saves the run. The main process tells its loaders when to end.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # on Linux
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
-
-
-def _end_when_the_main_process_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from alexnet_repro.data.augment import centre_crop
-from alexnet_repro.data.batches import ValBatch, ValImages, already_a_batch
+from alexnet_repro.data.batches import ValBatch, ValImages
+from alexnet_repro.data.loader import make_loader
 from alexnet_repro.data.split import Split
 from alexnet_repro.net.lrn import at_least_float32
 from alexnet_repro.training.classifier import Classifier
@@ -56,7 +56,7 @@ def look(trainer: L.Trainer, model: Classifier, images: Split, at_most: int | No
     """
     count = len(images) if at_most is None else min(at_most, len(images))
     indices = np.linspace(0, len(images) - 1, count).astype(np.int64)
-    loader = DataLoader(ValImages(images), batch_size, sampler=indices.tolist(), collate_fn=already_a_batch)
+    loader = make_loader(ValImages(images), batch_size, sampler=indices.tolist())
     columns: Any = zip(*trainer.predict(_Look(model.eval()), loader) or (), strict=True)
     fc7, softmax, pixels, labels = (torch.cat(column) for column in columns)
     return Seen(fc7, softmax, pixels, labels, indices)
