@@ -141,6 +141,7 @@ class Classifier(L.LightningModule):
 
     def compile_training(self, mode: str) -> None:
         """Compile training steps, as ``trainer.compile``. Evaluation is not compiled: its batches have other sizes."""
+        torch.compiler.reset()  # a sweep's nets would count as one net compiled again and again, which PyTorch limits to 8 times
         self._compiled = compiled(self.net, mode)
 
     def draw_dropout(self, batch: TrainBatch) -> None:
