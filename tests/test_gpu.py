@@ -93,6 +93,16 @@ def test_resumed_run_equals_uninterrupted_run(compile: str, small_store: Path, c
     assert [name for name in other if not torch.equal(one[name], other[name])] == []
 
 
+def test_run_of_a_sweep_equals_one_alone(small_store: Path, cwd: Path, run_command: Run) -> None:
+    """The second net of a process is compiled and recorded after the graphs of the first one are gone."""
+    options = (*NET, f"data.store={small_store}", "trainer.deterministic=true", "trainer.compile=graphs")
+    status, _, err = run_command("train", "-m", *options, "seed=0,1", "run=sweep-${seed}")
+    assert status == 0, err
+    assert run_command("train", *options, "seed=1", "run=alone")[0] == 0
+    one, other = weights(cwd / "sweep-1"), weights(cwd / "alone")
+    assert [name for name in other if not torch.equal(one[name], other[name])] == []
+
+
 def test_run_records_its_precision(small_store: Path, cwd: Path, run_command: Run) -> None:
     for options, precision in (((), "bf16-mixed"), (("trainer.precision=32-true", "trainer.tf32=true"), "32-true")):
         if not options and torch.cuda.get_device_capability() < (8, 0):

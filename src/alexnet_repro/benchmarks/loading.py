@@ -24,6 +24,7 @@ from alexnet_repro.data.images import read_image
 from alexnet_repro.data.loader import make_loader
 from alexnet_repro.data.sampler import EpochSampler
 from alexnet_repro.data.shard_writer import Example
+from alexnet_repro.data.split import JoinedSplits
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.processes import cores
@@ -66,10 +67,11 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
     """Time loading of randomly cropped and mirrored uint8 batches.
 
     On one core: stores of raw values and of JPEGs, from the page cache and from the disk, torchvision's ImageFolder and,
-    if installed, DALI on the CPU. With a loader process per core: both stores, from the page cache.
+    if installed, DALI on the CPU. With a loader process per core: both stores, from the page cache, to the GPU if there is one.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         splits = {name: picture_store(folder / name, 100, name).split("train") for name in ("raw", "jpeg")}
@@ -84,10 +86,12 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
         files = ImageFolder(str(folder / "files"), transform)
 
         def ours(name: str, cold: bool = False, workers: int = 0) -> Callable[[], object]:
-            images, epochs = TrainImages(splits[name], 0, 224), count()
-            steps = -(-len(split) // batch)
-            sampler = EpochSampler(len(split), batch, 0, lambda: next(epochs) * steps)
-            loader = make_loader(images, batch, workers, batch_sampler=sampler)
+            joined = JoinedSplits(
+                [splits[name]] * max(1, workers)
+            )  # so that each process has as much to do as one core
+            images, epochs = TrainImages(joined, 0, 224), count()
+            sampler = EpochSampler(len(joined), batch, 0, lambda: next(epochs) * -(-len(joined) // batch))
+            loader = make_loader(images, batch, workers, device, batch_sampler=sampler)
 
             def epoch() -> None:
                 if cold:
@@ -102,20 +106,22 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
                 torch.stack([files[i][0] for i in indices.tolist()])
 
         processes = cores()
+        to = f"{processes} processes" + (" to the GPU" if device.type == "cuda" else "")
         loaders: dict[str, Callable[[], object]] = {
             "one core: ours": ours("raw"),
             "one core: ours, JPEG": ours("jpeg"),
             "one core, from the disk: ours": ours("raw", cold=True),
             "one core, from the disk: ours, JPEG": ours("jpeg", cold=True),
             "one core: ImageFolder": imagefolder,
-            f"{processes} processes: ours": ours("raw", workers=processes),
-            f"{processes} processes: ours, JPEG": ours("jpeg", workers=processes),
+            f"{to}: ours": ours("raw", workers=processes),
+            f"{to}: ours, JPEG": ours("jpeg", workers=processes),
         }
         if dali := dali_loader(folder / "files", batch):
             loaders["one core: DALI, CPU"] = dali
         seconds = in_turns(loaders, repeats)
     torch.set_num_threads(threads)
-    speed = {f"loader, {name}": len(split) / s for name, s in seconds.items()}
+    images = {name: len(split) * (processes if name.startswith(to) else 1) for name in seconds}
+    speed = {f"loader, {name}": images[name] / s for name, s in seconds.items()}
     raw, encoded = seconds["one core: ours"], seconds["one core: ours, JPEG"]
     dali_seconds = seconds.get("one core: DALI, CPU")
     ratios = {
