@@ -10,6 +10,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,11 +54,12 @@ def make_loader(
         collate_fn=_already_a_batch,
         generator=torch.Generator(),  # otherwise the loader draws from the global generator in each epoch
     )
+    device = device or torch.device("cpu")
     if not workers:
-        return DataLoader(images, **options)  # type: ignore[arg-type]
+        return DataLoader(images, pin_memory=device.type == "cuda", **options)  # type: ignore[arg-type]
     images.split.share()
     return _Loader(
-        _IntoBuffers(images, workers, batch_size, device or torch.device("cpu")),
+        _IntoBuffers(images, workers, batch_size, device),
         num_workers=workers,
         prefetch_factor=PREFETCH,
         persistent_workers=True,
@@ -74,7 +76,7 @@ class _IntoBuffers(Dataset[Any]):
     """
 
     def __init__(self, images: Images, workers: int, batch_size: int, device: torch.device) -> None:
-        self.images, self.device, self.turn = images, device, 0
+        self.images, self.device, self.turn, self.is_pinned = images, device, 0, False
         shape = ((PREFETCH + 1) * workers, *images.pixels(batch_size))
         try:
             self.buffers = torch.empty(shape, dtype=torch.uint8).share_memory_()
@@ -84,8 +86,14 @@ class _IntoBuffers(Dataset[Any]):
                 f"{workers} loader processes need {size:,} MB of shared memory, and there is less",
                 "allow more (Docker: --shm-size), or use fewer processes: trainer.workers=N",
             ) from None
-        if device.type == "cuda":
-            _pin(self, self.buffers)
+
+    def pin(self) -> None:
+        """Let the GPU read the buffers directly until they are gone. If the system forbids that, copies are slower."""
+        if self.is_pinned:
+            return
+        self.is_pinned, cuda, buffers = True, torch.cuda.cudart(), self.buffers
+        if int(cuda.cudaHostRegister(buffers.data_ptr(), buffers.nbytes, 0)) == 0:
+            weakref.finalize(self, lambda: cuda.cudaHostUnregister(buffers.data_ptr())).atexit = False
 
     def __getitems__(self, chosen: Any) -> tuple[int, type, list[Any]]:
         """Return the number of the buffer that holds the pixels, the batch's type, and its other fields without tensors."""
@@ -104,10 +112,16 @@ class _Loader(DataLoader[Any]):
     dataset: _IntoBuffers
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for buffer, batch_type, (count, *others) in super().__iter__():
+        batches, on_gpu = super().__iter__(), self.dataset.device.type == "cuda"
+        if on_gpu:
+            self.dataset.pin()  # after the processes were started
+        for buffer, batch_type, (count, *others) in batches:
             pixels, copied = _copy(self.dataset.buffers[buffer, :count], self.dataset.device)
+            tensors = (torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in others)
+            if on_gpu:
+                tensors = (field.pin_memory() if isinstance(field, Tensor) else field for field in tensors)
             try:
-                yield batch_type(pixels, *(torch.from_numpy(f) if isinstance(f, np.ndarray) else f for f in others))
+                yield batch_type(pixels, *tensors)
             finally:
                 if copied:
                     copied.synchronize()  # before a process is told to fill this buffer again
@@ -117,9 +131,10 @@ def _copy(buffer: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Even
     """Copy a buffer to a device. A GPU may still be copying until the event."""
     if device.type != "cuda":
         return buffer.to(device, copy=True), None
+    # so that it copies while it computes
     with torch.cuda.device(device):
         computing, copying = torch.cuda.current_stream(), _copying_stream(device)
-        with torch.cuda.stream(copying):  # so that it copies while the GPU computes
+        with torch.cuda.stream(copying):
             pixels = buffer.to(device, non_blocking=True)
         copied = copying.record_event()
         computing.wait_event(copied)
@@ -127,18 +142,9 @@ def _copy(buffer: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Even
         return pixels, copied
 
 
-_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
+@cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    return _streams.setdefault(device, torch.cuda.Stream(device))
-
-
-def _pin(owner: object, memory: Tensor) -> None:
-    """Let a GPU read this memory directly until its owner is gone. If the system forbids that, copies are slower."""
-    cuda = torch.cuda.cudart()
-    if int(cuda.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
-        weakref.finalize(owner, lambda: cuda.cudaHostUnregister(memory.data_ptr())).atexit = False
+    return torch.cuda.Stream(device)
 
 
 def _already_a_batch(batch: Any) -> Any:
