@@ -35,7 +35,7 @@ def bench(cfg: DictConfig) -> dict[str, Any]:
     batch, repeats = cfg.batch_size, cfg.repeats
     parts: dict[str, Callable[[], Any]] = {
         "step": lambda: bench_step(batch, repeats, device),
-        "loader": lambda: bench_loader(batch, repeats),
+        "loader": lambda: bench_loader(device, batch, repeats),
         "eval": lambda: bench_eval(batch, repeats, device),
         "placement": lambda: bench_placement(batch, repeats),
         "memory": lambda: bench_memory(batch, min(repeats, 3)),

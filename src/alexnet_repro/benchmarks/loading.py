@@ -63,15 +63,14 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dict[str, float]]:
+def bench_loader(device: torch.device, batch: int, repeats: int) -> tuple[dict[str, float | None], dict[str, float]]:
     """Time loading of randomly cropped and mirrored uint8 batches.
 
     On one core: stores of raw values and of JPEGs, from the page cache and from the disk, torchvision's ImageFolder and,
-    if installed, DALI on the CPU. With a loader process per core: both stores, from the page cache, to the GPU if there is one.
+    if installed, DALI on the CPU. With a loader process per core: both stores, from the page cache, to ``device``.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         splits = {name: picture_store(folder / name, 100, name).split("train") for name in ("raw", "jpeg")}
@@ -86,12 +85,11 @@ def bench_loader(batch: int, repeats: int) -> tuple[dict[str, float | None], dic
         files = ImageFolder(str(folder / "files"), transform)
 
         def ours(name: str, cold: bool = False, workers: int = 0) -> Callable[[], object]:
-            joined = JoinedSplits(
-                [splits[name]] * max(1, workers)
-            )  # so that each process has as much to do as one core
+            # each process has as much to do as one core
+            joined = JoinedSplits([splits[name]] * max(1, workers))
             images, epochs = TrainImages(joined, 0, 224), count()
             sampler = EpochSampler(len(joined), batch, 0, lambda: next(epochs) * -(-len(joined) // batch))
-            loader = make_loader(images, batch, workers, device, batch_sampler=sampler)
+            loader = make_loader(images, batch, workers, device if workers else None, batch_sampler=sampler)
 
             def epoch() -> None:
                 if cold:

@@ -1,8 +1,7 @@
 """Loader processes. They write pixels into memory that they share with the main process.
 
-PyTorch's DataLoader sends each batch through a new block of shared memory. For batches of 20 MB, its pages cost more
-than filling them, and all of that in one process at a time: a loader then gives about 6,000 images per second, with
-any number of processes. Here, each process writes into its own buffers, which are used again and again.
+PyTorch's DataLoader allocates new shared memory for each batch. For batches of 20 MB, that takes longer than filling it:
+a loader gave about 6,000 images per second, with one process or two. Here, each process has its own buffers, and reuses them.
 """
 
 import os
@@ -42,8 +41,8 @@ def make_loader(
 ) -> DataLoader[Any]:
     """Return a loader of batches.
 
-    batch_size: maximum number of images in a batch. workers: number of loader processes. device: where the pixels of a batch are
-    wanted; with loader processes, they are sent there while the device works. order: sampler or batch_sampler.
+    batch_size: maximum number of images in a batch. workers: number of loader processes. device: where a batch will be used.
+    With loader processes, its pixels are on that device already. order: sampler or batch_sampler.
 
     Raises UserError if there is too little shared memory.
     """
@@ -117,21 +116,24 @@ class _Loader(DataLoader[Any]):
             self.dataset.pin()  # after the processes were started
         for buffer, batch_type, (count, *others) in batches:
             pixels, copied = _copy(self.dataset.buffers[buffer, :count], self.dataset.device)
-            tensors = (torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in others)
-            if on_gpu:
-                tensors = (field.pin_memory() if isinstance(field, Tensor) else field for field in tensors)
             try:
-                yield batch_type(pixels, *tensors)
+                yield batch_type(pixels, *(_tensor(field, on_gpu) for field in others))
             finally:
                 if copied:
                     copied.synchronize()  # before a process is told to fill this buffer again
 
 
+def _tensor(field: Any, pinned: bool) -> Any:
+    """Return a field of a batch as a tensor, if it is an array."""
+    if not isinstance(field, np.ndarray):
+        return field
+    return torch.from_numpy(field).pin_memory() if pinned else torch.from_numpy(field)
+
+
 def _copy(buffer: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Copy a buffer to a device. A GPU may still be copying until the event."""
+    """Copy a buffer to a device. A GPU copies while it computes, and is done at the event that is returned."""
     if device.type != "cuda":
         return buffer.to(device, copy=True), None
-    # so that it copies while it computes
     with torch.cuda.device(device):
         computing, copying = torch.cuda.current_stream(), _copying_stream(device)
         with torch.cuda.stream(copying):
