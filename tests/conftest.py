@@ -106,11 +106,11 @@ def small_store(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def trained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run that trained the whole net on the small store for one epoch."""
+    """Return the folder of a finished run that trained a narrow net on the small store for one epoch."""
     run = tmp_path_factory.mktemp("runs") / "mine"
+    options = ["data=folder", f"data.store={small_store}", "net.width=0.25", "epochs=1", "batch_size=6", "trainer=cpu"]
     with initialize_config_dir(CONF, version_base="1.3"):
-        options = ["data=folder", f"data.store={small_store}", "epochs=1", "batch_size=6", "trainer=cpu", f"run={run}"]
-        train(compose("train", options))
+        train(compose("train", [*options, f"run={run}"]))
     return run
 
 

@@ -337,7 +337,13 @@ def test_subfolder_that_cannot_be_read_is_named(
     image_folder(cwd / "source", train=2, val=1)
     line = ["prepare", "data=folder", "source=source"]
     if command == "features":
-        line = ["features", f"run={request.getfixturevalue('trained')}", "source=source", "out=f.npz", "at_chance=true"]
+        line = [
+            "features",
+            f"run={request.getfixturevalue('small_alexnet')}",
+            "source=source",
+            "out=f.npz",
+            "at_chance=true",
+        ]
     scandir = os.scandir
 
     def denied(path: Any) -> Any:

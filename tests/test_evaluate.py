@@ -297,11 +297,13 @@ def test_evaluations_of_two_stores_or_precisions_are_kept_apart(
         (["ensemble=five_cnns"], "runs/paper-ilsvrc2012/seed-0 is not the folder of a run"),
     ],
 )
-def test_invalid_runs_are_refused(options: list[str], message: str, trained: Path, cwd: Path, run_command: Run) -> None:
+def test_invalid_runs_are_refused(
+    options: list[str], message: str, small_alexnet: Path, cwd: Path, run_command: Run
+) -> None:
     for name in ("a", "unfinished"):
         (cwd / name).mkdir()
-        shutil.copy(trained / "config.yaml", cwd / name)
-    shutil.copy(trained / "result.json", cwd / "a")
+        shutil.copy(small_alexnet / "config.yaml", cwd / name)
+    shutil.copy(small_alexnet / "result.json", cwd / "a")
     shutil.copytree(cwd / "a", cwd / "damaged")
     (cwd / "damaged" / "result.json").write_text("{")
     shutil.copytree(cwd / "a", cwd / "empty")
@@ -312,12 +314,12 @@ def test_invalid_runs_are_refused(options: list[str], message: str, trained: Pat
 
 
 def test_folder_that_cannot_be_written_is_told_before_the_work(
-    trained: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+    small_alexnet: Path, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alexnet_repro.training.evaluation.load_run", lambda *_: pytest.fail("it began to work"))
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != trained)  # root may write anywhere
-    status, _, err = run_command("evaluate", f"run={trained}", "trainer=cpu")
-    assert (status, f"{trained} cannot be written" in err) == (2, True), err
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != small_alexnet)  # root may write anywhere
+    status, _, err = run_command("evaluate", f"run={small_alexnet}", "trainer=cpu")
+    assert (status, f"{small_alexnet} cannot be written" in err) == (2, True), err
 
 
 def test_ensembles_of_table_2_are_recognised() -> None:

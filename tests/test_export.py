@@ -168,8 +168,10 @@ def test_foreign_and_damaged_weights_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"), [('{"centre": {', "is damaged"), ("[]", "is not a result"), ("{}", "lacks")]
 )
-def test_damaged_result_of_an_exported_run_is_named(content: str, problem: str, trained: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_damaged_result_of_an_exported_run_is_named(
+    content: str, problem: str, small_alexnet: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(small_alexnet, tmp_path / "run")
     (run / "result.json").write_text(content)
     with pytest.raises(UserError, match=rf"result\.json {problem}"):
         load_net(run)

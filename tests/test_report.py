@@ -42,11 +42,11 @@ def short_training_of_autoencoders() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(small_alexnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the report of the committed results and of the trained run, and return its index.html."""
     out = tmp_path_factory.mktemp("report")
     shutil.copytree(RESULTS, out / "results")
-    run = shutil.copytree(trained, out / "runs" / "seed-0")
+    run = shutil.copytree(small_alexnet, out / "runs" / "seed-0")
     mean_of_two = json.loads((run / "result.json").read_text()) | {"members": 2, "seeds": [0, 1], "history": []}
     (run.parent / "ensemble-2-abcdef-last-val-ten_crop.json").write_text(json.dumps(mean_of_two))
     other = json.loads((run / "result.json").read_text()) | {"ablation": "no_lrn"}  # two runs that can be compared
@@ -86,8 +86,8 @@ def test_each_claim_has_a_row_with_the_papers_numbers(page: Path) -> None:
 def test_list_of_results_includes_runs_and_ensembles(page: Path) -> None:
     sources = re.search(r'<section id="sources">(.*?)</section>', page.read_text(), re.DOTALL)
     assert sources
-    assert "paper, folder, seed 0" in sources[1]
-    assert "paper, folder, mean of 2 nets" in sources[1]
+    assert "as_run, folder, seed 0" in sources[1]
+    assert "as_run, folder, mean of 2 nets" in sources[1]
 
 
 def test_figure_1_reports_epochs_and_updates_to_25_percent() -> None:
@@ -155,10 +155,10 @@ def test_page_is_written_without_results(cwd: Path, run_command: Run) -> None:
 
 
 def test_runs_with_a_damaged_checkpoint_or_no_config_are_reported_without_figures(
-    trained: Path, cwd: Path, run_command: Run
+    small_alexnet: Path, cwd: Path, run_command: Run
 ) -> None:
     Path("empty").mkdir()
-    cut, bare = (shutil.copytree(trained, cwd / "runs" / name) for name in ("cut", "bare"))
+    cut, bare = (shutil.copytree(small_alexnet, cwd / "runs" / name) for name in ("cut", "bare"))
     (cut / "checkpoints" / "last.ckpt").write_bytes((cut / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     (bare / "config.yaml").unlink()
     for shown in (cut, bare):
@@ -170,16 +170,18 @@ def test_runs_with_a_damaged_checkpoint_or_no_config_are_reported_without_figure
         assert "training error. Dashed" in Path("report/index.html").read_text()
 
 
-def test_retrieval_from_fewer_images_does_not_replace_a_better_one(trained: Path, cwd: Path, run_command: Run) -> None:
+def test_retrieval_from_fewer_images_does_not_replace_a_better_one(
+    small_alexnet: Path, cwd: Path, run_command: Run
+) -> None:
     Path("empty").mkdir()
-    run = shutil.copytree(trained, cwd / "runs" / "seed-0")
+    run = shutil.copytree(small_alexnet, cwd / "runs" / "seed-0")
     for options, images in (([], 12), (["images=6"], 12)):
         assert run_command("report", "results=empty", "trainer=cpu", *options)[0] == 0
         assert json.loads((run / "retrieval.json").read_text())["images"] == images
 
 
 def test_run_that_cannot_be_written_has_its_figures(
-    trained: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_alexnet: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def read_only(path: Path, content: dict[str, Any]) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -188,8 +190,8 @@ def test_run_that_cannot_be_written_has_its_figures(
     monkeypatch.setattr("alexnet_repro.page.report.write_json", read_only)
     found = cast(Result, {})
     with initialize_config_dir(CONF, version_base="1.3"):
-        drawn = pictures_of(compose("report", ["trainer=cpu"]), trained, found)
-    assert f"{trained / 'retrieval.json'} was not written: Permission denied" in capsys.readouterr().out
+        drawn = pictures_of(compose("report", ["trainer=cpu"]), small_alexnet, found)
+    assert f"{small_alexnet / 'retrieval.json'} was not written: Permission denied" in capsys.readouterr().out
     assert (set(drawn), found) == ({"figure-3", "figure-4-left", "figure-4-right"}, {"retrieval": {"images": 12}})
 
 

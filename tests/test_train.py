@@ -24,7 +24,15 @@ from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.saving import KeepLast
 
 Run = Callable[..., tuple[int, str, str]]
-SHORT = ("data=folder", "trainer=cpu", "trainer.precision=32-true", "batch_size=5", "epochs=2", "optim.lr=0.001")
+SHORT = (
+    "data=folder",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "batch_size=5",
+    "epochs=2",
+    "optim.lr=0.001",
+    "net.width=0.25",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,8 @@ def test_run_writes_its_documented_files_and_fields(finished: Path) -> None:
         "one_cnn",
     )
     assert (result["seed"], result["epochs"], result["steps"]) == (0, 2, 6)
-    assert result["parameters"] == 60_965_224 - 4_097_000 + 2 * 4097
+    convolutions = 24 * (363 + 1) + 64 * (300 + 1) + 96 * (576 + 1) + 96 * (432 + 1) + 64 * (432 + 1)
+    assert result["parameters"] == convolutions + 1024 * (64 * 36 + 1) + 1024 * (1024 + 1) + 2 * (1024 + 1)
     for view in ("centre", "ten_crop"):
         assert set(result[view]) == {"top1_error", "top5_error", "log_loss"}
         assert 0 <= result[view]["top1_error"] <= 100
