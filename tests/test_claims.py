@@ -106,7 +106,7 @@ def test_claims_have_all_required_fields() -> None:
 )
 def test_invalid_claims_are_refused(fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        Claim(**({"name": "x", "section": "1", "says": "it"} | fields))
+        Claim(**({"name": "x", "section": "1", "short": "it", "says": "it"} | fields))
 
 
 # From the facts about 2012: top-1 and top-5 error in percent, log loss in nats.

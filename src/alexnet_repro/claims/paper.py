@@ -18,6 +18,7 @@ class Claim:
 
     name: str
     section: str
+    short: str
     says: str
     kind: str
     value: dict[str, Any] = field(default_factory=dict)

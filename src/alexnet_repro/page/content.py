@@ -88,10 +88,10 @@ def headline(
     proxies: dict[str, set[str]] = {}
     for line in others:
         if line["verdict"].startswith("proxy"):
-            proxies.setdefault(line["name"], set()).add(line["verdict"].removeprefix("proxy: "))
+            proxies.setdefault(line["short"], set()).add(line["verdict"].removeprefix("proxy: "))
     disagree = [name for name, words in proxies.items() if "disagrees" in words]
     agree = [name for name, words in proxies.items() if "agrees" in words and name not in disagree]
-    counted = {row["name"]: row["answers"][0]["verdict"] for row in rows if row["kind"] == "count"}
+    counted = {row["short"]: row["answers"][0]["verdict"] for row in rows if row["kind"] == "count"}
     differ = [name for name, verdict in counted.items() if verdict == "counted: differs"]
     waiting = Counter(row["status"] for row in rows)
     return [
@@ -144,6 +144,7 @@ def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str,
         "name": claim.name,
         "kind": claim.kind,
         "section": claim.section,
+        "short": claim.short,
         "says": claim.says,
         "paper": said(claim),
         "of": " ".join(part for part in (claim.data, claim.split) if part and part != "split not stated"),

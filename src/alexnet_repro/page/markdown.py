@@ -80,10 +80,10 @@ def _tables(page: dict[str, Any]) -> str:
     counted: dict[str, list[str]] = {}
     for line in page["rows"]:
         if line["kind"] == "count":
-            counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["name"])
+            counted.setdefault(line["answers"][0]["verdict"].removeprefix("counted: "), []).append(line["short"])
     properties = "; ".join(f"{', '.join(names)}: {word}" for word, names in counted.items())
     missing, proxies, others = (
-        ", ".join(line["name"] for line in page["rows"] if line["status"] == word)
+        ", ".join(line["short"] for line in page["rows"] if line["status"] == word)
         for word in ("not run", "proxy only", "not comparable")
     )
     lines += [
