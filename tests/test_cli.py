@@ -292,9 +292,13 @@ def test_run_name_lists_the_chosen_options(overrides: list[str], name: str) -> N
         ("runs=2012_07", ["2012_07"]),
         ("runs=[2012_07,1e3]", ["2012_07", "1e3"]),
         ("runs=[]", []),
+        ("run=~/a/seed-0", ["/home/me/a/seed-0"]),
     ],
 )
-def test_names_of_runs_with_commas_and_digits_are_taken_as_typed(typed: str, runs: list[str], cwd: Path) -> None:
+def test_names_of_runs_with_commas_and_digits_are_taken_as_typed(
+    typed: str, runs: list[str], cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
     for name in ("a,b/seed-0", "x=1", "c"):
         Path(name).mkdir(parents=True)
     with initialize_config_dir(CONF, version_base="1.3"):

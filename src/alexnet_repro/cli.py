@@ -146,7 +146,7 @@ FLAGS = re.compile(
 def _quoted(argument: str, sweep: bool) -> str:
     """Return key=value with quotes around a value that Hydra's grammar does not take as it is.
 
-    Names of runs contain = and commas, and paths may contain anything. The items of a list are quoted one by one. A comma
+    Names of runs contain = and commas, and paths may contain anything, and begin with ~/. The items of a list are quoted one by one. A comma
     separates the values of a sweep with -m, and the runs of runs=, unless it is part of a path that exists.
     """
     key, equals, value = argument.partition("=")
@@ -158,6 +158,9 @@ def _quoted(argument: str, sweep: bool) -> str:
             f"'{path}'" if key in PATHS or "=" in path else path for path in _paths(value[1:-1].split(",")) if path
         ]
         return f"{key}=[{','.join(paths)}]"
+    if key in PATHS and value.startswith("~/"):  # not every shell expands it after a =
+        value = str(Path(value).expanduser())
+        argument = f"{key}={value}"
     several = "," in value and (sweep or key == "runs")
     if key in PATHS and (os.access(value, os.F_OK) if several else value[0] != "["):
         return f"{key}={in_quotes(value)}"
