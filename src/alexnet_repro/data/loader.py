@@ -4,11 +4,13 @@ PyTorch's DataLoader allocates new shared memory for each batch. For batches of 
 a loader gave about 6,000 images per second, with one process or two. Here, each process has its own buffers, and reuses them.
 """
 
+import gc
 import os
 import signal
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, Protocol
 
@@ -77,6 +79,7 @@ class _IntoBuffers(Dataset[Any]):
     def __init__(self, images: Images, workers: int, batch_size: int, device: torch.device) -> None:
         self.images, self.device, self.turn, self.is_pinned = images, device, 0, False
         shape = ((PREFETCH + 1) * workers, *images.pixels(batch_size))
+        gc.collect()  # frees the buffers of a run before, in a sweep
         try:
             self.buffers = torch.empty(shape, dtype=torch.uint8).share_memory_()
         except RuntimeError:
@@ -91,8 +94,12 @@ class _IntoBuffers(Dataset[Any]):
         if self.is_pinned:
             return
         self.is_pinned, cuda, buffers = True, torch.cuda.cudart(), self.buffers
-        if int(cuda.cudaHostRegister(buffers.data_ptr(), buffers.nbytes, 0)) == 0:
-            weakref.finalize(self, lambda: cuda.cudaHostUnregister(buffers.data_ptr())).atexit = False
+        with torch.cuda.device(self.device):
+            if int(cuda.cudaHostRegister(buffers.data_ptr(), buffers.nbytes, 0)) == 0:
+                weakref.finalize(self, lambda: cuda.cudaHostUnregister(buffers.data_ptr())).atexit = False
+            else:
+                with suppress(RuntimeError):  # CUDA keeps the error, and the next kernel reports it as its own
+                    torch.ones(1, device=self.device)
 
     def __getitems__(self, chosen: Any) -> tuple[int, type, list[Any]]:
         """Return the number of the buffer that holds the pixels, the batch's type, and its other fields without tensors."""
@@ -111,7 +118,10 @@ class _Loader(DataLoader[Any]):
     dataset: _IntoBuffers
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches, on_gpu = super().__iter__(), self.dataset.device.type == "cuda"
+        on_gpu = self.dataset.device.type == "cuda"
+        if on_gpu:
+            _copying_stream(self.dataset.device).synchronize()  # an epoch that was left may still be copying
+        batches = super().__iter__()
         if on_gpu:
             self.dataset.pin()  # after the processes were started
         for buffer, batch_type, (count, *others) in batches:
