@@ -22,10 +22,14 @@ from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.errors import Interrupted
+from alexnet_repro.processes import cores
 from alexnet_repro.training.run import train
 from alexnet_repro.training.saving import KeepLast
 
 os.environ.setdefault("WANDB_MODE", "offline")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests in several processes: more threads than cores would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    torch.set_num_threads(1)
 FIGURES: list[str] = []  # what test_endurance.py survived
 
 
@@ -35,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", type=int, default=300, help="read this many mutated images")
     parser.addoption("--damages", type=int, default=60, help="damage this many files")
     parser.addoption("--minutes", type=float, default=0, help="watch the memory of a run for this long")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of processes for -n auto: none but this one for slow tests, which measure time and memory."""
+    return min(4, cores()) if "not slow" in config.option.markexpr else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
