@@ -194,7 +194,7 @@ def test_counts_equal_the_layer_table_and_are_summarised_separately() -> None:
     assert all(CLAIMS[name].note for name in slips)
     assert {word for name, word in words.items() if name not in slips} == {"counted: equal"}
     summary_text = summary(content([]))
-    assert "By experiment: none decided yet" in summary_text
+    assert "By experiment, one for each net and recipe: none decided yet" in summary_text
     assert "3 equal to the paper, 4 different" in summary_text
     assert "reproduced" not in summary_text
 

@@ -16,7 +16,17 @@ from alexnet_repro.claims.verdict import DECIDED, SINGLE, deciding, judge, statu
 from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.page.cost import cost
 from alexnet_repro.page.intervals import bar, domain
-from alexnet_repro.page.study import SCALES, baseline, heading, is_proxy, markdown, presented, sentences, title
+from alexnet_repro.page.study import (
+    SCALES,
+    baseline,
+    failures,
+    heading,
+    is_proxy,
+    markdown,
+    presented,
+    sentences,
+    title,
+)
 from alexnet_repro.page.wording import PRECISIONS, interval, logged, numbers, rule, said
 from alexnet_repro.provenance import machine
 
@@ -83,7 +93,9 @@ def headline(
     trained = sorted({str(r.get("data")) for r in results if str(r.get("data")).startswith("ilsvrc")})
     decided = [_told(row, answer) for row in rows for answer in row["answers"] if row["kind"] != "count"]
     study = [
-        f"Ablations ({title(own)}{'; a proxy' if is_proxy(own) else ''}). {sentences(own)[0]}" for own in compared[:1]
+        f"Ablations ({title(own)}{'; a proxy' if is_proxy(own) else ''}). {' '.join(dict.fromkeys([told[0], *failures(own)]))}"
+        for own in compared[:1]
+        if (told := sentences(own))
     ]
     proxies: dict[str, set[str]] = {}
     for line in others:
@@ -101,14 +113,15 @@ def headline(
         *(
             [
                 f"Proxies, the same experiments on other data, with a smaller net or fewer epochs, tested {len(proxies)} claims: "
-                f"{_counted(agree)} in agreement with the paper in at least one experiment and in disagreement in none, "
-                f"{_counted(disagree)} in disagreement in at least one, {len(proxies) - len(agree) - len(disagree)} undecided."
+                f"{_counted(agree)} in agreement with the direction of the paper's claim in at least one experiment and in "
+                f"disagreement in none, {_counted(disagree)} in disagreement in at least one, "
+                f"{len(proxies) - len(agree) - len(disagree)} undecided. (A claim about top-1 and top-5 errors needs both.)"
             ]
             if proxies
             else []
         ),
-        f"Of {len(counted)} numbers of the paper that follow from the architecture, {len(counted) - len(differ)} are those of the "
-        f"net and {_counted(differ)} are not; the page explains each.",
+        f"Of {len(counted)} numbers of the paper that can be computed without training, {len(counted) - len(differ)} are those of "
+        f"the net and {_counted(differ)} are not; the report explains each.",
         f"Of {len(rows)} claims, {waiting['not run']} have not been tested at all, {waiting['proxy only']} only by proxies, and "
         f"{waiting['not comparable']} have results that cannot be compared with the paper's.",
     ]
@@ -245,8 +258,8 @@ def ensemble(result: Result) -> dict[str, str]:
             for part in (label(result), SCALES.get(result.get("scale", "")), VIEW_NAMES[facts["gain"]["view"]])
             if part
         ),
-        "alone": f"{error + lower['value']:.1f}",
-        "together": f"{error:.1f}",
+        "alone": f"{error + lower['value']:.2f}",
+        "together": f"{error:.2f}",
         "gain": f"{lower['value']:.1f} ({lower['low']:.1f} to {lower['high']:.1f})",
         "paper": f"from {one:g}% to {five:g}% with five networks",
     }
@@ -270,6 +283,6 @@ def summary(page: dict[str, Any]) -> str:
         if word in ("quoted", "for the reader", "not run", "proxy only", "not comparable")
     ]
     return (
-        f"{len(page['rows'])} claims. By experiment: {', '.join(by_experiment) or 'none decided yet'}. "
+        f"{len(page['rows'])} claims. By experiment, one for each net and recipe: {', '.join(by_experiment) or 'none decided yet'}. "
         f"Counted on the net: {', '.join(counted)}. Others: {', '.join(rest)}"
     )

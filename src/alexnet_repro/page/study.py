@@ -101,6 +101,16 @@ def cost(study: Study) -> str:
     )
 
 
+def failures(study: Study) -> list[str]:
+    """Return a sentence about each ablation with runs that failed to train."""
+    return [
+        f"With {_listed([c])}, the training loss of {c.stuck} of {len(c.seeds)} runs stayed above 95% of that of guessing: these "
+        f"runs failed to train, so that their errors do not measure the effect in a trained net."
+        for c in study.changes
+        if c.is_tested and c.stuck
+    ]
+
+
 def sentences(study: Study) -> list[str]:
     """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
     changes = [change for change in study.changes if change.is_tested]
@@ -117,7 +127,8 @@ def sentences(study: Study) -> list[str]:
         told.append(f"Corrected for {number}, the ten-crop error is lower with {_listed(better)}.")
     if alone:
         told.append(
-            f"Before this correction, the 95% interval also excludes 0 with {_listed(alone)}; after it, the difference is not significant."
+            f"Before a correction for {number}, the 95% interval {'also ' if told else ''}excludes 0 with {_listed(alone)}; after it, "
+            f"the difference is not significant."
         )
     if rest:
         ends = [ends for c in rest if (ends := _ends(c.estimates["ten_crop"]))]
@@ -125,12 +136,7 @@ def sentences(study: Study) -> list[str]:
             f"No effect was detected for {_joined([c.ablation for c in rest])}: the 95% intervals contain 0 and lie between "
             f"{min(low for low, _ in ends):+.1f} and {max(high for _, high in ends):+.1f} points."
         )
-    told += [
-        f"With {_listed([c])}, the training loss of {c.stuck} of {len(c.seeds)} runs stayed above 95% of that of guessing: these "
-        f"runs failed to train, so that their errors do not measure the effect in a trained net."
-        for c in changes
-        if c.stuck
-    ]
+    told += failures(study)
     untested = [c for c in study.changes if not c.is_tested]
     if few := [c.ablation for c in untested if len(c.seeds) < SEEDS_NEEDED]:
         told.append(f"Not tested: {_joined(few)}, with fewer than {SEEDS_NEEDED} seeds.")
