@@ -895,6 +895,6 @@ def test_headline_names_each_experiment_that_counts() -> None:
     page = content(pairs(40.7, around(1.4, 0.5)))
     assert page["headline"][0] == "Trained on ImageNet: ilsvrc2012."
     (told,) = (sentence for sentence in page["headline"] if sentence.startswith("Without response normalisation"))
-    assert told.startswith(f"{CLAIMS['no_lrn'].says} Measured: +1.4 / +1.2, 95% interval +0.9 to +1.9")
+    assert told.startswith(f"{CLAIMS['no_lrn'].says} Measured: +1.4 / +1.2 (95% interval +0.9 to +1.9")
     rule = "the 95% interval over at least 3 seeds lies within 0.7 / 0.6 points of the paper's value"
-    assert told.endswith(f"seeds 0, 1, 2). Verdict: reproduced (it is reproduced if {rule}).")
+    assert told.endswith(f"seeds 0, 1, 2): reproduced. (Reproduced if {rule}.)")

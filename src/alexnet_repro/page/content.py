@@ -91,7 +91,7 @@ def headline(
 ) -> list[str]:
     """Return what was found in a few sentences: each experiment that counts, the study, proxies and counted properties."""
     trained = sorted({str(r.get("data")) for r in results if str(r.get("data")).startswith("ilsvrc")})
-    decided = [_told(row, answer) for row in rows for answer in row["answers"] if row["kind"] != "count"]
+    decided = [_told(row) for row in rows if row["answers"] and row["kind"] != "count"]
     study = [
         f"Ablations ({title(own)}{'; a proxy' if is_proxy(own) else ''}). {' '.join(dict.fromkeys([told[0], *failures(own)]))}"
         for own in compared[:1]
@@ -127,11 +127,14 @@ def headline(
     ]
 
 
-def _told(row: dict[str, Any], answer: dict[str, Any]) -> str:
-    interval = f", 95% interval {answer['interval']}" if answer["interval"] else ""
-    told = f"{row['says']} Measured: {answer['here']}{interval} ({answer['where']}). Verdict: {answer['verdict']}"
+def _told(row: dict[str, Any]) -> str:
+    """Return a claim and what each experiment, with its recipe and net, says of it."""
+    told = [
+        f"{answer['here']} ({f'95% interval {spread}; ' if (spread := answer['interval']) else ''}{answer['where']}): {answer['verdict']}"
+        for answer in row["answers"]
+    ]
     rule = row["about"].get("reproduced if")
-    return f"{told} (it is reproduced if {rule})." if rule else f"{told}."
+    return f"{row['says']} Measured: {'; '.join(told)}." + (f" (Reproduced if {rule}.)" if rule else "")
 
 
 def _counted(names: list[str]) -> str:
