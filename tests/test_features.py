@@ -315,7 +315,7 @@ def test_documented_code_runs(small_alexnet: Path, pictures: Path, model: Classi
     page = (Path(CONF).parent / "docs" / "features.md").read_text()
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        code = re.sub(r'"runs/paper/seed-\d"', f'"{small_alexnet}", at_chance=True', block)
+        code = re.sub(r'"runs/[\w-]+/seed-\d"', f'"{small_alexnet}", at_chance=True', block)
         exec(code.replace("FOLDER", str(pictures)), names)
     assert names["towers"].shape[:3] == (6, 2, 16)
     assert names["alike"] == pytest.approx(1)  # of a net with itself
