@@ -28,7 +28,8 @@ from alexnet_repro.data.store import Store
 from alexnet_repro.net.cifar import FourLayer, LocalConv2d, LocallyConnected
 from alexnet_repro.net.lrn import plain_local_response_norm
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.optim import ByHand, PaperSGD
+from alexnet_repro.training.optim import PaperSGD
+from alexnet_repro.training.schedule import ByHand
 from alexnet_repro.training.setup import joining_epoch, new_classifier
 from tests.conftest import image_folder, picture, save_picture
 

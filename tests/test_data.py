@@ -22,12 +22,12 @@ from alexnet_repro.data.store import Store
 
 
 def batches(
-    store: Path, steps_done: int = 0, workers: int = 0, seed: int = 0, share: int = 1
+    store: Path, epoch: int = 0, batch: int = 0, workers: int = 0, seed: int = 0, share: int = 1
 ) -> list[tuple[torch.Tensor, ...]]:
     patches = {"crop": 224, "share": share}
     data = StoreData(Store(store), batch_size=5, seed=seed, patches=patches, workers=workers)
     loader = data.train_dataloader()
-    loader.batch_sampler.steps_done = lambda: steps_done  # type: ignore[union-attr]
+    loader.sampler.position = lambda: (epoch, batch)  # type: ignore[attr-defined]
     return list(loader)
 
 
@@ -51,17 +51,17 @@ def test_batches_do_not_depend_on_workers_or_on_the_global_generator(small_store
 
 
 def test_resumed_epoch_yields_the_remaining_batches(small_store: Path) -> None:
-    second_epoch = batches(small_store, steps_done=3)
+    second_epoch = batches(small_store, epoch=1)
     assert not any(map(same, batches(small_store), second_epoch))
     for done in (1, 2):
-        rest = batches(small_store, steps_done=3 + done)
+        rest = batches(small_store, epoch=1, batch=done)
         assert len(rest) == 3 - done
         assert all(map(same, second_epoch[done:], rest))
 
 
 def test_epoch_yields_every_image_once(small_store: Path) -> None:
     for epoch in range(3):
-        parts = list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch))  # type: ignore[misc]
+        parts = list(EpochSampler(12, 5, 0, lambda epoch=epoch: (epoch, 0)))  # type: ignore[misc]
         assert sorted(np.concatenate([part.images for part in parts])) == list(range(12))
         assert np.concatenate([part.positions for part in parts]).tolist() == list(range(12))
         assert [(part.epoch, part.first, part.global_batch_size) for part in parts] == [
@@ -70,7 +70,7 @@ def test_epoch_yields_every_image_once(small_store: Path) -> None:
             (epoch, 0, 2),
         ]
         # three replicas split each batch and keep its order
-        shared = [list(EpochSampler(12, 5, 0, lambda epoch=epoch: 3 * epoch, replica, 3)) for replica in range(3)]  # type: ignore[misc]
+        shared = [list(EpochSampler(12, 5, 0, lambda epoch=epoch: (epoch, 0), replica, 3)) for replica in range(3)]  # type: ignore[misc]
         for whole, *own in zip(parts, *shared, strict=True):
             assert np.concatenate([part.images for part in own]).tolist() == whole.images.tolist()
             assert [part.first for part in own] == [sum(len(p.images) for p in own[:i]) for i in range(3)]
@@ -143,8 +143,7 @@ def test_consecutive_images_share_crop_and_reflection_as_in_2012(small_store: Pa
 
 
 def parts(count: int, epoch: int = 0, **options: Any) -> list[Part]:
-    sampler = EpochSampler(count, 4, 7, lambda: 0, **options)
-    sampler.steps_done = lambda: epoch * len(sampler)
+    sampler = EpochSampler(count, 4, 7, lambda: (epoch, 0), **options)
     found = list(sampler)
     assert len(found) == len(sampler)
     return found
@@ -162,7 +161,7 @@ def test_fixed_order_is_the_same_in_every_epoch() -> None:
     assert orders["reshuffled"][0] != orders["reshuffled"][1]
     assert parts(30, 5, order="fixed")[0].epoch == 5  # crops and colours still differ
     with pytest.raises(ValueError, match="order=sorted"):
-        EpochSampler(30, 4, 0, lambda: 0, order="sorted")
+        EpochSampler(30, 4, 0, lambda: (0, 0), order="sorted")
 
 
 def test_batches_do_not_span_stored_files() -> None:
@@ -175,20 +174,28 @@ def test_batches_do_not_span_stored_files() -> None:
 
 def test_validation_images_join_the_training_images_after_the_given_epoch(small_store: Path) -> None:
     class Trainer:
-        global_step, current_epoch, strategy = 0, 0, SimpleNamespace(root_device=torch.device("cpu"))
+        strategy, distributed_sampler_kwargs = SimpleNamespace(root_device=torch.device("cpu")), None
+        lightning_module = None
+
+        def __init__(self, epoch: int, batch: int) -> None:
+            self.current_epoch = epoch
+            epochs = SimpleNamespace(ready=epoch + 1, processed=epoch)
+            batches = SimpleNamespace(current=SimpleNamespace(processed=batch), is_last_batch=False)
+            self.fit_loop = SimpleNamespace(
+                epoch_progress=SimpleNamespace(current=epochs), epoch_loop=SimpleNamespace(batch_progress=batches)
+            )
 
     data = StoreData(Store(small_store), 5, 0, {"crop": 224}, order="stored", val_joins_after=2)
-    data.trainer = Trainer()  # type: ignore[assignment]
     store = Store(small_store)
     labels = {split: store.split(split).labels.tolist() for split in ("train", "val")}
-    for epoch, step, updates, expected in (
+    for epoch, batch, updates, expected in (
         (0, 0, 3, labels["train"]),
-        (1, 3, 3, labels["train"]),
-        (2, 6, 4, labels["train"] + labels["val"]),
-        (3, 10, 4, labels["train"] + labels["val"]),
-        (3, 12, 2, (labels["train"] + labels["val"])[10:]),  # resumed in the middle of an epoch
+        (1, 0, 3, labels["train"]),
+        (2, 0, 4, labels["train"] + labels["val"]),
+        (3, 0, 4, labels["train"] + labels["val"]),
+        (3, 2, 2, (labels["train"] + labels["val"])[10:]),  # resumed in the middle of an epoch
     ):
-        data.trainer.current_epoch, data.trainer.global_step = epoch, step  # type: ignore[misc]
+        data.trainer = Trainer(epoch, batch)  # type: ignore[assignment]
         loader = data.train_dataloader()
         found = list(loader)
         assert len(found) == updates

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from alexnet_repro.configs import CONF, log_run
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.training.optim import ByHand, DivideWhenErrorStalls, PaperSGD, parameter_groups
+from alexnet_repro.training.optim import PaperSGD, parameter_groups
+from alexnet_repro.training.schedule import ByHand, DivideWhenErrorStalls
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

@@ -296,7 +296,7 @@ def test_nets_of_a_sweep_can_all_be_compiled(monkeypatch: pytest.MonkeyPatch) ->
     augment, schedule = {"crop": 64, "mean": "patch", "colour_unit": "eigenvalue"}, {"rule": "constant"}
     for sixteenths in range(1, 11):
         net = {"name": "alexnet", "classes": 2, "image_size": 64, "width": sixteenths / 16}
-        model = Classifier(net, {}, schedule, augment, 1, 64, ["a", "b"], 0)
+        model = Classifier(None, net, {}, schedule, augment, 1, 64, ["a", "b"], 0)
         model.compile_training("default")
         assert model._compiled is not None
         assert model._compiled(torch.zeros(1, 3, 64, 64)).shape == (1, 2)

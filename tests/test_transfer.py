@@ -15,7 +15,8 @@ from alexnet_repro.configs import CONF
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.training.checkpoints import load_checkpoint
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.optim import ByHand, PaperSGD, parameter_groups
+from alexnet_repro.training.optim import PaperSGD, parameter_groups
+from alexnet_repro.training.schedule import ByHand
 from alexnet_repro.training.transfer import start_from_pretrained
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,7 +95,7 @@ def alexnet(**options: Any) -> Classifier:
     augment = {"crop": 224, "mean": "patch", "colour_unit": "eigenvalue"}
     schedule = {"rule": "constant", "by_hand": {"of_epochs": 1}}
     net = {"name": "alexnet", "classes": 3, **options}
-    return Classifier(net, OPTIM, schedule, augment, 1, 256, ["a", "b", "c"], 0)
+    return Classifier(None, net, OPTIM, schedule, augment, 1, 256, ["a", "b", "c"], 0)
 
 
 def test_sixth_layer_is_new_in_a_net_that_starts_from_one_without(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AlexNet", "Classifier", "LocalResponseNorm", "PaperSGD", "Store", "features", "load_net", "preprocess", "ten_crop",
+    "AlexNet", "Classifier", "LocalResponseNorm", "PaperSGD", "Store", "StoreData", "features", "load_net", "preprocess",
+    "ten_crop", "train",
 ]  # fmt: skip
 
 _MODULES = {
@@ -27,10 +28,12 @@ _MODULES = {
     "LocalResponseNorm": "net.lrn",
     "PaperSGD": "training.optim",
     "Store": "data.store",
+    "StoreData": "data.module",
     "features": "sharing.features",
     "load_net": "sharing.nets",
     "preprocess": "sharing.features",
     "ten_crop": "data.augment",
+    "train": "training.python",
 }
 
 

@@ -65,3 +65,9 @@ def leaves(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return the options as plain values, with all interpolations resolved."""
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    return content

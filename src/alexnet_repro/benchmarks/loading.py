@@ -88,8 +88,8 @@ def bench_loader(device: torch.device, batch: int, repeats: int) -> tuple[dict[s
             # each process has as much to do as one core
             joined = JoinedSplits([splits[name]] * max(1, workers))
             images, epochs = TrainImages(joined, 0, 224), count()
-            sampler = EpochSampler(len(joined), batch, 0, lambda: next(epochs) * -(-len(joined) // batch))
-            loader = make_loader(images, batch, workers, device if workers else None, batch_sampler=sampler)
+            sampler = EpochSampler(len(joined), batch, 0, lambda: (next(epochs), 0))
+            loader = make_loader(images, batch, workers, device if workers else None, sampler=sampler)
 
             def epoch() -> None:
                 if cold:

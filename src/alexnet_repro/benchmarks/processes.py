@@ -123,7 +123,7 @@ def peak(what: str, batch: int) -> float:
             split = _empty_split(Path(temporary), 1024 * int(what.split()[1]))
             images = TrainImages(split, 0, 224)
             highest = 0.0
-            for part in EpochSampler(len(split), batch, 0, lambda: 0):
+            for part in EpochSampler(len(split), batch, 0, lambda: (0, 0)):
                 images.__getitems__(part)
                 highest = max(highest, _resident("RssAnon"))
             return highest

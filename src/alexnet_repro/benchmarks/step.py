@@ -148,20 +148,8 @@ def bench_step(batch: int, repeats: int, device: torch.device) -> tuple[dict[str
 
 def classifier() -> Classifier:
     """Return a Classifier with the printed recipe and a synthetic mean image and covariance."""
-    augment = {"crop": 224, "mean": "patch", "colour_noise": 0.1, "colour_unit": "eigenvalue", "colour_divisor": 1}
-    augment |= {"colour_noise_epochs": None, "jitter": 0}
-    return Classifier(
-        {"name": "alexnet", "classes": 1000},
-        {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 1, "bias_decay": True},
-        {"rule": "constant", "by_hand": {"of_epochs": 1}},
-        augment,
-        1,
-        256,
-        [str(i) for i in range(1000)],
-        0,
-        np.full((256, 256, 3), 120, np.float32),
-        np.diag([1.0, 2.0, 3.0]),
-    )
+    mean, covariance = np.full((256, 256, 3), 120, np.float32), np.diag([1.0, 2.0, 3.0])
+    return Classifier(schedule={"rule": "constant"}, epochs=1, mean=mean, covariance=covariance)
 
 
 def augmentation_seconds(batch: int, repeats: int, device: torch.device) -> float:

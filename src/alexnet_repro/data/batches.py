@@ -56,7 +56,7 @@ def draw_places(rng: np.random.Generator, count: int, positions: int) -> NDArray
 
 
 class TrainImages(Dataset[TrainBatch]):
-    """Random patches of a split, fetched one batch at a time.
+    """Random patches of a split, fetched one batch at a time, by what EpochSampler yields.
 
     crop: side of a patch, in pixels.
     random_crops: whether to cut patches at random positions; otherwise from the centre.
@@ -91,6 +91,10 @@ class TrainImages(Dataset[TrainBatch]):
     def pixels(self, batch_size: int) -> tuple[int, ...]:
         """Return the shape of a batch's patches."""
         return batch_size, self.crop, self.crop, 3
+
+    def __getitem__(self, part: Part) -> TrainBatch:
+        """Return a batch."""
+        return self.__getitems__(part)
 
     def __getitems__(self, part: Part, out: NDArray[np.uint8] | None = None) -> TrainBatch:
         """Return a batch. Its patches are written into the beginning of ``out``, if given."""

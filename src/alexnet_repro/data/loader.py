@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from alexnet_repro.data.sampler import EpochSampler, Part
 from alexnet_repro.data.split import Split
 from alexnet_repro.errors import UserError
 
@@ -39,22 +40,27 @@ class Images(Protocol):
 
 
 def make_loader(
-    images: Images, batch_size: int, workers: int = 0, device: torch.device | None = None, **order: Any
+    images: Images,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device | None = None,
+    *,
+    sampler: EpochSampler | Iterable[int],
 ) -> DataLoader[Any]:
     """Return a loader of batches.
 
     batch_size: maximum number of images in a batch. workers: number of loader processes. device: where a batch will be used.
-    With loader processes, its pixels are on that device already. order: sampler or batch_sampler.
+    With loader processes, its pixels are on that device already. sampler: yields indices, or whole batches of indices if it
+    is an EpochSampler.
 
     Raises UserError if there is too little shared memory.
     """
-    if "sampler" in order:
-        order["batch_size"] = batch_size
-    options = dict(
-        order,
-        collate_fn=_already_a_batch,
-        generator=torch.Generator(),  # otherwise the loader draws from the global generator in each epoch
-    )
+    options: dict[str, Any] = {
+        "sampler": sampler,
+        "batch_size": None if isinstance(sampler, EpochSampler) else batch_size,
+        "collate_fn": _already_a_batch,
+        "generator": torch.Generator(),  # otherwise the loader draws from the global generator in each epoch
+    }
     device = device or torch.device("cpu")
     if not workers:
         return DataLoader(images, pin_memory=device.type == "cuda", **options)  # type: ignore[arg-type]
@@ -100,6 +106,10 @@ class _IntoBuffers(Dataset[Any]):
             else:
                 with suppress(RuntimeError):  # CUDA keeps the error, and the next kernel reports it as its own
                     torch.ones(1, device=self.device)
+
+    def __getitem__(self, part: Part) -> tuple[int, type, list[Any]]:
+        """Return the same as ``__getitems__``, for a batch that an EpochSampler chose."""
+        return self.__getitems__(part)
 
     def __getitems__(self, chosen: Any) -> tuple[int, type, list[Any]]:
         """Return the number of the buffer that holds the pixels, the batch's type, and its other fields without tensors."""

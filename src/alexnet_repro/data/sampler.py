@@ -4,16 +4,16 @@ Random numbers therefore do not depend on the number of workers or processes, or
 resumed in the middle of an epoch sees the same images, crops and colour noise as an uninterrupted run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 # Purposes of random streams. Streams with different purposes are independent.
-PLACE, SHARED_PLACE, COLOUR, JITTER, ORDER = range(5)
+PLACE, SHARED_PLACE, COLOUR, JITTER, ORDER, PART = range(6)
 
 
 def stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
@@ -40,20 +40,34 @@ class Part(NamedTuple):
     file: int = 0  # number of the stored batch file, with order=stored
 
 
-class EpochSampler(Sampler[Part]):
-    """Sampler of batches of indices.
+class OwnPart(DistributedSampler[int]):
+    """Sampler of the given indices, which are this process's part of a split.
 
-    The position in the epoch follows from the number of updates done, so resuming a run requires no other state.
+    As a DistributedSampler, it tells Lightning not to divide the indices once more (``use_distributed_sampler``).
+    """
+
+    def __init__(self, indices: Sequence[int]) -> None:  # DistributedSampler's would ask torch.distributed
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class EpochSampler(DistributedSampler[Part]):
+    """Sampler of batches of indices, of which each replica takes its part.
+
+    The position follows from the number of epochs and batches done, so resuming a run requires no other state.
 
     count: number of images in the split.
-    steps_done: function that returns the number of updates done so far.
+    position: function that returns the number of epochs done and the number of batches done in the current epoch.
     replica, replicas: each batch is divided into ``replicas`` nearly equal parts; this process takes part ``replica``.
     order: "reshuffled", a new permutation in each epoch; "fixed", one permutation for all epochs, as in the 2012
         program, which read its stored batches in the same order in every epoch; "stored", the order of the store.
     images_per_file: number of images in a stored batch file. With order="stored", no batch spans two files, as in the
         2012 program, and the last batch of each file may be smaller.
-    first_epoch, steps_before: first epoch of this sampler and number of updates before this epoch, for runs whose
-        earlier epochs had a different number of images.
 
     Raises ValueError for an unknown order.
     """
@@ -63,20 +77,17 @@ class EpochSampler(Sampler[Part]):
         count: int,
         batch_size: int,
         seed: int,
-        steps_done: Callable[[], int],
+        position: Callable[[], tuple[int, int]],
         replica: int = 0,
         replicas: int = 1,
         *,
         order: str = "reshuffled",
         images_per_file: int | None = None,
-        first_epoch: int = 0,
-        steps_before: int = 0,
     ) -> None:
         if order not in ORDERS:
             raise ValueError(f"order={order}: this must be one of {', '.join(ORDERS)}")
-        self.count, self.batch_size, self.seed, self.steps_done = count, batch_size, seed, steps_done
+        self.count, self.batch_size, self.seed, self.position = count, batch_size, seed, position
         self.replica, self.replicas, self.order = replica, replicas, order
-        self.first_epoch, self.steps_before = first_epoch, steps_before
         self.images_per_file = images_per_file if order == "stored" and images_per_file else count
 
     def __len__(self) -> int:
@@ -84,8 +95,7 @@ class EpochSampler(Sampler[Part]):
         return files * -(-self.images_per_file // self.batch_size) - (-rest // self.batch_size)
 
     def __iter__(self) -> Iterator[Part]:
-        epoch, first_batch = divmod(self.steps_done() - self.steps_before, len(self))
-        epoch += self.first_epoch
+        epoch, first_batch = self.position()
         if self.order == "stored":
             order = np.arange(self.count)
         else:

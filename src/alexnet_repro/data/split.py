@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from alexnet_repro.data import jpeg
 from alexnet_repro.data.manifest import AGAIN
+from alexnet_repro.data.sampler import PART, stream
 from alexnet_repro.errors import UserError
 
 # At the same time, per split: more than a batch has images, where a process may open more than the 256 files of a Mac.
@@ -168,6 +169,41 @@ class JoinedSplits(Split):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
+
+
+class PartOfSplit(Split):
+    """The images of a split at the given indices, in ascending order."""
+
+    def __init__(self, split: Split, indices: NDArray[np.int64]) -> None:
+        self.split, self.indices, self.image_size = split, np.sort(indices), split.image_size
+        self._ends = [len(indices)]
+        self.labels = split.labels[self.indices]
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.split[int(self.indices[index])]
+
+    def read_ahead(self, index: int) -> None:
+        """Ask the system to load an image."""
+        self.split.read_ahead(int(self.indices[index]))
+
+    def share(self) -> None:
+        """Let the worker processes of a loader know which images any of them has verified."""
+        self.split.share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+
+
+def part_of(split: Split, per_class: int, seed: int) -> Split:
+    """Return at most ``per_class`` images of each class, drawn with ``seed``."""
+    order = stream(seed, 0, PART).permutation(len(split))
+    chosen = [order[split.labels[order] == label][:per_class] for label in np.unique(split.labels)]
+    return PartOfSplit(split, np.concatenate(chosen))
 
 
 def load_array(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:

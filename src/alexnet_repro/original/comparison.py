@@ -23,7 +23,8 @@ from alexnet_repro.original.mistakes import mistakes_of
 from alexnet_repro.original.plain_net import PlainNet
 from alexnet_repro.original.translation import in_file_order, names_here, own_net, plain_copy, recipe_of, relative
 from alexnet_repro.provenance import machine
-from alexnet_repro.training.optim import ByHand, PaperSGD, parameter_groups
+from alexnet_repro.training.optim import PaperSGD, parameter_groups
+from alexnet_repro.training.schedule import ByHand
 
 # A run of the log: the config files with its difference from recipe=as_run, and its schedule.
 RUNS: dict[str, tuple[tuple[str, ...], str | None]] = {

@@ -102,7 +102,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         loggers.append(wandb_logger(cfg, run, ablation_of(cfg)))
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
-    callbacks: list[Callback] = [keep_last, watchman, EstimateTime(), KeepEpochs(checkpoints, cfg.keep_epochs)]
+    callbacks: list[Callback] = [watchman, EstimateTime(), KeepEpochs(checkpoints, cfg.keep_epochs)]
     if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never select a checkpoint
         callbacks.append(
             KeepBest(
@@ -112,9 +112,10 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
                 mode="min",
                 save_weights_only=True,
                 enable_version_counter=False,
-                save_on_train_epoch_end=False,  # before KeepLast, whose checkpoint then knows this epoch's error
+                save_on_train_epoch_end=True,  # after the epoch is in the history
             )
         )
+    callbacks.append(keep_last)  # after KeepBest, so that last.ckpt knows the best error
     if cfg.stop_at is not None:
         callbacks.append(
             EarlyStopping(

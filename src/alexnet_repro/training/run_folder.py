@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from alexnet_repro.claims.results import read_result
 from alexnet_repro.cli import task_overrides
-from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.configs import CONF, leaves, plain
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.files import written_whole
@@ -257,12 +257,6 @@ def saved_config(run: Path) -> DictConfig:
         raise UserError(
             f"{path} is damaged: {str(error).splitlines()[0]}", "remove the folder and train again"
         ) from None
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return the options as plain values, with all interpolations resolved."""
-    content: Any = OmegaConf.to_container(cfg, resolve=True)
-    return content
 
 
 def csv_logger(run: Path, steps_done: int) -> CSVLogger:

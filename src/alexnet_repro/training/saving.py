@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.processes import rank
@@ -50,7 +50,7 @@ class KeepBest(ModelCheckpoint):
         )
 
 
-class KeepEpochs(Callback):
+class KeepEpochs(Checkpoint):
     """Keep epoch-N.ckpt after each of the chosen epochs, without the optimiser's state: for measuring, not to resume.
 
     folder: of the run's checkpoints. epochs: numbers from 1.
@@ -80,6 +80,7 @@ class KeepLast(Checkpoint):
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self.minutes = path, minutes
         self._asked_to_stop, self._asked_at, self._requeue = False, 0.0, False
+        self._stops = False  # whether the run is saved and ends before its next update
         self._previous_handlers: dict[int, Any] = {}
         self._started_at = self._saved_at = time.monotonic()
         self._saved_epoch: int | None = None  # number from 0 of the last epoch that was saved at its end
@@ -133,7 +134,11 @@ class KeepLast(Checkpoint):
         stop, due = self._agree(trainer, 60 * self.minutes)
         if stop or due:
             self._save(trainer)
-        if stop:
+        self._stops = stop
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """End the run if it was asked to stop: now, after Lightning has logged the last update."""
+        if self._stops:
             raise self._interrupted()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -8,14 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.claims.paper import read_claims
 from alexnet_repro.cli import task_overrides
-from alexnet_repro.configs import CONF, leaves
+from alexnet_repro.configs import CONF, leaves, plain
 from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.launcher import refuse_placement
-from alexnet_repro.training.optim import scaled_epoch
-from alexnet_repro.training.run_folder import plain
+from alexnet_repro.training.schedule import scaled_epoch
 
 
 def check(cfg: DictConfig) -> None:

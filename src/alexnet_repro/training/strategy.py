@@ -36,7 +36,6 @@ class TowerStrategy(DDPStrategy):
             self.root_device.type, (self.world_size // self.towers, self.towers), mesh_dim_names=("replica", "tower")
         )
         self.replicas = mesh["replica"].get_group()
-        self.replica = (mesh["replica"].get_local_rank(), mesh["replica"].size())
         if self.towers == TOWERS:
             self.link = Link(mesh["tower"].get_group(), mesh["tower"].get_local_rank())
             net: Any = self.lightning_module.net  # type: ignore[union-attr]
@@ -45,11 +44,16 @@ class TowerStrategy(DDPStrategy):
             self.rows: dict[str, int] = {f"net.{name}": rows for name, rows in net.whole_rows.items()}
 
     def _setup_model(self, model: torch.nn.Module) -> Any:
-        if self.replica[1] == 1:
+        if self.world_size == self.towers:  # one replica
             return model
         return DistributedDataParallel(
             model, device_ids=self.determine_ddp_device_ids(), process_group=self.replicas, **self._ddp_kwargs
         )
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """Replica of this process, and their number: both towers of a replica train on the same images."""
+        return {"rank": self.global_rank // self.towers, "num_replicas": self.world_size // self.towers}
 
     def configure_ddp(self) -> None:
         """Average gradients over replicas, if there are several."""
