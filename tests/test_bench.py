@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_repro.benchmarks.step import AS_RUN
-from alexnet_repro.cli import composed
+from alexnet_repro.composition import composed
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -15,7 +15,7 @@ from conftest import image_folder
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from alexnet_repro.cli import _quoted
+from alexnet_repro.command_line import quoted
 from alexnet_repro.configs import CONF
 from alexnet_repro.training import run_folder
 from alexnet_repro.training.run_folder import named
@@ -147,7 +147,7 @@ MISTAKES = [
     ("train", ["recipe=true"], None, "there is no recipe=true"),
     ("train", ["+ablation=[1]"], None, "there is no ablation=[1]"),
     ("train", ["-m", "seed=range(2,0)"], None, "makes no jobs"),
-    ("train", ["logger=tensorboard"], None, "there are: csv, wandb"),
+    ("train", ["logger=mlflow"], None, "there are: csv, tensorboard, wandb"),
     ("train", ["logger=wandb", "logger.mode=loud"], None, "logger.mode=loud"),
     ("prepare", ["data=imagenette"], None, "say where it is with source=PATH"),
     ("prepare", ["data=imagenette", "source=nowhere"], None, "there is nothing at source=nowhere"),
@@ -276,7 +276,7 @@ def test_internal_error_keeps_its_traceback_and_exits_with_status_1(cwd: Path) -
         (["data.store=/x/y", "trainer.precision=32-true"], "paper-store=y-trainer.precision=32-true"),
         (["+ablation=none"], "paper"),
         (["+ablation=[no_lrn,no_dropout]", "data=imagenette"], "paper-no_lrn,no_dropout-imagenette"),
-        (["optim.lr=0.003", "epochs=2"], "paper-optim.lr=0.003-epochs=2"),
+        (["optim.lr=0.003", "epochs=2"], "paper-epochs=2-optim.lr=0.003"),
     ],
 )
 def test_run_name_lists_the_chosen_options(overrides: list[str], name: str) -> None:
@@ -303,7 +303,7 @@ def test_names_of_runs_with_commas_and_digits_are_taken_as_typed(
         Path(name).mkdir(parents=True)
     with initialize_config_dir(CONF, version_base="1.3"):
         for sweep in (False, True):
-            cfg = compose("evaluate", [_quoted(typed, sweep)])
+            cfg = compose("evaluate", [quoted(typed, sweep)])
             assert [str(run) for run in named(cfg[typed.partition("=")[0]])] == runs
 
 

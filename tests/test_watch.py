@@ -1,6 +1,7 @@
 """Test that the watchman warns if something is wrong, and only then."""
 
 import csv
+import io
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.training import trainer as trainer_module
 from alexnet_repro.training.classifier import LOG_EVERY, Classifier
 from alexnet_repro.training.optim import PaperSGD
+from alexnet_repro.training.progress import Progress
 from alexnet_repro.training.watch import Watchman, update_sizes
 
 Run = Callable[..., tuple[int, str, str]]
@@ -176,6 +178,11 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_host_does_not_wait_in_an_ordinary_update(
     cwd: Path, tiny_store: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,13 +195,13 @@ def test_host_does_not_wait_in_an_ordinary_update(
         reads.extend(mode.at)
 
     monkeypatch.setattr(L.Trainer, "fit", counted)
+    monkeypatch.setattr(trainer_module, "Progress", lambda every: Progress(every, Terminal()))
     options = ("train", *SMALL, f"data.store={tiny_store}", "batch_size=1")
     assert run_command(*options, "run=on_cpu")[0] == 0
     assert set(reads) == set(range(25))  # the test sees what it counts
     reads.clear()
     monkeypatch.setattr(Classifier, "waits", lambda self: True)
-    bar = trainer_module.ProgressBar
-    monkeypatch.setattr(trainer_module, "ProgressBar", lambda refresh_rate, leave: bar(LOG_EVERY))
+    monkeypatch.setattr(trainer_module, "Progress", lambda every: Progress(LOG_EVERY, Terminal()))
     assert run_command(*options, "run=on_gpu")[0] == 0
     # the first update looks at the images, 10 and 20 log, the bar is drawn at the tenth of each epoch, 12 and 24 end one
     assert set(reads) == {0, 10, 12, 20, 22, 24}

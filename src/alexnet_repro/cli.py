@@ -5,28 +5,28 @@ Exit statuses: 0 success; 2 user error, reported in a line or two; 1 internal er
 
 import os
 import re
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from alexnet_repro.configs import CONF, groups, leaves
+from alexnet_repro.command_line import FLAGS, SWEEP, quoted, with_plus
+from alexnet_repro.composition import composed, given_overrides, search_config_dir, task_overrides
+from alexnet_repro.configs import CONF, config_file, groups, leaves
 from alexnet_repro.error_messages import about_choices, about_files, about_memory, about_overrides
 from alexnet_repro.errors import IN_USE, USER_ERROR, Interrupted, InUse, ProcessDied, UserError
-from alexnet_repro.processes import rank
-from alexnet_repro.sweep import leave_outcome, sweeping
+from alexnet_repro.processes import launched_by_us, rank
+from alexnet_repro.provenance import TYPED
+from alexnet_repro.sweep import before_first_job, leave_outcome, sweeping
 
 # Seconds for which a process waits before it reports a user error. If process 0 has the same error, and reports it, the
 # launcher ends the others before.
@@ -52,18 +52,23 @@ def command(name: str) -> None:
 
     started = False
 
-    def guarded(cfg: DictConfig) -> None:
+    def guarded(cfg: DictConfig) -> float | None:
         # Catch errors inside hydra.main, which would print a traceback for each of these.
         nonlocal started
         started = True
-        sys.argv[1:] = arguments  # as typed, for the command that results record
+        sys.argv[1:] = arguments
+        os.environ[TYPED] = typed  # also in a job's own process
+        search_config_dir()
         try:
-            task = getattr(import_module(f"alexnet_repro.{MODULES[name]}"), name)
-            refuse_added_options()
+            module = import_module(f"alexnet_repro.{MODULES[name]}")
             check(cfg, name)
-            result = task(cfg)
+            if cfg.get("dry_run"):
+                print(_plans(name).plan(cfg))
+                return None
+            result = getattr(module, name)(cfg)
             if sweeping():
                 leave_outcome({"result": result if isinstance(result, dict) else None})
+            return objective(result)
         except (UserError, OmegaConfBaseException) as error:
             told = str(error).rpartition("UserError: ")[2].strip()  # a loader's process adds its traceback before
             if rank() > 0:
@@ -92,6 +97,7 @@ def command(name: str) -> None:
             if isinstance(end.__context__, KeyboardInterrupt):
                 _interrupted(str(end.__context__))
             raise
+        return None
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack traces of sockets that have to try again
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors pass through Hydra
@@ -108,8 +114,16 @@ def command(name: str) -> None:
     arguments = sys.argv[1:]
     if unknown := [a for a in arguments if a.startswith("-") and not FLAGS.fullmatch(a)]:
         _fail(f"there is no flag {unknown[0]}\n  options have no dashes: epochs=3; see --help")
-    sweep = "-m" in arguments or "--multirun" in arguments
-    sys.argv[1:] = [_quoted(argument, sweep) for argument in arguments]
+    typed = shlex.join(["python", "-m", f"alexnet_repro.{name}", *arguments])
+    if launched_by_us():
+        typed = os.environ.get(TYPED, typed)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        nodes, processes = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+        typed = typed.replace("python", f"torchrun --nnodes={nodes} --nproc-per-node={processes}", 1)
+    sweep = any(argument in SWEEP for argument in arguments)
+    flags, others = [a for a in arguments if a in SWEEP], [a for a in arguments if a not in SWEEP]
+    sys.argv[1:] = [*flags, *(quoted(with_plus(argument), sweep) for argument in others)]  # argparse wants -m first
+    before_first_job(lambda jobs: _planned(name, jobs))
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name=name)(guarded)()
         sys.stdout.flush()
@@ -133,57 +147,54 @@ def command(name: str) -> None:
         _fail(about_choices(arguments) or str(error).splitlines()[0])
 
 
-# Options whose values are paths.
-PATHS = (
-    "run", "runs", "of", "pretrained", "pretrained.run", "mistakes", "source", "data.store", "store", "results", "out", "classes",
-)  # fmt: skip
-FLAGS = re.compile(
-    r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
-    r"config-dir|shell-completion|experimental-rerun)(=.*)?"
-)
+def objective(result: Any) -> float | None:
+    """Return what a sweeper minimises: the last validation error of a run, or the measured top-1 error, in percent.
 
-
-def _quoted(argument: str, sweep: bool) -> str:
-    """Return key=value with quotes around a value that Hydra's grammar does not take as it is.
-
-    Names of runs contain = and commas, and paths may contain anything, and begin with ~/. The items of a list are quoted one by one. A comma
-    separates the values of a sweep with -m, and the runs of runs=, unless it is part of a path that exists.
+    The test images of a store must not choose options, so that a run's own validation images come first.
     """
-    key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not equals or value in ("", "null") or value[0] in "'\"":
-        return argument
-    is_list = re.fullmatch(r"\[[^][\"']*\]", value) is not None  # one list, not the values of a sweep over lists
-    if is_list and (key in PATHS or "=" in value):
-        paths = [
-            f"'{path}'" if key in PATHS or "=" in path else path for path in _paths(value[1:-1].split(",")) if path
+    if not isinstance(result, dict):
+        return None
+    history = result.get("history") or [{}]
+    errors = [
+        history[-1].get("val_error"),
+        *(result.get(view, {}).get("top1_error") for view in ("centre", "ten_crop")),
+    ]
+    return next((error for error in errors if error is not None), None)
+
+
+def _planned(name: str, jobs: list[list[str]]) -> str | None:
+    """Check the options of all jobs of a sweep. Return what the jobs would do if it is a dry run, otherwise None.
+
+    Raises UserError with each mistake once.
+    """
+    module, plans = _plans(name), []
+    mistakes: dict[str, list[str]] = {}
+    dry = False
+    for job in jobs:
+        cfg = composed(name, job)
+        dry = dry or bool(cfg.get("dry_run"))
+        try:
+            with given_overrides(job):
+                check(cfg, name)
+                if module:
+                    plans.append(module.plan(cfg))
+        except UserError as error:
+            mistakes.setdefault(str(error), []).append(" ".join(job))
+    if mistakes:
+        count = len(jobs)
+        told = [
+            text if len(those) == count else f"{text}\n  in {len(those)} of {count} jobs, such as: {those[0]}"
+            for text, those in mistakes.items()
         ]
-        return f"{key}=[{','.join(paths)}]"
-    if key in PATHS and value.startswith("~/"):  # not every shell expands it after a =
-        value = str(Path(value).expanduser())
-        argument = f"{key}={value}"
-    several = "," in value and (sweep or key == "runs")
-    if key in PATHS and (os.access(value, os.F_OK) if several else value[0] != "["):
-        return f"{key}={in_quotes(value)}"
-    try:
-        OverridesParser.create().parse_override(argument)
-        return argument
-    except HydraException:
-        return argument if value[0] in "[{" else f"{key}={in_quotes(value)}"
+        raise UserError("\nerror: ".join(told) + "\nno job was started")
+    if module:
+        module.refuse_shared_folders(plans)
+    return module.summary(plans) if dry else None
 
 
-def _paths(parts: list[str]) -> list[str]:
-    """Return the items of a list that was split at each comma, with the paths that exist and contain commas whole."""
-    items = []
-    while parts:
-        last = next((n for n in range(len(parts), 1, -1) if os.access(",".join(parts[:n]).strip(), os.F_OK)), 1)
-        items.append(",".join(parts[:last]).strip())
-        parts = parts[last:]
-    return items
-
-
-def in_quotes(value: str) -> str:
-    """Return a value in quotes, as Hydra's grammar wants it."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\'", re.sub(r"(\\+)$", r"\1\1", value)) + "'"
+def _plans(name: str) -> Any:
+    """Return the module that says what a command would do, or None."""
+    return import_module("alexnet_repro.training.plan") if name == "train" else None
 
 
 def _interrupted(message: str) -> None:
@@ -209,28 +220,29 @@ def check(cfg: DictConfig, name: str) -> None:
     """Raise UserError for an option that is unknown, invalid or without effect."""
     from alexnet_repro.option_errors import check_options  # imported here because pydantic takes 0.2 s
 
-    overrides = HydraConfig.get().overrides.task
+    refuse_added_options()
+    if name == "train":
+        drop_options_of_alexnet(cfg)
+    overrides = task_overrides()
     chosen = [o for o in overrides if o.lstrip("+").split("=")[0] in groups()]
 
     def default(key: str) -> Any:
-        if not GlobalHydra.instance().is_initialized():
-            return None  # a job that a launcher runs in a process of its own
-        return OmegaConf.select(hydra.compose(name, chosen), key)
+        return OmegaConf.select(composed(name, chosen), key)
 
-    check_options(cfg, name, list(overrides), default)
+    check_options(cfg, name, overrides, default)
 
 
-def composed(name: str, options: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
-    """Return the config of a command with these options; with_hydra: and Hydra's own, under the key hydra."""
-    if GlobalHydra.instance().is_initialized():  # in a command
-        return hydra.compose(name, list(options), return_hydra_config=with_hydra)
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return hydra.compose(name, list(options), return_hydra_config=with_hydra)
+def drop_options_of_alexnet(cfg: DictConfig) -> None:
+    """Remove the options that the recipes set for AlexNet from the config of a net of one's own."""
+    from alexnet_repro.options import NETS
 
-
-def task_overrides() -> list[str]:
-    """Return the overrides on the command line, as Hydra parsed them."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if cfg.net.get("name") in NETS:
+        return
+    typed = {override.lstrip("+").partition("=")[0] for override in task_overrides()}
+    with open_dict(cfg):
+        for key in OmegaConf.load(config_file("recipe", "paper")).net:
+            if f"net.{key}" not in typed:
+                cfg.net.pop(key, None)
 
 
 def refuse_added_options() -> None:
@@ -238,9 +250,9 @@ def refuse_added_options() -> None:
 
     Hydra would add any option, and nothing would read it.
     """
-    for override in HydraConfig.get().overrides.task:
+    for override in task_overrides():
         key = override.lstrip("+").split("=")[0].split("@")[0]
-        if override.startswith("+") and key not in groups():
+        if override.startswith("+") and key not in groups() and not key.startswith("trainer."):
             near = get_close_matches(key, groups(), 1)
             raise UserError(
                 f"there is no option '{key}'",

@@ -9,15 +9,12 @@ from pydantic import Field
 
 from alexnet_repro.options import (
     Activation,
-    AlexNetOptions,
     Augment,
     Checkpoint,
     Count,
     Data,
     Ensemble,
-    FourLayerOptions,
     Group,
-    LocallyConnectedOptions,
     Logger,
     Name,
     Natural,
@@ -40,7 +37,7 @@ not_verifying = OnlyIf(lambda cfg: not cfg.verify, "verify=true")
 class Train(Group):
     """python -m alexnet_repro.train."""
 
-    net: Annotated[AlexNetOptions | FourLayerOptions | LocallyConnectedOptions, Field(discriminator="name")]
+    net: dict[str, Any]  # options.net_options has its schema
     schedule: Schedule
     recipe: Literal["paper", "as_run", "cuda_convnet"]
     scale: Literal["full", "proxy"]
@@ -48,6 +45,7 @@ class Train(Group):
     trainer: Trainer
     placement: Placement
     logger: Logger
+    callbacks: dict[str, dict[str, Any]]
     batch_size: Count
     epochs: Count
     order: Literal["reshuffled", "fixed", "stored"]
@@ -59,6 +57,7 @@ class Train(Group):
     stop_at: Annotated[float, Field(ge=0, lt=100)] | None
     keep_epochs: list[Count]
     resume: bool
+    dry_run: bool
     pretrained: Pretrained
     watch: Watch
     ablation: dict[str, str | None]
@@ -179,12 +178,13 @@ COMMANDS: dict[str, type[Group]] = {
     "convert": Convert,
     "compare_2012": Compare2012,
 }
+OTHERS = rf"(?!({'|'.join(Trainer.model_fields)})$).*"  # options of Lightning's Trainer
 # Options that a command shares with others through a config group, but does not use.
 UNUSED = {
     "train": r"data\.hold_out_(every|as|seed)",
-    "evaluate": r"trainer\.(checkpoint_minutes|compile)",
+    "evaluate": rf"trainer\.(checkpoint_minutes|compile|{OTHERS})",
     "prepare": r"batch_size|epochs|optim\..*|schedule\..*|data\.images_per_file",
-    "report": r"trainer\.(checkpoint_minutes|compile)",
+    "report": rf"trainer\.(checkpoint_minutes|compile|{OTHERS})",
     "bench": r"trainer\.(?!accelerator).*",
     "features": "",
     "export": "",

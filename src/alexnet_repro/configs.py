@@ -12,9 +12,31 @@ CONF = str(_packaged if _packaged.is_dir() else Path(__file__).resolve().parents
 CHECKOUT = Path(CONF).parent
 
 
+_own: list[Path] = []  # the folder of --config-dir, if there is one
+
+
+def search_also(folder: Path) -> None:
+    """Look for configs in a user's own folder, too (``--config-dir``)."""
+    if folder not in _own:
+        _own.append(folder)
+
+
 def groups() -> list[str]:
-    """Return the names of the config groups: the folders of conf/."""
-    return sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())
+    """Return the names of the config groups: the folders of conf/ and of a user's own."""
+    return sorted(
+        {path.name for folder in (Path(CONF), *_own) if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+    )
+
+
+def members(group: str) -> list[str]:
+    """Return the names of a config group's files."""
+    return sorted({path.stem for folder in (Path(CONF), *_own) for path in (folder / group).glob("*.yaml")})
+
+
+def config_file(group: str, name: str) -> Path:
+    """Return the path of a config group's file, of conf/ if both have one."""
+    paths = [folder / group / f"{name}.yaml" for folder in (Path(CONF), *_own)]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 # The run of each ablation in the 2012 log. The baseline has one run for each of the two data sets.

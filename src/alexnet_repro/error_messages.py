@@ -5,10 +5,9 @@ import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from alexnet_repro.configs import CONF, groups
+from alexnet_repro.configs import groups, members
 
 UNUSABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -45,7 +44,7 @@ def about_choices(arguments: list[str]) -> str:
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key in groups():
-            names = sorted(path.stem for path in (Path(CONF) / key).glob("*.yaml"))
+            names = members(key)
             if not set(value.strip("[]").split(",")) <= {*names, "null"}:
                 return _no_such_choice(key, value, names)
     return ""
@@ -61,6 +60,9 @@ def _no_such_choice(group: str, name: str, choices: list[str]) -> str:
 # What other programs call some options.
 OTHER_NAMES = {
     "learning_rate": "optim.lr",
+    "model": "net",
+    "dataset": "data",
+    "datamodule": "data",
     "max_epochs": "epochs",
     "num_epochs": "epochs",
     "devices": "trainer.devices",
@@ -86,7 +88,8 @@ def about_overrides(error: Exception, defaults: Callable[[], dict[str, Any]]) ->
     if unknown := re.match(r"Could not override '(.+?)'", lines[0]):
         key = unknown[1]
         if key in groups():
-            return f"there is no option '{key}'\n  add a config group that is not in use yet with +{key}=..."
+            given = next((a for a in sys.argv[1:] if a.startswith(f"{key}=")), f"{key}=...")
+            return f"there is no option '{key}'\n  did you mean +{given}? A config group that is not in use yet is added with +"
         known = defaults()
         if inner := next((name for name in known if name.startswith(f"{key}.")), None):
             return (
@@ -99,13 +102,20 @@ def about_overrides(error: Exception, defaults: Callable[[], dict[str, Any]]) ->
         if key in known:
             return f"{key} can't be changed on the command line\n  copy a schedule of conf/schedule and change it there"
         ours = OTHER_NAMES.get(key, key)
+        if ours in groups():
+            return f"there is no option '{key}'\n  did you mean {ours}=NAME? There are: {', '.join(members(ours))}"
         near = get_close_matches(ours, known, 1, 0.75) or [
             name for name in known if get_close_matches(ours.rpartition(".")[2], [name.rpartition(".")[2]], 1, 0.85)
         ]
         return f"there is no option '{key}'\n  " + (
             f"did you mean {near[0]}?" if near else "list the options with --help"
         )
+    if swept := re.search(r"does not support sweep type : (\w+)", text):
+        return f"{swept[1].lower()} is for another sweeper\n  give the values themselves: seed=0,1,2 or range(0,3)"
     if "ambiguous value" in lines[0].lower():
+        if named := next((a for a in sys.argv[1:] if a.lstrip("+").startswith("ablation=")), None):
+            names = named.partition("=")[2]
+            return f"{named} names several ablations\n  combine them as '+ablation=[{names}]', or add -m to train one net with each"
         return (
             f"{lines[0]}\n  use -m to run the command once for each of these values; "
             "an option that takes several at once takes a list: runs=[FOLDER,FOLDER]"

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from alexnet_repro.command_options import COMMANDS, UNUSED
 from alexnet_repro.errors import UserError
-from alexnet_repro.options import NETS, OnlyIf, by_hand
+from alexnet_repro.options import NETS, OnlyIf, by_hand, net_options
 
 
 def check_options(cfg: DictConfig, command: str, given: list[str], default: Callable[[str], Any]) -> None:
@@ -22,11 +22,17 @@ def check_options(cfg: DictConfig, command: str, given: list[str], default: Call
     given: the overrides on the command line. default: function that returns the default of an option, for the message.
     """
     model = COMMANDS[command]
-    try:
-        model.model_validate(OmegaConf.to_container(cfg, resolve=True))
-    except ValidationError as error:
-        raise _told(error.errors(include_url=False)[0], cfg, default) from None
-    conditions = list(_conditions(model, cfg))
+    parts: list[tuple[type[BaseModel], str]] = [(model, "")]
+    if "net" in model.model_fields:
+        parts.insert(0, (_schema_of_net(cfg), "net"))
+    for part, key in parts:
+        try:
+            part.model_validate(OmegaConf.to_container(cfg[key] if key else cfg, resolve=True))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            first["loc"] = (*([key] if key else []), *first["loc"])
+            raise _told(first, cfg, default) from None
+    conditions = [condition for part, key in parts for condition in _conditions(part, f"{key}." if key else "")]
     if command == "train":
         conditions.append(("schedule", replace(by_hand, remedy="add schedule.rule=by_hand, or remove it")))  # the group
     for override in given:
@@ -38,15 +44,21 @@ def check_options(cfg: DictConfig, command: str, given: list[str], default: Call
             raise UserError(f"{override} has no effect with {other}", condition.remedy)
 
 
-def _conditions(model: type[BaseModel], cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, OnlyIf]]:
-    """Yield (dotted name of an option, its condition), for the net that ``cfg`` names."""
+def _schema_of_net(cfg: DictConfig) -> type[BaseModel]:
+    """Return the schema of the net that ``cfg`` names. Raise UserError if there is no such net."""
+    try:
+        return net_options(str(cfg.net.name))
+    except ValueError as error:
+        raise UserError(str(error), "name a net of net/build.py") from None
+
+
+def _conditions(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, OnlyIf]]:
+    """Yield (dotted name of an option, its condition)."""
     for name, field in model.model_fields.items():
         for condition in (part for part in field.metadata if isinstance(part, OnlyIf)):
             yield f"{prefix}{name}", condition
         for part in _groups(field.annotation):
-            if name == "net" and part is not NETS[cfg.net.name]:
-                continue
-            yield from _conditions(part, cfg, f"{prefix}{name}.")
+            yield from _conditions(part, f"{prefix}{name}.")
 
 
 def _groups(annotation: Any) -> list[type[BaseModel]]:
@@ -70,20 +82,19 @@ WANTED = {  # pydantic's types of errors, and what a value must be
     "less_than_equal": "at most {le:g}",
     "literal_error": "one of {choices}",
     "string_pattern_mismatch": "last, previous, best or epoch-N",
-    "union_tag_invalid": f"one of {', '.join(NETS)}",
 }
 
 
 def _told(error: ErrorDetails, cfg: DictConfig, default: Callable[[str], Any]) -> UserError:
     """Return what is wrong with an option in two lines."""
     location = [str(part) for part in error["loc"]]
-    if location[0] == "net" and location[1:2] and location[1] in NETS:  # pydantic adds the net's name
-        del location[1]
     # without the branches of unions, which pydantic adds, too
     location = list(takewhile(lambda part: part.isidentifier() or part.lstrip("-").isdecimal(), location))
     key, value = ".".join(location), error["input"]
     context: Any = error.get("ctx", {})
     kind = error["type"]
+    if kind == "extra_forbidden" and location[0] == "net" and cfg.net.name not in NETS:
+        return UserError(f"net={cfg.net.name} has no option net.{location[-1]}", "leave it out")
     if kind == "extra_forbidden" and location[0] == "net":
         return UserError(
             f"net={cfg.net.name} has no option net.{location[-1]}",
@@ -105,8 +116,6 @@ def _told(error: ErrorDetails, cfg: DictConfig, default: Callable[[str], Any]) -
         else error["msg"].removeprefix("Input should be ")
     )
     usual = default(key)
-    if kind == "union_tag_invalid":
-        key, value = f"{key}.name", value["name"]
     shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
     message = f"{key}={shown}: this must be {wanted}"
     if kind == "literal_error":

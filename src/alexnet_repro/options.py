@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,21 @@ NETS: dict[str, type[Group]] = {
 }
 
 
+def net_options(name: str) -> type[Group]:
+    """Return the schema of a net: one of NETS, or that of its keyword arguments for a net of one's own."""
+    if name in NETS:
+        return NETS[name]
+    from alexnet_repro.net.build import parameters  # imports torch
+
+    fields: Any = {
+        key: (Any if parameter.annotation is parameter.empty else parameter.annotation, ...)
+        for key, parameter in parameters(name).items()
+        if key != "classes"
+    }
+    fields["name"] = (str, ...)
+    return create_model(name, __base__=Group, **fields)
+
+
 class Optim(Group):
     """The update rule (Section 5)."""
 
@@ -184,7 +199,9 @@ class Data(Group):
 
 
 class Trainer(Group):
-    """Device and precision (conf/trainer)."""
+    """Device and precision (conf/trainer); others are options of Lightning's Trainer, which training.trainer checks."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Count | None
@@ -209,9 +226,12 @@ class Placement(Group):
 
 
 class Logger(Group):
-    """conf/logger."""
+    """conf/logger; other entries name a class of loggers with ``_target_``."""
 
-    wandb: bool
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    wandb: bool = False
+    tensorboard: bool = False
     project: Name = ""
     entity: Name | None = None
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"

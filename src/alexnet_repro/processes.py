@@ -30,6 +30,14 @@ def rank() -> int:
     return own
 
 
+OWN_LAUNCH = "alexnet_repro-"  # how the id of a launch begins when this package starts the processes
+
+
+def launched_by_us() -> bool:
+    """Return whether this package, and not torchrun, started this process as one of several."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OWN_LAUNCH)
+
+
 def number(name: str, least: int) -> int:
     """Return a whole number from the environment, ``least`` if it is not set. Raise UserError if it is no such number."""
     value = os.environ.get(name, str(least))

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+TYPED = "ALEXNET_REPRO_COMMAND"  # environment variable with the command as the user typed it, for all its processes
+
 
 def hardware(device: torch.device, processes: int = 1) -> str:
     """Return the number and model of the GPUs, or the number of threads and the model of the processor."""
@@ -27,7 +29,7 @@ def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "machine": hardware(device, processes),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "commit": _commit(),
-        "command": f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
+        "command": os.environ.get(TYPED) or f"python -m {_module()} {shlex.join(sys.argv[1:])}".strip(),
     }
 
 

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -16,6 +19,25 @@ from alexnet_repro.errors import UserError
 def sweeping() -> bool:
     """Return whether this is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+_plan: Callable[[list[list[str]]], str | None] | None = None
+
+
+def before_first_job(plan: Callable[[list[list[str]]], str | None]) -> None:
+    """Call ``plan`` with the overrides of all jobs before a sweep starts. It returns what to print instead of starting it."""
+    global _plan
+    _plan = plan
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """Return the overrides of each job, or nothing if a sweeper chooses them as it goes."""
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
+        return []
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    return BasicSweeper.split_arguments(overrides, None)[0]
 
 
 def leave_outcome(outcome: dict[str, Any]) -> None:
@@ -29,18 +51,6 @@ def _file_of_job(suffix: str) -> Path:
     folder = Path(hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"job-{hydra.job.num:04d}{suffix}"
-
-
-def refuse_second_job_of(run: Path) -> None:
-    """Raise UserError if an earlier job of this sweep works in the folder ``run``, whose result would be shown for both."""
-    own = _file_of_job(".run")
-    own.write_text(str(run))
-    for other in sorted(own.parent.glob("job-*.run")):
-        if other < own and other.read_text() == str(run):
-            raise UserError(
-                f"{run} is also the folder of job {int(other.stem[4:])}: these options change no result, or run=PATH is the same",
-                "start the jobs one by one, each with a run=PATH of its own",
-            )
 
 
 def sweep_table(outcomes: list[dict[str, Any]]) -> str:
@@ -74,13 +84,22 @@ def _errors(result: dict[str, Any]) -> list[str]:
 
 
 class TableAtTheEnd(Callback):
-    """A Hydra callback that prints the table after the last job, and exits with status 2 if a job failed or none ran."""
+    """A Hydra callback that checks all jobs before the first, and prints the table after the last.
+
+    It exits with status 2 if a job failed or none ran.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remove what an earlier sweep left in the same folder (hydra.sweep.dir=PATH)."""
-        for ending in ("json", "run"):
-            for path in Path(config.hydra.sweep.dir).glob(f"job-[0-9]*.{ending}"):
-                path.unlink()
+        """Check all jobs, and end a dry run. Remove what an earlier sweep left in the same folder (hydra.sweep.dir=PATH)."""
+        try:
+            if _plan is not None and (jobs := jobs_of(config)) and (told := _plan(jobs)):
+                print(told)
+                raise SystemExit(0)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        for path in Path(config.hydra.sweep.dir).glob("job-[0-9]*.json"):
+            path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Collect the outcomes of the jobs and print the table."""

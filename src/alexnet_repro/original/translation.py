@@ -33,7 +33,7 @@ def own_net(recipe: Any, layers: list[Layer]) -> AlexNet:
     last = [layer for layer in layers if layer.kind == "fc"][-1]
     options: dict[str, Any] = {**recipe.net, "image_size": 224}
     options |= {"classes": int(last.number("outputs")), "width": first.number("filters") / 48}
-    return build(**options).double()  # type: ignore[return-value]
+    return build(**options).double()
 
 
 def names_here(layers: list[Layer]) -> dict[str, tuple[str, str]]:

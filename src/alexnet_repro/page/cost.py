@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alexnet_repro.claims.paper import Claim
-from alexnet_repro.cli import composed
+from alexnet_repro.composition import composed
 
 TRAINING_IMAGES = {  # of the releases: Section 2 and Section 6; for CIFAR-10, batches 1 to 4
     "ilsvrc2012": 1_281_167,

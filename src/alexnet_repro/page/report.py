@@ -82,7 +82,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     if cfg.readme:
         page["figures"]["figure-2"][0].savefig(CHECKOUT / "docs" / "two-towers.png", dpi=150, facecolor="white")
         refresh_readme(content(read_results(published)))
-    if cfg.logger.wandb:
+    if cfg.logger.get("wandb"):
         from alexnet_repro.page.wandb_report import publish
 
         print(f"published: {publish(page, cfg.logger.project, cfg.logger.entity)}")

@@ -49,7 +49,7 @@ def similarity(nets: Sequence[Classifier], images: Any, batch_size: int = 64) ->
     Element [p, i, j] compares layer i of the first net of pair p with layer j of its second one. images: as for
     ``features``. Raises UserError as ``features`` does.
     """
-    names = [name for name in LAYERS if name in nets[0].net.layer_names]  # type: ignore[operator]
+    names = [name for name in LAYERS if name in nets[0].net.layer_names]
     grams = []
     for net in nets:
         grams.append([gram(values) for values in features(net, images, names, batch_size=batch_size).values()])

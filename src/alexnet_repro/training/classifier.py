@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from alexnet_repro.data.augment import COLOUR_UNITS, add_colour_noise, jitter, subtract_mean
 from alexnet_repro.data.batches import TrainBatch
 from alexnet_repro.data.module import StoreData, batches_done, replica_of
-from alexnet_repro.net.build import compiled
+from alexnet_repro.net.build import compiled, parameters
 from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.lrn import at_least_float32
 from alexnet_repro.training.checkpoints import FORMAT
@@ -70,7 +70,9 @@ class Classifier(MeasuredNet):
             raise ValueError(
                 f"classes={classes}: net.classes is {self.classes}, and there are {len(class_names or [])} names"
             )
-        net = {**NET, "image_size": augment["crop"], **net, "classes": self.classes}
+        net = {**NET, **net, "classes": self.classes}
+        if "image_size" in parameters(net["name"]):
+            net = {"image_size": augment["crop"], **net}
         super().__init__(net, augment, image_size, mean, covariance)
         self.epochs, self.seed, self.named = epochs, seed, class_names is not None
         class_names = class_names or [str(label) for label in range(self.classes)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from alexnet_repro.claims.paper import claim_of
 from alexnet_repro.claims.scores import errors, save_scores, score
 from alexnet_repro.claims.screen import table
-from alexnet_repro.cli import task_overrides
+from alexnet_repro.composition import task_overrides
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError

@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexnet_repro.errors import IN_USE, USER_ERROR, InUse, ProcessDied, UserError
 from alexnet_repro.net.placement import TOWERS
-from alexnet_repro.processes import number, rank, tasks
+from alexnet_repro.processes import OWN_LAUNCH, number, rank, tasks
 from alexnet_repro.sweep import sweeping
 
 LARGEST_PORT = 2**16 - 1
@@ -194,7 +194,7 @@ def _launch(command: str, processes: int, arguments: Sequence[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id=f"alexnet_repro-{os.getpid()}",
+        run_id=f"{OWN_LAUNCH}{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

@@ -6,7 +6,7 @@ The constants are the defaults of Classifier: the printed recipe, as in conf/rec
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet_repro.cli import composed
+from alexnet_repro.composition import composed
 from alexnet_repro.configs import plain
 
 RECIPES = ("paper", "as_run")

@@ -12,19 +12,21 @@ from omegaconf import DictConfig
 from alexnet_repro.claims.paper import claim_of
 from alexnet_repro.claims.scores import VIEWS, errors, save_scores
 from alexnet_repro.claims.screen import table
-from alexnet_repro.cli import in_quotes, task_overrides
+from alexnet_repro.command_line import in_quotes
+from alexnet_repro.composition import task_overrides
 from alexnet_repro.data.module import StoreData
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.files import write_json
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.processes import rank
-from alexnet_repro.sweep import refuse_second_job_of, sweeping
+from alexnet_repro.sweep import sweeping
 from alexnet_repro.training.checkpoints import load_checkpoint, newest, refuse_other_weights
 from alexnet_repro.training.classifier import Classifier
-from alexnet_repro.training.estimate import EstimateTime
 from alexnet_repro.training.launcher import meet, ran_in_processes, world
 from alexnet_repro.training.measurement import circumstances, measure, measure_training_sample
+from alexnet_repro.training.passed_on import other_loggers, own_callbacks, trainer_options
+from alexnet_repro.training.plan import default_run
 from alexnet_repro.training.run_folder import (
     abandon,
     choices,
@@ -33,11 +35,10 @@ from alexnet_repro.training.run_folder import (
     open_run,
     refuse_taken,
     remove_if_empty,
-    run_name,
     wait_for,
 )
 from alexnet_repro.training.saving import KeepBest, KeepEpochs, KeepLast
-from alexnet_repro.training.setup import check, joining_epoch, new_classifier, open_store
+from alexnet_repro.training.setup import check, joining_epoch, new_classifier, open_store, part_per_class
 from alexnet_repro.training.trainer import make_trainer, on_gpu
 from alexnet_repro.training.transfer import in_result, start_from_pretrained
 from alexnet_repro.training.wandb_run import finish_wandb, wandb_logger
@@ -55,11 +56,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
     run = Path(str(cfg.run))
-    if sweeping():
-        refuse_second_job_of(run)
-        if done := done_before(run, cfg, store):  # a repeated sweep does only the remaining runs
-            print(f"{run} is finished already")
-            return done
+    if sweeping() and (done := done_before(run, cfg, store)):  # a repeated sweep does only the remaining runs
+        print(f"{run} is finished already")
+        return done
     if rank() == 0:
         refuse_taken(run, cfg, store)
     if ran_in_processes(cfg, "train", [*task_overrides(), f"run={in_quotes(str(run))}"]):
@@ -98,11 +97,12 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
             epochs = history[-1]["epoch"]  # it stopped there, but was not measured
         del checkpoint
     loggers: list[Logger] = [csv_logger(run, steps_done)]
-    if cfg.logger.wandb and rank() == 0:
+    if cfg.logger.get("wandb") and rank() == 0:
         loggers.append(wandb_logger(cfg, run, ablation_of(cfg)))
+    loggers += other_loggers(cfg, run)
     keep_last = KeepLast(checkpoints / "last.ckpt", cfg.trainer.checkpoint_minutes)
     watchman = Watchman(cfg.watch.plateau_steps, cfg.watch.every)
-    callbacks: list[Callback] = [watchman, EstimateTime(), KeepEpochs(checkpoints, cfg.keep_epochs)]
+    callbacks: list[Callback] = [watchman, *own_callbacks(cfg), KeepEpochs(checkpoints, cfg.keep_epochs)]
     if store.watched_split == "val" and joining_epoch(cfg) is None:  # test images never select a checkpoint
         callbacks.append(
             KeepBest(
@@ -129,6 +129,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         logger=loggers,
         callbacks=callbacks,
         enable_checkpointing=True,
+        **trainer_options(cfg),
         reload_dataloaders_every_n_epochs=1 if joining_epoch(cfg) else 0,  # the training images change when val joins
     )
     patches = {key: cfg.augment[key] for key in ("crop", "random_crops", "mirror", "share")}
@@ -141,10 +142,12 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         order=cfg.order,
         images_per_file=cfg.data.get("images_per_file"),
         val_joins_after=joining_epoch(cfg),
+        train_per_class=part_per_class(cfg),
     )
     parameters = sum(p.numel() for p in model.net.parameters())
     splits = {"train": "training", store.watched_split: store.watched_split, store.measured_split: store.measured_split}
-    images = ", ".join(f"{len(store.split(split)):,} {word}" for split, word in splits.items())
+    counts = {split: len(store.split(split)) for split in splits} | {"train": len(data.train_images())}
+    images = ", ".join(f"{counts[split]:,} {word}" for split, word in splits.items())
     print(
         f"recipe={cfg.recipe} ablation={ablation_of(cfg)} data={cfg.data.name}: {parameters:,} parameters, "
         f"{images} images, "
@@ -162,8 +165,10 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         measured = {view: errors(of_view) for view, of_view in scores.items()}
         train_sample = measure_training_sample(measuring, model, data)
         final = {f"{view}/{name}": error for view, of_view in measured.items() for name, error in of_view.items()}
-        kernels = load_checkpoint(keep_last.path)["state_dict"]["net.conv1.weight"]
-        colour = colour_content(kernels, cfg.net.get("towers", 1))
+        kernels = load_checkpoint(keep_last.path)["state_dict"].get("net.conv1.weight")
+        if kernels is not None and (kernels.ndim != 4 or kernels.shape[1] != 3):  # a net of one's own
+            kernels = None
+        colour = [] if kernels is None else colour_content(kernels, cfg.net.get("towers", 1))
         final |= {f"colour_content/tower{tower}": share for tower, share in enumerate(colour)}
         for logger in loggers[1:]:
             logger.log_metrics(final)
@@ -184,7 +189,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         # the name only: the path differs between machines
         "source": Path(store.manifest["source"]).name if store.manifest.get("source") else None,
         "net": cfg.net.name,
-        "activation": cfg.net.activation,
+        "activation": cfg.net.get("activation", ""),
         "lrn": cfg.net.get("lrn", False),
         "seed": cfg.seed,
         "lr": cfg.optim.lr,
@@ -195,6 +200,8 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "of_epochs": cfg.schedule.by_hand.of_epochs if cfg.schedule.rule == "by_hand" else None,
         "split": data.predict_split,
         "images": len(scores["centre"]),
+        "train_images": counts["train"],
+        "classes": len(store.classes),
         "held_out": store.manifest.get("held_out") or None,
         "images_sha256": store.images_sha256,
         **measured,
@@ -217,12 +224,6 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     print(table(result))
     print(f"finished after {result['seconds']:.0f} seconds; results and checkpoints are in {run}")
     return result
-
-
-def default_run(cfg: DictConfig) -> Path:
-    """Return runs/<name>/seed-<n>, where the name lists what the command line chose."""
-    name = run_name(cfg.recipe, task_overrides(), ["data=photos", "net=alexnet", "scale=full"])
-    return Path("runs") / name / f"seed-{cfg.seed}"
 
 
 def ablation_of(cfg: DictConfig) -> str:

@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from alexnet_repro.claims.results import read_result
-from alexnet_repro.cli import task_overrides
-from alexnet_repro.configs import CONF, leaves, plain
+from alexnet_repro.composition import task_overrides
+from alexnet_repro.configs import groups, leaves, plain
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.files import written_whole
@@ -33,12 +33,18 @@ from alexnet_repro.training.run_lock import is_alive, locked, owner_of
 
 # Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
 # change them.
+RUNTIME_TRAINER = (
+    "accelerator|devices|nodes|deterministic|compile|workers|checkpoint_minutes|keep_memory|"
+    # of Lightning's Trainer; its others may change what a run computes
+    "profiler|detect_anomaly|log_every_n_steps|num_sanity_val_steps|enable_model_summary|enable_progress_bar|inference_mode"
+)
 RUNTIME_OPTIONS = re.compile(
-    r"(run|resume|keep_epochs|logger|watch|placement)(\..*)?|trainer(\.(?!precision|tf32).*)?|data\.store"
+    r"(run|resume|dry_run|keep_epochs|logger|watch|placement)(\..*)?|data\.store|" + rf"trainer(\.({RUNTIME_TRAINER}))?"
 )
 IMAGES = "images_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 PATIENCE = 30.0  # seconds that a process waits for the folder that process 0 creates
 OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}  # as Hydra writes the values of a sweep's jobs
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -49,15 +55,18 @@ def run_name(recipe: str, overrides: Sequence[str], defaults: Sequence[str] = ()
     nothing if it is one of ``defaults`` (group=choice). A long name is cut, and ends with a hash of all of it.
     """
     parts = [recipe]
-    first = ("ablation", "net", "data")  # regardless of the order on the command line
-    chosen = [override.lstrip("+").partition("=") for override in overrides]
-    data = next((value for key, _, value in chosen if key == "data"), "photos")
-    for key, _, value in sorted(chosen, key=lambda part: first.index(part[0]) if part[0] in first else len(first)):
+    first = ("ablation", "net", "data")
+    typed = (override.lstrip("+").partition("=") for override in overrides)
+    chosen = {key: value for key, _, value in typed}  # the last value of an option counts
+    data = chosen.get("data", "photos")
+    # whatever their order on the command line
+    for key in sorted(chosen, key=lambda key: (first.index(key) if key in first else len(first), key)):
+        value = PYTHON_WORDS.get(chosen[key], chosen[key])
         if key == "data.store" and (folder := Path(value.strip("'\"")).name) != data:
             parts.append(f"store={folder}")  # only its name, so that a copy on another disk gives the same name
         if key in ("recipe", "seed") or RUNTIME_OPTIONS.fullmatch(key) or f"{key}={value}" in defaults:
             continue
-        is_group = (Path(CONF) / key).is_dir()
+        is_group = key in groups()
         value = value.strip("[]'\"")
         if value not in ("none", ""):
             parts.append(value if is_group else f"{key}={value}")

@@ -7,20 +7,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_repro.claims.paper import read_claims
-from alexnet_repro.cli import task_overrides
-from alexnet_repro.configs import CONF, leaves, plain
+from alexnet_repro.composition import task_overrides
+from alexnet_repro.configs import config_file, leaves, plain
 from alexnet_repro.data.photos import prepare_photos
+from alexnet_repro.data.split import part_of
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.launcher import refuse_placement
+from alexnet_repro.training.passed_on import refuse_unknown_options
 from alexnet_repro.training.schedule import scaled_epoch
 
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for invalid or contradictory options."""
+    refuse_unknown_options(cfg)
     for name in cfg.ablation:
-        for key, value in _not_in_effect(cfg, f"ablation/{name}.yaml"):
+        for key, value in _not_in_effect(cfg, config_file("ablation", name)):
             raise UserError(
                 f"+ablation={name} is not in effect: it sets {key}={value}, but {key}={OmegaConf.select(cfg, key)} overrides it",
                 "remove one of the two",
@@ -31,7 +34,7 @@ def check(cfg: DictConfig) -> None:
         if key == "ablation" and len(set(names := value.strip("[]").split(","))) < len(names):
             raise UserError(f"+ablation={value} names an ablation twice", "name each of them once")
         if key == "schedule" and value != "log":
-            for option, usual in _not_in_effect(cfg, f"schedule/{value}.yaml", "schedule.by_hand."):
+            for option, usual in _not_in_effect(cfg, config_file("schedule", value), "schedule.by_hand."):
                 if option not in overridden:
                     raise UserError(
                         f"schedule={value} is not in effect: data={cfg.data.name} has a schedule of its own",
@@ -55,17 +58,17 @@ def check(cfg: DictConfig) -> None:
     refuse_placement(cfg, cfg.net)
 
 
-def _not_in_effect(cfg: DictConfig, file: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _not_in_effect(cfg: DictConfig, file: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (option, value) for each value of a config file, below ``prefix``, that is another in ``cfg``."""
     composed = dict(leaves(cfg))  # OmegaConf.select does not find keys that are numbers, as those of a schedule are
-    for key, value in leaves(DictConfig(OmegaConf.load(Path(CONF) / file)), prefix):
+    for key, value in leaves(DictConfig(OmegaConf.load(file)), prefix):
         if composed.get(key) != value:
             yield key, value
 
 
 def _to_prepare(cfg: DictConfig) -> str:
     """Return the command that prepares the store of ``cfg``."""
-    usual = OmegaConf.load(Path(CONF) / "data" / f"{cfg.data.name}.yaml").data
+    usual = OmegaConf.load(config_file("data", cfg.data.name)).data
     own = [
         f"data.{key}={cfg.data[key]}"
         for key in ("image_size", "store", "train_per_class", "val_per_class")
@@ -106,19 +109,28 @@ def open_store(cfg: DictConfig) -> Store:
             f"{path} has no validation images, and schedule.rule=when_error_stalls must not follow the error of test images",
             "choose schedule.rule=by_hand or constant, or recipe=cuda_convnet",
         )
-    for split in ("train", "val"):
+    for split in ("train", "val") if cfg.data.source == "embedded" else ():
         wanted = cfg.data.get(f"{split}_per_class")
         if wanted and (found := len(store.split(split))) != wanted * len(store.classes):
             raise UserError(
                 f"{path} has {found} {split} images, not {wanted} for each of the {len(store.classes)} classes",
                 f"make it again with: {_to_prepare(cfg)} overwrite=true; or keep it, and add data.store=PATH for another",
             )
-    if cfg.batch_size > (count := len(store.split("train"))):
+    train = store.split("train")
+    per_class = part_per_class(cfg)
+    count = len(train) if per_class is None else len(part_of(train, per_class, cfg.seed))
+    if cfg.batch_size > count:
         raise UserError(
-            f"batch_size={cfg.batch_size}, but {path} has only {count} training images",
+            f"batch_size={cfg.batch_size}, but there are only {count} training images in {path}"
+            + (f" with data.train_per_class={per_class}" if per_class else ""),
             f"use at most batch_size={count}",
         )
     return store
+
+
+def part_per_class(cfg: DictConfig) -> int | None:
+    """Return how many training images of each class are used, or None for all. The embedded data is made with its number."""
+    return None if cfg.data.source == "embedded" else cfg.data.get("train_per_class")
 
 
 def joining_epoch(cfg: DictConfig) -> int | None:
@@ -139,7 +151,7 @@ def new_classifier(cfg: DictConfig, store: Store) -> Classifier:
     Raises UserError for values that the net, the optimizer or the schedule cannot use.
     """
     options = plain(cfg)
-    if cfg.net.image_size != cfg.augment.crop:
+    if cfg.net.get("image_size", cfg.augment.crop) != cfg.augment.crop:
         raise UserError(
             f"augment.crop={cfg.augment.crop}: net.image_size={cfg.net.image_size} takes patches of another size",
             "set only augment.crop, and net.image_size follows",

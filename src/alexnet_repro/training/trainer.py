@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -23,6 +22,7 @@ from alexnet_repro.processes import tasks
 from alexnet_repro.training.checkpoints import OneFile
 from alexnet_repro.training.classifier import LOG_EVERY
 from alexnet_repro.training.launcher import machines, world
+from alexnet_repro.training.progress import Progress
 from alexnet_repro.training.strategy import TowerStrategy
 
 
@@ -78,21 +78,6 @@ def set_up_gpu_options(cfg: DictConfig, gpu: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is written before it is read
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar, which reads the training loss only when it is drawn.
-
-    Lightning reads a value with ``prog_bar=True`` twice after every update. Each time the host waits for the GPU, which
-    is then idle until the host has prepared the next update.
-    """
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return the values beside the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        if trainer.training and "train/loss" in trainer.callback_metrics:
-            metrics = {"train/loss": f"{float(trainer.callback_metrics['train/loss']):.3f}", **metrics}
-        return dict(metrics)
-
-
 def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) -> L.Trainer:
     """Create Lightning's Trainer for ``cfg.trainer`` and ``cfg.placement``, and pass ``options`` on to it.
 
@@ -126,9 +111,17 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
     if precision == "16-mixed" and not gpu and accelerator != "mps":
         raise UserError("trainer.precision=16-mixed needs a GPU", "choose bf16-mixed or 32-true")
     set_up_gpu_options(cfg, gpu)
-    every = LOG_EVERY if gpu else 1
-    options = {"callbacks": [], "logger": False, "enable_checkpointing": False, **options}
-    options["callbacks"] = [*options["callbacks"], StopAtOnce(), ProgressBar(refresh_rate=every, leave=True)]
+    usual = {
+        "callbacks": [],
+        "logger": False,
+        "enable_checkpointing": False,
+        "log_every_n_steps": LOG_EVERY,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "benchmark": gpu and not cfg.trainer.deterministic,  # cuDNN tries its algorithms for each shape
+    }
+    options = {**usual, **options}
+    options["callbacks"] = [*options["callbacks"], StopAtOnce(), Progress(every=LOG_EVERY if gpu else 1)]
     try:
         return L.Trainer(
             accelerator=accelerator,
@@ -136,11 +129,7 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
             num_nodes=machines(cfg),
             strategy=TowerStrategy(cfg.placement.devices) if processes > 1 else "auto",
             precision=precision,
-            benchmark=gpu and not cfg.trainer.deterministic,  # cuDNN tries its algorithms for each shape
             deterministic=gpu and cfg.trainer.deterministic,
-            log_every_n_steps=LOG_EVERY,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
             use_distributed_sampler=False,
             # Lightning would otherwise detect Slurm, save hpc_ckpt_1.ckpt on its signals, and load that file later
             plugins=[TorchElasticEnvironment() if tasks() > 1 else LightningEnvironment(), OneFile()],

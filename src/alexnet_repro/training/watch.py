@@ -74,7 +74,7 @@ class Watchman(L.Callback):
                     "they were normalised, undo that: with initial weights from N(0, 0.01), the net hardly learns from "
                     "such inputs."
                 )
-        if self._is_due(trainer.global_step):
+        if self._is_due(trainer.global_step) and hasattr(pl_module.net, "activations"):
             pl_module.draw_dropout(batch)
             with torch.no_grad():
                 seen = pl_module.net.activations(pl_module.training_images(batch))
