@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store_writer import write_store
 from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.training import progress
 from alexnet_repro.training import trainer as trainer_module
 from alexnet_repro.training.classifier import LOG_EVERY, Classifier
 from alexnet_repro.training.optim import PaperSGD
@@ -195,6 +196,7 @@ def test_host_does_not_wait_in_an_ordinary_update(
         reads.extend(mode.at)
 
     monkeypatch.setattr(L.Trainer, "fit", counted)
+    monkeypatch.setattr(progress, "DRAW_EVERY", 0.0)
     monkeypatch.setattr(trainer_module, "Progress", lambda every: Progress(every, Terminal()))
     options = ("train", *SMALL, f"data.store={tiny_store}", "batch_size=1")
     assert run_command(*options, "run=on_cpu")[0] == 0

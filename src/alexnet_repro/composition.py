@@ -27,7 +27,7 @@ def composed(name: str, options: Sequence[str] = (), *, with_hydra: bool = False
         with hydra.initialize_config_dir(CONF, version_base="1.3"):
             return hydra.compose(name, list(options), return_hydra_config=with_hydra)
     finally:
-        running.hydra = other
+        GlobalHydra.instance().hydra = other
 
 
 _given: list[str] | None = None  # the overrides of a job that is planned, or of a call in Python

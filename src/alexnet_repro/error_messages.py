@@ -79,6 +79,8 @@ def about_overrides(error: Exception, defaults: Callable[[], dict[str, Any]]) ->
     text = str(error)
     if missing := re.search(r"Could not find '(.+?)/(.+?)'\s+Available options in '.+?':\n((?:\t.+\n)*)", text):
         return _no_such_choice(missing[1], missing[2], missing[3].split())
+    if missing := re.search(r"Could not load '(\w+)/(.+?)'", text):
+        return _no_such_choice(missing[1], missing[2], members(missing[1]))
     if twice := re.match(r"Multiple values for (\w+)\.", text):
         chosen = [a.partition("=")[2] for a in sys.argv if a.lstrip("+").startswith(f"{twice[1]}=")]
         together = f"combine them as '+{twice[1]}=[{','.join(chosen)}]'" if twice[1] == "ablation" else "choose one"

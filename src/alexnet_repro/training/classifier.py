@@ -75,7 +75,7 @@ class Classifier(MeasuredNet):
             net = {"image_size": augment["crop"], **net}
         super().__init__(net, augment, image_size, mean, covariance)
         self.epochs, self.seed, self.named = epochs, seed, class_names is not None
-        class_names = class_names or [str(label) for label in range(self.classes)]
+        classes, class_names = self.classes, class_names or [str(label) for label in range(self.classes)]
         self.save_hyperparameters(ignore=["mean", "covariance"], logger=False)  # with the defaults filled in
         for key, allowed in {"mean": MEANS, "colour_unit": COLOUR_UNITS}.items():
             if augment[key] not in allowed:

@@ -89,7 +89,7 @@ def refuse_shared_folders(plans: Sequence[Plan]) -> None:
 def summary(plans: Sequence[Plan]) -> str:
     """Return a line for each job of a sweep, and one with the time, judged by the finished ones, and the disk space."""
     left = [plan for plan in plans if plan.state != "finished"]
-    seconds = [plan.seconds for plan in plans if plan.seconds]
+    seconds = [plan.seconds for plan in plans if plan.seconds is not None]
     time = (
         f"about {in_words(len(left) * statistics.median(seconds))} by the finished ones" if seconds else "time unknown"
     )

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 LINE_EVERY = 60.0  # seconds between two lines within an epoch, where the output is not a terminal
+DRAW_EVERY = 0.2  # seconds between two drawings of the bar
 FRESH = 0.9  # weight of earlier updates in the running mean of their duration
 
 
@@ -57,9 +58,15 @@ class Progress(ProgressBar):
     def _start(self, what: str, total: float) -> None:
         self._told = self._updated = time.monotonic()
         if self._enabled and self.output.isatty():
-            layout = "{desc} {percentage:3.0f}%|{bar}|{postfix}"
+            layout = "{desc} {percentage:3.0f}%|{bar}| {unit}"
             self._bar = tqdm(
-                total=int(total), desc=what, leave=False, file=self.output, dynamic_ncols=True, bar_format=layout
+                total=int(total),
+                desc=what,
+                leave=False,
+                file=self.output,
+                dynamic_ncols=True,
+                bar_format=layout,
+                unit="",
             )
 
     def _end(self) -> None:
@@ -86,13 +93,14 @@ class Progress(ProgressBar):
         seconds, self._updated = now - self._updated, now
         if batch_idx > 0 or self._update is None:  # the first update of an epoch waits for its loader
             self._update = seconds if self._update is None else FRESH * self._update + (1 - FRESH) * seconds
-            self._images = getattr(batch, "global_batch_size", len(batch[0]))
+            self._images = batch.global_batch_size if hasattr(batch, "global_batch_size") else len(batch[0])
         if not self._enabled or (batch_idx + 1) % self.every:
             return
         if self._bar is not None:
-            self._bar.n = batch_idx + 1
-            self._bar.set_postfix_str("  ".join(["", *self._facts(trainer, batch_idx + 1)]), refresh=False)
-            self._bar.update(0)
+            if now - self._told >= DRAW_EVERY:
+                self._told, self._bar.n = now, batch_idx + 1
+                self._bar.unit = "  ".join(self._facts(trainer, batch_idx + 1))  # shown after the bar
+                self._bar.refresh()
         elif now - self._told >= LINE_EVERY:
             self._told = now
             share = 100 * (batch_idx + 1) / trainer.num_training_batches

@@ -136,7 +136,7 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
             default_root_dir=folder,
             **options,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(
-            f"trainer: {str(error).splitlines()[0]}", "see the options trainer.accelerator, .devices, .precision"
+            f"trainer: {str(error).splitlines()[0]}", "see the options trainer.*; --help lists them"
         ) from None
