@@ -158,6 +158,25 @@ def test_m_may_stand_between_the_options(cwd: Path, tiny_store: Path, run_comman
     assert out.count("to do ") == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (("-m", "hydra/launcher=submitit_slurm", *SMALL), "there is no Slurm on this machine"),
+        (("--cfg",), "--cfg needs a value, such as --cfg job"),
+    ],
+)
+def test_what_hydra_tells_in_many_lines_is_told_in_two(
+    line: tuple[str, ...], told: str, cwd: Path, tiny_store: Path
+) -> None:
+    line = (*line[:-1], f"data.store={tiny_store}", line[-1])
+    environment = {**os.environ, "PATH": ""}  # without srun, if there is one
+    run = [sys.executable, "-m", "alexnet_repro.train", *line]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
 @pytest.mark.parametrize("launcher", ["joblib", None])
 def test_recorded_command_is_the_one_that_was_typed(launcher: str | None, cwd: Path, tiny_store: Path) -> None:
     line = ["-m", "alexnet_repro.train", *SMALL, f"data.store={tiny_store}", "epochs=1"]

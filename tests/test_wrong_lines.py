@@ -86,7 +86,7 @@ train augment.mean=none > one of patch, centre
 train augment.mirror=left > true or false
 train augment.random_crops=9 > true or false
 train augment.crops=224 > did you mean augment.crop?
-train schedule=run_148 data=imagenette > add schedule.rule=by_hand
+train schedule=run_148 data=imagenette > there is no store
 train +ablation=no_lrn +ablation=tanh > '+ablation=[no_lrn,tanh]'
 train +experiment=figure_1 +experiment=ablations > choose one
 train learning_rate=0.1 > did you mean optim.lr?
@@ -111,6 +111,17 @@ train schedule=run_148 recipe=as_run data=ilsvrc2012 > there is no store
 train schedule=run_148 recipe=as_run data=ilsvrc2012 schedule.by_hand.of_epochs=90 > there is no store
 train schedule=run_148 schedule.rule=constant > no effect with schedule.rule=constant
 train schedule=run_999 > there are:
+train +ablation=no_lrn,tanh > '+ablation=[no_lrn,tanh]'
+train ablation=no_lrn > did you mean +ablation=no_lrn?
+train model=alexnet > did you mean net=NAME?
+train dataset=photos > did you mean data=NAME?
+train trainer.max_epochs=1 > set epochs=N
+train max_epochs=1 > did you mean epochs?
+train +trainer.max_time=1 dry_run=maybe > true or false
+train +ablation=[no_lrn, > has no closing bracket
+train -m seed=0,1,x > seed=x: this must be a whole number
+train -m seed=interval(0,1) > give the values themselves
+train -m epochs=1,2 run=one > is also the folder of job 0
 train net=vgg > there are: alexnet
 train net=four_layer > net=four_layer has no option net.init
 train net=four_layer recipe=cuda_convnet net.dropout=0.5 > there is no option 'net.dropout'
@@ -175,7 +186,6 @@ train placement.replicas=half > whole number
 train placement.devices=4 > at most 2
 train placement=two_devices +ablation=one_gpu > has no second tower
 train placement=two_devices trainer.precision=16-mixed > loss scaling
-train logger=tensorboard > there are: csv, wandb
 train logger=wandb logger.mode=loud > one of auto, online, offline, disabled
 train logger.project=mine > there is no option 'logger.project'
 train watch.every=1.5 > whole number
@@ -255,7 +265,7 @@ report batch_size=0 > at least 1
 report placement.replicas=2 > works on one device
 report readme=perhaps > true or false
 report out=/proc/nope > /proc/nope
-report logger=mlflow > there are: csv, wandb
+report logger=mlflow > there are: csv, tensorboard, wandb
 bench only=everything > one of prepare, loader, step
 bench repeats=0 > at least 1
 bench batch_size=0 > at least 1
@@ -270,7 +280,7 @@ features run=nowhere.ckpt source=b out=x.npz > there is no checkpoint nowhere.ck
 features run=nowhere.safetensors source=b out=x.npz > there is no file nowhere.safetensors
 features run=a source=b out=x.csv > must end with .npz, .h5, .parquet
 features run=a source=b out=x.npz layers=[] > at least 1
-features run=a source=b out=x.npz layers=fc7 > a list
+features run=a source=b out=x.npz layers=fc7 > write layers=[fc7]
 features run=a source=b out=x.npz checkpoint=first > last, previous, best or epoch-N
 features run=a source=b out=x.npz batch_size=0 > at least 1
 features run=a source=b out=x.npz split=holdout > one of train, val, test

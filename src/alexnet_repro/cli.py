@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from alexnet_repro.command_line import FLAGS, SWEEP, quoted, with_plus
+from alexnet_repro.command_line import FLAGS, FLAGS_WITH_VALUE, SWEEP, quoted, with_plus
 from alexnet_repro.composition import composed, given_overrides, search_config_dir, task_overrides
 from alexnet_repro.configs import CONF, config_file, groups, leaves
 from alexnet_repro.error_messages import about_choices, about_files, about_memory, about_overrides
@@ -60,8 +60,8 @@ def command(name: str) -> None:
         os.environ[TYPED] = typed  # also in a job's own process
         search_config_dir()
         try:
+            check(cfg, name)  # before the import, which takes seconds
             module = import_module(f"alexnet_repro.{MODULES[name]}")
-            check(cfg, name)
             if cfg.get("dry_run"):
                 print(_plans(name).plan(cfg))
                 return None
@@ -114,6 +114,8 @@ def command(name: str) -> None:
     arguments = sys.argv[1:]
     if unknown := [a for a in arguments if a.startswith("-") and not FLAGS.fullmatch(a)]:
         _fail(f"there is no flag {unknown[0]}\n  options have no dashes: epochs=3; see --help")
+    if arguments and arguments[-1] in FLAGS_WITH_VALUE:
+        _fail(f"{arguments[-1]} needs a value, such as {FLAGS_WITH_VALUE[arguments[-1]]}")
     typed = shlex.join(["python", "-m", f"alexnet_repro.{name}", *arguments])
     if launched_by_us():
         typed = os.environ.get(TYPED, typed)
@@ -140,8 +142,12 @@ def command(name: str) -> None:
         if started or not (told := about_files(error)):
             raise
         _fail(told)
-    except (ValueError, TypeError, AttributeError) as error:
-        if started:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if not started and "srun" in str(error):
+            _fail(
+                "there is no Slurm on this machine: hydra/launcher=submitit_slurm needs srun\n  use hydra/launcher=joblib"
+            )
+        if started or isinstance(error, RuntimeError):
             raise
         # Hydra raises these for overrides that it cannot use, such as ablation=3
         _fail(about_choices(arguments) or str(error).splitlines()[0])
@@ -223,6 +229,7 @@ def check(cfg: DictConfig, name: str) -> None:
     refuse_added_options()
     if name == "train":
         drop_options_of_alexnet(cfg)
+        follow_chosen_schedule(cfg)
     overrides = task_overrides()
     chosen = [o for o in overrides if o.lstrip("+").split("=")[0] in groups()]
 
@@ -243,6 +250,13 @@ def drop_options_of_alexnet(cfg: DictConfig) -> None:
         for key in OmegaConf.load(config_file("recipe", "paper")).net:
             if f"net.{key}" not in typed:
                 cfg.net.pop(key, None)
+
+
+def follow_chosen_schedule(cfg: DictConfig) -> None:
+    """Let schedule=NAME on the command line set the rule, too, which the recipe would otherwise choose."""
+    typed = dict(override.partition("=")[::2] for override in task_overrides())
+    if typed.get("schedule", "log") != "log" and "schedule.rule" not in typed:
+        cfg.schedule.rule = "by_hand"
 
 
 def refuse_added_options() -> None:

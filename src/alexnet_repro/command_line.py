@@ -14,6 +14,7 @@ SWEEP = ("-m", "--multirun")
 PATHS = (
     "run", "runs", "of", "pretrained", "pretrained.run", "mistakes", "source", "data.store", "store", "results", "out", "classes",
 )  # fmt: skip
+FLAGS_WITH_VALUE = {"--cfg": "--cfg job", "-c": "-c job", "--config-dir": "--config-dir FOLDER", "-cd": "-cd FOLDER"}
 FLAGS = re.compile(
     r"-(m|h|c|p|r|i|cp|cn|cd|sc)|--(multirun|help|hydra-help|version|cfg|package|resolve|info|run|config-path|config-name|"
     r"config-dir|shell-completion|experimental-rerun)(=.*)?"

@@ -15,6 +15,9 @@ UNUSABLE = (
 )  # fmt: skip
 
 
+PATH_OPTIONS = ("run=FOLDER", "data.store=FOLDER", "out=FILE")
+
+
 def about_files(error: Exception) -> str:
     """Return what is wrong with a path or a disk in a line or two, or nothing for other errors."""
     if not isinstance(error, OSError):  # pathlib's before Python 3.13
@@ -27,7 +30,7 @@ def about_files(error: Exception) -> str:
             "train continues with resume=true"
         )
     if error.errno in UNUSABLE and error.filename:
-        return f"{name}{error.strerror}\n  choose a path that exists and can be written"
+        return f"{name}{error.strerror}\n  choose a path that exists and can be written: {' or '.join(PATH_OPTIONS)}"
     return ""
 
 
@@ -112,6 +115,8 @@ def about_overrides(error: Exception, defaults: Callable[[], dict[str, Any]]) ->
         return f"there is no option '{key}'\n  " + (
             f"did you mean {near[0]}?" if near else "list the options with --help"
         )
+    if (opened := next((a for a in sys.argv[1:] if "=[" in a and "]" not in a), None)) and "input" in lines[0]:
+        return f"{opened} has no closing bracket\n  write a list without blanks, or in quotes: '{opened.partition('[')[0]}[a, b]'"
     if swept := re.search(r"does not support sweep type : (\w+)", text):
         return f"{swept[1].lower()} is for another sweeper\n  give the values themselves: seed=0,1,2 or range(0,3)"
     if "ambiguous value" in lines[0].lower():

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from alexnet_repro.errors import InUse, UserError
+
+MOST_YAML = 1_000_000  # bytes of a config.yaml; a run's has a few thousand
 
 
 @contextmanager
@@ -79,3 +82,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a result as JSON, complete or not at all."""
     with written_whole(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def plain_yaml(path: Path) -> Any:
+    """Read a YAML file as plain values.
+
+    Raises ValueError for what only a program needs, and a stranger's file may misuse: interpolations (${...}), aliases,
+    which can stand for gigabytes, and files of more than MOST_YAML bytes. Raises OSError and YAMLError as usual.
+    """
+    if path.stat().st_size > MOST_YAML:
+        raise ValueError(f"it has more than {MOST_YAML:,} bytes")
+    text = path.read_text()
+    if "${" in text:
+        raise ValueError("it holds an interpolation, ${...}")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it holds an alias")
+    return yaml.safe_load(text)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any
@@ -34,7 +33,7 @@ def check_options(cfg: DictConfig, command: str, given: list[str], default: Call
             raise _told(first, cfg, default) from None
     conditions = [condition for part, key in parts for condition in _conditions(part, f"{key}." if key else "")]
     if command == "train":
-        conditions.append(("schedule", replace(by_hand, remedy="add schedule.rule=by_hand, or remove it")))  # the group
+        conditions.append(("schedule", by_hand))  # the group
     for override in given:
         key = override.lstrip("+~").partition("=")[0]
         if re.fullmatch(UNUSED[command], key):
@@ -118,8 +117,10 @@ def _told(error: ErrorDetails, cfg: DictConfig, default: Callable[[str], Any]) -
     usual = default(key)
     shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
     message = f"{key}={shown}: this must be {wanted}"
+    if kind == "list_type" and isinstance(value, str):
+        return UserError(message, f"write {key}=[{value}]")
     if kind == "literal_error":
-        near = get_close_matches(str(value), choices.split(", "), 1)
+        near = get_close_matches(str(value), choices.split(", "), 1, 0.8)
         return UserError(message, f"did you mean {key}={near[0]}?" if near else "")
     if usual is not None and _is_plain(usual) and usual != value and not isinstance(usual, bool):
         message += f", such as {usual}"

@@ -33,6 +33,12 @@ def machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
     }
 
 
+def versions() -> str:
+    """Return the versions on which the numbers of a run depend, in a line."""
+    own = f"alexnet_repro {version('alexnet_repro')}"
+    return f"{own} ({_commit() or 'no commit'}), torch {version('torch')}, lightning {version('lightning')}"
+
+
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec else Path(sys.argv[0]).stem

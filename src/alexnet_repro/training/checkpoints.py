@@ -72,24 +72,34 @@ def load_checkpoint(path: Path, to_resume: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def refuse_other_weights(path: Path, checkpoint: dict[str, Any], model: L.LightningModule) -> None:
-    """Raise UserError if a checkpoint's seed, or the names or shapes of its weights, are not those of ``model``."""
-    seed = checkpoint["hyper_parameters"].get("seed", model.hparams["seed"])
-    if seed != model.hparams["seed"]:
-        raise UserError(
-            f"{path} is not a checkpoint of this run: its seed is {seed}, not {model.hparams['seed']}",
-            "put back the run's own checkpoint, or remove it to start from the beginning",
-        )
+def refuse_other_run(path: Path, checkpoint: dict[str, Any], model: L.LightningModule, images: str) -> None:
+    """Raise UserError if a checkpoint is not of this run: by its options, its images or the shapes of its weights.
+
+    images: checksum of the run's images. Checkpoints of earlier versions do not hold it, nor newer options.
+    """
+    remedy = "put back the run's own checkpoint, or remove it to start from the beginning"
+    options, own_options = _leaves(checkpoint["hyper_parameters"]), _leaves(dict(model.hparams))
+    for name in sorted(set(options) & set(own_options)):
+        if options[name] != own_options[name] and not name.startswith(("copied", "class_names")):
+            problem = f"its {name} is {options[name]}, not {own_options[name]}"
+            raise UserError(f"{path} is not a checkpoint of this run: {problem}", remedy)
+    if checkpoint.get("images_sha256", images) != images:
+        raise UserError(f"{path} is not a checkpoint of this run: it was trained on other images", remedy)
     own, found = (
         {name: tuple(value.shape) for name, value in state.items()}
         for state in (model.state_dict(), checkpoint["state_dict"])
     )
     if own != found:
         name = next(name for name in {**own, **found} if own.get(name) != found.get(name))
-        raise UserError(
-            f"{path} is not a checkpoint of this run: its {name} has shape {found.get(name)}, not {own.get(name)}",
-            "put back the run's own checkpoint, or remove it to start from the beginning",
-        )
+        problem = f"its {name} has shape {found.get(name)}, not {own.get(name)}"
+        raise UserError(f"{path} is not a checkpoint of this run: {problem}", remedy)
+
+
+def _leaves(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted name: value} of options, which may hold options."""
+    if not isinstance(options, dict):
+        return {prefix.rstrip("."): options}
+    return {name: leaf for key, value in options.items() for name, leaf in _leaves(value, f"{prefix}{key}.").items()}
 
 
 def finite(checkpoint: dict[str, Any]) -> bool:

@@ -298,6 +298,8 @@ class Classifier(MeasuredNet):
         """Add the format, the schedule's state, the history, and the training sums of the current epoch."""
         checkpoint["alexnet_repro"] = {"format": FORMAT}
         checkpoint["history"], checkpoint["validated"] = self.history, self._validated
+        if isinstance(data := getattr(self._trainer, "datamodule", None), StoreData):
+            checkpoint["images_sha256"] = data.store.images_sha256
         if hasattr(self, "schedule"):
             checkpoint["schedule"] = self.schedule.state_dict()
         with self.training_means.sync_context():  # sums over all processes

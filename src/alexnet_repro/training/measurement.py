@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,18 @@ def checkpoint_of(run: Path, name: str) -> Path:
 
 
 def model_of(path: Path) -> Classifier:
-    """Return the trained net of a checkpoint. Raise UserError if it is damaged."""
-    load_checkpoint(path)  # raises UserError if the file is damaged
+    """Return the trained net of a checkpoint. Raise UserError if it is damaged.
+
+    The file chooses values only: Lightning's ``load_from_checkpoint`` would take from it what code to run.
+    """
+    checkpoint = load_checkpoint(path)
     try:
-        return Classifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        known = signature(Classifier).parameters.keys() - {"mean", "covariance"}
+        options = {key: value for key, value in checkpoint["hyper_parameters"].items() if key in known}
+        model = Classifier(**options)
+        model.load_state_dict(checkpoint["state_dict"])
+        model.on_load_checkpoint({"history": [], "training_means": model.training_means.sums, **checkpoint})
+        return model
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} does not fit the net that it describes: {' '.join(str(error).split())[:120]}",

@@ -21,7 +21,7 @@ from alexnet_repro.files import write_json
 from alexnet_repro.net.colour import colour_content
 from alexnet_repro.processes import rank
 from alexnet_repro.sweep import sweeping
-from alexnet_repro.training.checkpoints import load_checkpoint, newest, refuse_other_weights
+from alexnet_repro.training.checkpoints import load_checkpoint, newest, refuse_other_run
 from alexnet_repro.training.classifier import Classifier
 from alexnet_repro.training.launcher import meet, ran_in_processes, world
 from alexnet_repro.training.measurement import circumstances, measure, measure_training_sample
@@ -56,7 +56,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.run is None:
         cfg.run = str(default_run(cfg))
     run = Path(str(cfg.run))
-    if sweeping() and (done := done_before(run, cfg, store)):  # a repeated sweep does only the remaining runs
+    # a repeated sweep does only the remaining runs
+    if (sweeping() or cfg.resume) and (done := done_before(run, cfg, store)):
         print(f"{run} is finished already")
         return done
     if rank() == 0:
@@ -91,7 +92,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
     steps_done, epochs = 0, cfg.epochs
     if last:
         checkpoint = load_checkpoint(last, to_resume=True)
-        refuse_other_weights(last, checkpoint, model)
+        refuse_other_run(last, checkpoint, model, store.images_sha256)
         steps_done, history = checkpoint["global_step"], checkpoint["history"]
         if cfg.stop_at is not None and history and history[-1]["train_error"] < cfg.stop_at:
             epochs = history[-1]["epoch"]  # it stopped there, but was not measured
@@ -153,6 +154,8 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         f"{images} images, "
         f"{world(cfg)} x {trainer.strategy.root_device.type} {trainer.precision}\n{'resuming' if last else 'writing'} {run}"
     )
+    if cfg.data.source == "embedded":
+        print("data=photos sets its own epochs, batch size, learning rate and schedule: conf/data/photos.yaml")
     if cfg.trainer.compile != "off":
         model.compile_training(cfg.trainer.compile)
     if trainer.precision == "64-true":
@@ -213,6 +216,7 @@ def work(cfg: DictConfig, run: Path, store: Store, model: Classifier, measuring:
         "compile": cfg.trainer.compile,
         **circumstances(trainer),
         "hardware": ", then ".join(keep_last.hardware),
+        "trained_with": keep_last.versions,  # more than one if the run was resumed with other versions
         "history": [
             {key if store.has("val") else key.replace("val", "test"): value for key, value in epoch.items()}
             for epoch in model.history

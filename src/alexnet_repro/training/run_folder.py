@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from alexnet_repro.composition import task_overrides
 from alexnet_repro.configs import groups, leaves, plain
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError
-from alexnet_repro.files import written_whole
+from alexnet_repro.files import plain_yaml, written_whole
 from alexnet_repro.processes import rank
-from alexnet_repro.training.checkpoints import newest
+from alexnet_repro.training.checkpoints import kept, newest
 from alexnet_repro.training.run_lock import is_alive, locked, owner_of
 
 # Options for where and how a run works, not for what it computes. A run's name leaves them out, and a resumed run may
@@ -164,10 +165,10 @@ def wait_for(run: Path) -> None:
 
 
 def abandon(run: Path) -> None:
-    """Remove what a failed start left in the run's folder, unless there is a checkpoint."""
-    if newest(run):
+    """Remove what a failed start left in the run's folder, unless there is a checkpoint of any kind."""
+    if kept(run):
         return
-    for name in ("config.yaml", "metrics.csv", "wandb-id", "checkpoints/best.ckpt", "checkpoints/new.ckpt"):
+    for name in ("config.yaml", "metrics.csv", "wandb-id", "checkpoints/new.ckpt"):
         (run / name).unlink(missing_ok=True)
     shutil.rmtree(run / "wandb", ignore_errors=True)
     remove_if_empty(run / "checkpoints")
@@ -185,6 +186,11 @@ def refuse_taken(run: Path, cfg: DictConfig, store: Store) -> None:
         raise UserError(f"{run} holds a finished run", "choose another folder with run=PATH, or remove it to run again")
     if (run / "config.yaml").exists():
         if not newest(run):
+            if weights := kept(run):
+                raise UserError(
+                    f"{run} holds the weights {', '.join(weights)} of a run, and no checkpoint from which it could resume",
+                    "choose another folder with run=PATH, or move these weights away",
+                )
             return
         if not cfg.resume:
             owner = owner_of(run / "lock")
@@ -247,15 +253,23 @@ def images_of(config: DictConfig, store: Store) -> str | None:
     return store.images_sha256 if former == store.manifest_sha256 else str(former)
 
 
+def _where_runs_are(run: Path) -> str:
+    """Return which folders of runs a wrong name may stand for."""
+    if seeds := sorted(path.parent.name for path in run.glob("*/config.yaml")):
+        return f"it holds runs: choose one, such as {run / seeds[0]}"
+    known = [str(path.parent) for path in run.parent.parent.glob("*/*/config.yaml")]
+    if near := get_close_matches(str(run), known, 1, 0.5):
+        return f"did you mean {near[0]}?"
+    return "name a folder that train created, such as run=runs/paper/seed-0"
+
+
 def saved_config(run: Path) -> DictConfig:
     """Return the config in a run's folder. Raise UserError if it is missing or damaged."""
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(
-            f"{run} is not the folder of a run", "name a folder that train created, such as run=runs/paper/seed-0"
-        )
+        raise UserError(f"{run} is not the folder of a run", _where_runs_are(run))
     try:
-        config = OmegaConf.load(path)
+        config = OmegaConf.create(plain_yaml(path))
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no options")
         for group in ("data", "net", "ablation"):

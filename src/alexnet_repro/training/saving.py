@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from alexnet_repro.errors import Interrupted
 from alexnet_repro.processes import rank
-from alexnet_repro.provenance import hardware
+from alexnet_repro.provenance import hardware, versions
 
 # A checkpoint that takes at most LONG_WRITING seconds to write is written after every epoch, however short. One that takes
 # longer is written again at the end of an epoch only after WRITING_SHARE times as long.
@@ -87,6 +87,7 @@ class KeepLast(Checkpoint):
         self._writing = 0.0  # seconds that it took to write the last checkpoint
         self._earlier_seconds = 0.0
         self.hardware: list[str] = []  # on which the run was trained, in order
+        self.versions: list[str] = []  # of this package, with its commit, and of torch and Lightning
 
     @property
     def seconds(self) -> float:
@@ -94,18 +95,22 @@ class KeepLast(Checkpoint):
         return self._earlier_seconds + time.monotonic() - self._started_at
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the time spent so far, and on which hardware."""
-        return {"seconds": self.seconds, "hardware": self.hardware}
+        """Return the time spent so far, on which hardware and with which versions."""
+        return {"seconds": self.seconds, "hardware": self.hardware, "versions": self.versions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the time that was spent before the run was resumed, and on which hardware."""
         self._earlier_seconds = state_dict["seconds"]
-        self.hardware = list(state_dict.get("hardware", ["unknown hardware"]))  # earlier versions did not keep it
+        # earlier versions did not keep these
+        self.hardware = list(state_dict.get("hardware", ["unknown hardware"]))
+        self.versions = list(state_dict.get("versions", ["unknown versions"]))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Install signal handlers. They replace Lightning's, which would end a run without saving it."""
         if (here := hardware(trainer.strategy.root_device, trainer.world_size)) not in self.hardware[-1:]:
             self.hardware.append(here)
+        if (now := versions()) not in self.versions[-1:]:
+            self.versions.append(now)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._previous_handlers[number] = signal.signal(number, self._ask_to_stop)

@@ -121,7 +121,7 @@ def open_store(cfg: DictConfig) -> Store:
     count = len(train) if per_class is None else len(part_of(train, per_class, cfg.seed))
     if cfg.batch_size > count:
         raise UserError(
-            f"batch_size={cfg.batch_size}, but there are only {count} training images in {path}"
+            f"batch_size={cfg.batch_size}, but {path} has only {count} training images"
             + (f" with data.train_per_class={per_class}" if per_class else ""),
             f"use at most batch_size={count}",
         )

@@ -110,6 +110,8 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
         precision = "bf16-mixed" if not on_mps and fast_bfloat16(gpu) else "32-true"
     if precision == "16-mixed" and not gpu and accelerator != "mps":
         raise UserError("trainer.precision=16-mixed needs a GPU", "choose bf16-mixed or 32-true")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: PyTorch finds no GPU on this machine", "use trainer=cpu")
     set_up_gpu_options(cfg, gpu)
     usual = {
         "callbacks": [],
