@@ -59,6 +59,9 @@ def test_chosen_layers_train_slower_and_the_run_resumes_without_its_source(
     shutil.rmtree("source")
     config = cwd / "parts/config.yaml"  # as if the run had been stopped after the first of two epochs
     config.write_text(config.read_text().replace("epochs: 1\n", "epochs: 2\n"))
+    checkpoint = torch.load(cwd / "parts/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["epochs"] = 2
+    torch.save(checkpoint, cwd / "parts/checkpoints/last.ckpt")
     status, _, err = run_command(*line, "run=parts", "resume=true")
     assert status == 0, err
     one, other = weights(cwd / "whole"), weights(cwd / "parts")
