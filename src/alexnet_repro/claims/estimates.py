@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import ndtr
+from scipy.stats import chi2
 from scipy.stats import t as student
 
 SEEDS_NEEDED = 3  # to decide anything
@@ -39,6 +42,38 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected
 
 
+def pooled(table: NDArray[np.float64]) -> tuple[float, int]:
+    """Return the standard error of a difference of two arms, and its degrees of freedom, from all arms of a study.
+
+    table: (arms, seeds), one measurement each. The model has an effect of each arm and of each seed, and one variance.
+    """
+    arms, seeds = table.shape
+    residual = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    freedom = (arms - 1) * (seeds - 1)
+    return math.sqrt(2 * float((residual**2).sum()) / freedom / seeds), freedom
+
+
+def dunnett_p(t: float, arms: int, freedom: float) -> float:
+    """Return the two-sided p value of one of ``arms`` comparisons with a common control, corrected for all (Dunnett 1955).
+
+    t: the comparison's own t statistic. freedom: degrees of freedom of the pooled variance. Arms and control have equal numbers
+    of measurements, so that two comparisons have a correlation of 1/2.
+    """
+    # |T_j| <= t for all j, where T_j = (Z_j - Z_0) / sqrt(2) / S, integrated over Z_0 and S
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    shares, share_weights = np.polynomial.legendre.leggauss(80)
+    spread = np.sqrt(chi2.ppf((shares + 1) / 2, freedom) / freedom)
+    edge = math.sqrt(2) * abs(t) * spread[:, None]
+    below = (ndtr(nodes + edge) - ndtr(nodes - edge)) ** arms
+    inside = float(share_weights / 2 @ (below @ weights)) / math.sqrt(2 * math.pi)
+    return min(1.0, max(0.0, 1 - inside))
+
+
+def dunnett_critical(arms: int, freedom: float) -> float:
+    """Return the t statistic beyond which one of ``arms`` comparisons differs from the control at LEVEL."""
+    return float(brentq(lambda t: dunnett_p(t, arms, freedom) - LEVEL, 0.5, 60))
+
+
 def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Return the standard error and degrees of freedom of the mean of ``differences`` (seeds, images).
 
@@ -56,6 +91,19 @@ def standard_error(differences: NDArray[np.float64]) -> tuple[float, float]:
     total = max(ms_seeds, ms_residual) + max(ms_images - ms_residual, 0.0)
     freedom = total**2 / (ms_seeds**2 / (seeds - 1)) if ms_seeds else math.inf
     return math.sqrt(total / (seeds * images)), freedom
+
+
+def image_variance(differences: NDArray[np.float64]) -> float:
+    """Return what the sample of test images adds to the variance of the mean of ``differences`` (seeds, images).
+
+    It is the part that all seeds share: (MS_images - MS_residual) / (seeds x images), as in ``standard_error``.
+    """
+    seeds, images = differences.shape
+    seed_means, image_means = differences.mean(1), differences.mean(0)
+    ms_images = seeds * float(image_means.var(ddof=1))
+    residual = differences - seed_means[:, None] - image_means[None] + differences.mean()
+    ms_residual = float((residual**2).sum()) / ((seeds - 1) * (images - 1))
+    return max(ms_images - ms_residual, 0.0) / (seeds * images)
 
 
 def compared(kind: str, one: float, other: float) -> float:

@@ -1,16 +1,19 @@
 """Select the results that are evidence about a claim, and say what makes them a proxy of its experiment."""
 
+import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alexnet_repro.claims.measures import MEASURES
 from alexnet_repro.claims.paper import Claim
-from alexnet_repro.claims.results import SHARED_KEYS, Result
+from alexnet_repro.claims.results import SHARED_KEYS, Result, options_of, scores_of
+from alexnet_repro.claims.scores import MEASURED, VIEW_NAMES, VIEWS
 from alexnet_repro.configs import CONF
 
+SCORES_AGREE = 0.02  # points by which saved scores and stated errors may differ: misses are saved in float16
 SUFFICIENT = 0.9  # share of a protocol's epochs
 IMAGES = {  # of the releases, by data and split
     ("ilsvrc2012", "val"): 50_000,
@@ -37,15 +40,61 @@ def comparable(claim: Claim, results: list[Result]) -> Iterator[tuple[dict[str, 
 def by_seed(results: list[Result]) -> dict[Any, Result]:
     """Return results by seed, ensembles by their members' seeds, and benchmarks, which have none, by machine.
 
-    Only the first of several results of one seed counts, and of several ensembles that share a net.
+    Of several ensembles that share a net, the first counts. Several results of one seed count once if they are equal, and
+    decide nothing if they differ; nor do results of several seeds that are one run under several names.
     """
     found: dict[Any, Result] = {}
+    refused: set[Any] = set()
     for result in results:
         if "seeds" not in result:
-            found.setdefault(result.get("seed", result.get("machine")), result)
+            key = result.get("seed", result.get("machine"))
+            other = found.setdefault(key, result)
+            if "seed" in result and _measured(other) != _measured(result):
+                refused.add(key)
         elif not any(set(result["seeds"]) & set(seeds) for seeds in found):
             found[tuple(sorted(result["seeds"]))] = result
-    return found
+    copies = Counter(_trace(result) for result in found.values() if result.get("history"))
+    refused |= {key for key, result in found.items() if copies[_trace(result)] > 1}
+    return {key: result for key, result in found.items() if key not in refused}
+
+
+def _measured(result: Result) -> list[Any]:
+    """Return the errors of a result in every view."""
+    return [result.get(view) for view in VIEWS]
+
+
+def _trace(result: Result) -> str:
+    """Return all that was measured in a run, as text: runs of different seeds never have it in common."""
+    return json.dumps([result.get("history"), *_measured(result), result.get("train_sample"), result.get("left_plateau")])
+
+
+def why_refused(result: Result) -> str | None:
+    """Return why a result can't be what it says, or None. A refused result is evidence for nothing."""
+    for view in VIEWS:
+        measured: Any = result.get(view) or {}
+        top1, top5, nats = (measured.get(key, 0.0) for key in MEASURED)
+        # the log-loss of a run that diverged is NaN
+        if not (0 <= top5 <= top1 <= 100 and (math.isnan(nats) or 0 <= nats < math.inf)):
+            return f"{VIEW_NAMES[view]}: errors of {top1:g} / {top5:g}% and {nats:g} nats are impossible"
+    history = result.get("history") or []
+    numbers = [epoch["epoch"] for epoch in history]
+    if history and (numbers != list(range(1, len(numbers) + 1)) or numbers[-1] != result.get("epochs", numbers[-1])):
+        return f"it says {result.get('epochs')} epochs, and its history has {len(numbers)}"
+    if history and (last := history[-1].get("steps")) and result.get("steps", last) != last:
+        return f"it says {result['steps']} updates, and its history ends after {last}"
+    seeds = result.get("seeds") or []
+    if len(set(seeds)) < len(seeds) or (seeds and result.get("members", len(seeds)) != len(seeds)):
+        return f"an ensemble of {result.get('members')} nets with seeds {seeds}"
+    for view in VIEWS:
+        scores = scores_of(result, view) if view in result else None
+        if scores is None:
+            continue
+        if len(scores) != result.get("images", len(scores)):
+            return f"it says {result['images']:,} images, and the scores of {len(scores):,} are saved"
+        top1 = cast(dict[str, Any], result)[view]["top1_error"]
+        if abs(found := 100 * float(scores[:, 0].mean()) - top1) > SCORES_AGREE and not math.isnan(found):
+            return f"{VIEW_NAMES[view]}: its scores give {top1 + found:.2f}%, and it says {top1:.2f}%"
+    return None
 
 
 def fastest(side: list[Result]) -> tuple[dict[int, Result], str | None]:
@@ -115,6 +164,11 @@ def why_proxy(claim: Claim, shared: dict[str, Any]) -> str | None:
     return ", ".join(reasons) or None
 
 
+def why_not_beside_paper(claim: Claim, result: Result) -> str | None:
+    """Return why a result's numbers may not stand beside the paper's, or None if they may. It is the rule of the verdicts."""
+    return why_proxy(claim, dict(zip(("ablation", *_keys(claim)), _group_key(claim, result), strict=True)))
+
+
 def why_uncounted(claim: Claim, results: list[Result]) -> list[str]:
     """Return why results of a claim's experiment do not count for it: a reason for each group of such results."""
     groups = comparable(claim, results)
@@ -137,7 +191,7 @@ def _keys(claim: Claim) -> tuple[str, ...]:
 def _group_key(claim: Claim, result: Result) -> tuple[Any, ...]:
     """Return the fields that results about a claim have in common: the ablation, if the claim has several, and _keys."""
     facts = dict(result)
-    facts["options"] = " ".join(result.get("options", ()))
+    facts["options"] = options_of(result)
     facts["experiment"] = (result.get("experiment") or "").removesuffix("_rates") or None
     replayed = result.get("of_epochs") or 0  # epochs of the run of the 2012 log whose schedule was followed
     if result.get("epochs") == replayed and (replayed >= SUFFICIENT * claim.epochs or result.get("pretraining")):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from alexnet_repro.claims.estimates import Estimate, compared, estimate
 from alexnet_repro.claims.evidence import by_seed, comparable, fastest, stopped_early, why_proxy
-from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts
+from alexnet_repro.claims.measures import MEASURES, PAIR_MEASURES, counts, not_flattened
 from alexnet_repro.claims.paper import Claim, Values
 from alexnet_repro.claims.results import Result, differences_by_image
 
@@ -48,6 +48,8 @@ def find(claim: Claim, results: list[Result]) -> list[Finding]:
         # numbers of a proxy are never compared with the paper's
         elif run and not (claim.kind == "number" and why_proxy(claim, shared)):
             nets = by_seed(run)
+            if not nets:
+                continue
             values = {seed: MEASURES[claim.measure](r) or {} for seed, r in nets.items()}
             images = _differences_by_image(claim, [(net, net) for net in nets.values()])
             finding = _finding(claim, values, shared, list(nets.values()), images)
@@ -80,6 +82,9 @@ def _compared(claim: Claim, run: list[Result], against: list[Result], shared: di
     if claim.fastest:
         early = (stopped_early(run_by_seed[seed], against_by_seed[seed]) for seed in changes)
         caveat = caveat or next((reason for reason in early if reason), None)
+    if claim.measure == "updates_to_common_loss":
+        curves = (not_flattened(run_by_seed[seed], against_by_seed[seed]) for seed in changes)
+        caveat = caveat or next((reason for reason in curves if reason), None)
     images = _differences_by_image(claim, [(run_by_seed[seed], against_by_seed[seed]) for seed in changes])
     results = [side[seed] for seed in changes for side in (run_by_seed, against_by_seed)]
     return _finding(claim, changes, shared, results, images, caveat)

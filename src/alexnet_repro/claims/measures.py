@@ -56,19 +56,6 @@ def _view_gain(result: Result) -> Values | None:
     return {key: result["centre"][key] - result["ten_crop"][key] for key in ("top1_error", "top5_error")}
 
 
-def _updates_to_converge(result: Result) -> Values | None:
-    """Return the number of updates until the training loss is within 10% of its minimum.
-
-    Only epochs before the first drop of the learning rate count.
-    """
-    history = result.get("history") or []
-    if not history or not all("lr" in epoch and "train_loss" in epoch for epoch in history):
-        return None
-    before = [epoch for epoch in history if epoch["lr"] == history[0]["lr"]]
-    lowest = min(epoch["train_loss"] for epoch in before)
-    return {"updates": crossing(before, "steps", "train_loss", 1.1 * lowest)}
-
-
 def _left_plateau(result: Result) -> Values | None:
     if "left_plateau" not in result:
         return None
@@ -135,7 +122,6 @@ MEASURES: dict[str, Callable[[Result], Values | None]] = {
     "training_error": _training_error,
     "training_at_100": _training_at_100,
     "overfitting": _overfitting,
-    "updates_to_converge": _updates_to_converge,
     "left_plateau": _left_plateau,
     "validation_minus_test": _validation_minus_test,
     "specialised": _specialised,
@@ -163,6 +149,45 @@ def val_error_at_equal_training_error(run: Result, against: Result) -> Values | 
     return {"gap": val_error(histories[0]) - val_error(histories[1])}
 
 
+def _at_first_rate(result: Result) -> list[dict[str, Any]]:
+    """Return the epochs of a history before the learning rate first falls, or nothing if the history does not say."""
+    history = result.get("history") or []
+    if not all("lr" in epoch and "train_loss" in epoch for epoch in history):
+        return []
+    return [epoch for epoch in history if epoch["lr"] == history[0]["lr"]]
+
+
+FLAT = 0.05  # largest relative fall of the training loss over the last quarter of the epochs that counts as flattened
+
+
+def updates_to_common_loss(run: Result, against: Result) -> Values | None:
+    """Return the ratio of the updates that two runs need to the same training loss, at the first learning rate.
+
+    The level is 10% above the higher of the two runs' lowest losses, so that both reach it. A net that trains worse, and
+    stalls at a higher loss, does not seem to converge sooner. ``not_flattened`` says when the numbers mean nothing.
+    """
+    histories = [_at_first_rate(result) for result in (run, against)]
+    if not all(histories):
+        return None
+    level = 1.1 * max(min(epoch["train_loss"] for epoch in history) for history in histories)
+    mine, others = (crossing(history, "steps", "train_loss", level) for history in histories)
+    return {"updates": mine / others}
+
+
+def not_flattened(run: Result, against: Result) -> str | None:
+    """Return why two runs can't be compared by their convergence, or None if both losses have flattened."""
+    for result in (run, against):
+        losses = [epoch["train_loss"] for epoch in _at_first_rate(result)]
+        quarter = max(1, len(losses) // 4)
+        before, last = losses[:-quarter], losses[-quarter:]
+        if not before or min(last) < (1 - FLAT) * min(before):
+            return (
+                f"cannot be tested here: after {len(losses)} epochs at the first learning rate, the training loss of "
+                f"{result['ablation']} still falls"
+            )
+    return None
+
+
 def seconds_per_update(run: Result, against: Result) -> Values | None:
     """Return the ratio of the seconds per update of two runs, or None unless both ran on GPUs of one model."""
     hardware = [result.get("hardware", "") for result in (run, against)]
@@ -174,6 +199,7 @@ def seconds_per_update(run: Result, against: Result) -> Values | None:
 
 PAIR_MEASURES: dict[str, Callable[[Result, Result], Values | None]] = {
     "val_error_at_equal_training_error": val_error_at_equal_training_error,
+    "updates_to_common_loss": updates_to_common_loss,
     "seconds_per_update": seconds_per_update,
 }
 

@@ -57,6 +57,8 @@ class Result(TypedDict, total=False):
     nine_crop: Errors
     train_sample: dict[str, float]
     left_plateau: int | None
+    classes: int
+    train_images: int
     colour_content: list[float]
     history: list[dict[str, Any]]
     retrieval: dict[str, Any]
@@ -155,8 +157,21 @@ SHARED_KEYS = (
 
 def shared_key(result: Result) -> tuple[Any, ...]:
     """Return the fields SHARED_KEYS of a result, which comparable results have in common."""
-    facts = {**result, "options": " ".join(result.get("options", ()))}
+    facts = {**result, "options": options_of(result)}
     return tuple(facts.get(key) for key in SHARED_KEYS)
+
+
+RELEASES = {"ilsvrc2012": (1000, 1_281_167), "ilsvrc2010": (1000, 1_261_406)}  # classes and training images
+
+
+def options_of(result: Result) -> str:
+    """Return the options of a result, and in how many classes and training images its data is a part of a release."""
+    told = list(result.get("options", ()))
+    facts: Any = result
+    for key, of_all in zip(("classes", "train_images"), RELEASES.get(str(result.get("data")), ()), strict=False):
+        if facts.get(key, of_all) != of_all:
+            told.append(f"{key}={facts[key]}")
+    return " ".join(told)
 
 
 def read_results(*folders: Path) -> list[Result]:

@@ -1,8 +1,10 @@
 """Format the table that a command prints at its end: the errors of a run and of the paper."""
 
-from typing import Any
+from typing import Any, cast
 
+from alexnet_repro.claims.evidence import why_not_beside_paper
 from alexnet_repro.claims.paper import expected_errors, read_claims
+from alexnet_repro.claims.results import Result
 from alexnet_repro.claims.scores import VIEW_NAMES, VIEWS
 
 
@@ -14,22 +16,22 @@ def table(result: dict[str, Any]) -> str:
         nats = f"{pair['log_loss']:.3f}" if "log_loss" in pair else ""
         rows.append((f"{subject}, {VIEW_NAMES[view]}", f"{pair['top1_error']:.1f}", f"{pair['top5_error']:.1f}", nats))
     lines = []
+    why = None
     if claim := result["claim"]:
         paper = read_claims()[claim]
-        expected = expected_errors(claim)
-        if expected and result["data"] == paper.data:
+        expected, why = expected_errors(claim), why_not_beside_paper(paper, cast(Result, result))
+        if expected and why is None:
             source = "the paper" if paper.kind == "number" else "from the paper's difference"
             rows.append((f"{source}, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}", ""))
-        lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
-        if {paper.data, result["data"]} == {"ilsvrc2010", "ilsvrc2012"}:
-            lines.append(
-                f"These errors are on {result['data']}, which has other classes and images; they cannot be compared with the paper's errors."
-            )
+        if result["data"] != "photos":
+            lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
     if result["data"] == "photos":
         lines.append(
             "The demonstration data is not ImageNet: each of its ten classes is one photograph. "
             "These errors show that everything works; they cannot be compared with the paper's."
         )
+    elif why:
+        lines.append(f"These errors cannot be compared with the paper's: {why}.")
     elif result["data"] not in ("ilsvrc2010", "ilsvrc2012"):
         lines.append(f"{result['data']} is not ImageNet: its errors cannot be compared with the paper's.")
     width = max(len(row[0]) for row in rows)

@@ -1,8 +1,9 @@
 """The ablation study (+experiment=ablations): what changes if one ingredient of the recipe is removed or replaced.
 
-Each ablation is compared with the baseline seed by seed. Intervals are 95% confidence intervals; where the scores of the
-test images are saved, they include the sampling error of these images. The p values of the ten-crop error are corrected
-for the number of ablations (Holm). docs/results.md names the rules that changed after the first run of the study.
+A study is one model for each measure, with an effect of each ablation and of each seed, and one variance. Each ablation is
+compared with the baseline by Dunnett's test. The 95% intervals and the p values of differences hold for all ablations together;
+where the scores of the test images are saved, they include the sampling error of these images. Ablations whose net did not train
+are described, and not tested. docs/results.md names the rules that changed after the first run of the study.
 """
 
 import math
@@ -16,7 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, compared, estimate, holm
+from alexnet_repro.claims.estimates import (
+    LEVEL,
+    SEEDS_NEEDED,
+    Estimate,
+    compared,
+    dunnett_critical,
+    dunnett_p,
+    estimate,
+    image_variance,
+    pooled,
+)
+from alexnet_repro.claims.evidence import by_seed, why_refused
 from alexnet_repro.claims.measures import MEASURES, crossing
 from alexnet_repro.claims.paper import Claim, read_claims
 from alexnet_repro.claims.results import SHARED_KEYS, Result, differences_by_image, shared_key
@@ -73,8 +85,13 @@ class Change:
     stuck: int = 0  # number of runs whose loss never left the plateau of guessing
 
     @property
+    def is_trained(self) -> bool:
+        """Whether every run left the plateau of guessing and has finite errors, of enough seeds to be tested."""
+        return not self.stuck and len(self.seeds) >= SEEDS_NEEDED and math.isfinite(self.estimates["ten_crop"].value)
+
+    @property
     def distinct(self) -> bool:
-        """Whether the ten-crop error, of enough seeds, differs from the baseline's after Holm's correction."""
+        """Whether the ten-crop error, of enough seeds, differs from the baseline's by Dunnett's test."""
         return self.is_tested and (self.estimates["ten_crop"].p or 0.0) < LEVEL
 
     @property
@@ -113,16 +130,17 @@ Runs = dict[str, dict[int, Result]]  # of a study: results by ablation and seed
 
 def _groups(results: Iterable[Result]) -> Iterator[tuple[dict[str, Any], Runs]]:
     """Yield what the runs of each study share, and the runs."""
-    groups: dict[tuple[Any, ...], Runs] = defaultdict(lambda: defaultdict(dict))
+    groups: dict[tuple[Any, ...], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         if (
             result.get("experiment") == EXPERIMENT
             and "members" not in result
             and {"ten_crop", "seconds"} <= set(result)
+            and why_refused(result) is None
         ):
-            groups[shared_key(result)][result["ablation"]].setdefault(result["seed"], result)
-    for key, runs in groups.items():
-        yield dict(zip(SHARED_KEYS, key, strict=True)), runs
+            groups[shared_key(result)][result["ablation"]].append(result)
+    for key, sides in groups.items():
+        yield dict(zip(SHARED_KEYS, key, strict=True)), {name: by_seed(side) for name, side in sides.items()}
 
 
 def _ablations(runs: Runs) -> list[str]:
@@ -134,9 +152,8 @@ def _study(shared: dict[str, Any], runs: Runs) -> Study:
     baseline = runs["none"]
     every = [run for side in runs.values() for run in side.values()]
     changes = [_change(name, runs[name], baseline) for name in _ablations(runs)]
-    tested = [change.estimates for change in changes if change.is_tested]
-    for estimates, p in zip(tested, holm([own["ten_crop"].p or 0.0 for own in tested]), strict=True):
-        estimates["ten_crop"] = replace(estimates["ten_crop"], p=p)
+    for column in (column for column in COLUMNS if column.kind == "difference"):
+        _compare(column, changes, runs)
     return Study(
         shared=shared,
         baseline=_own_numbers(list(baseline.values())),
@@ -150,6 +167,29 @@ def _study(shared: dict[str, Any], runs: Runs) -> Study:
             for name, side in runs.items()
         },
     )
+
+
+def _compare(column: Column, changes: list[Change], runs: Runs) -> None:
+    """Give the changes of a column their joint intervals and p values, by Dunnett's test."""
+    tested = [change for change in changes if change.is_trained and column.name in change.estimates]
+    for change in changes:
+        if (own := change.estimates.get(column.name)) and not change.is_trained:
+            change.estimates[column.name] = replace(own, p=None)
+    seeds = sorted(set.intersection(*(set(change.seeds) for change in tested))) if tested else []
+    tested = [change for change in tested if change.seeds == seeds]  # others keep their own estimates
+    if len(seeds) < SEEDS_NEEDED or not tested:
+        return
+    sides = [runs["none"], *(runs[change.ablation] for change in tested)]
+    table = np.array([[column.of(side[seed]) for seed in seeds] for side in sides], np.float64)
+    error, freedom = pooled(table)
+    critical = dunnett_critical(len(tested), freedom)
+    for change in tested:
+        images = _images(column, seeds, runs[change.ablation], runs["none"])
+        own_error = math.sqrt(error**2 + (0.0 if images is None else image_variance(images)))
+        value = change.estimates[column.name].value
+        p = dunnett_p(value / own_error, len(tested), freedom) if own_error else float(value == 0)
+        half = critical * own_error
+        change.estimates[column.name] = Estimate(value=value, low=value - half, high=value + half, p=p)
 
 
 def _own_numbers(runs: list[Result]) -> dict[str, Estimate]:

@@ -8,10 +8,15 @@ verdicts are:
 reproduced
     The interval lies inside the claim's tolerance around the paper's value. If the paper states only a direction, the
     interval lies beyond the smallest effect consistent with the paper's wording.
-direction confirmed
-    The interval excludes "no effect" on the paper's side but does not lie inside the tolerance.
+right direction
+    The interval excludes "no effect" on the paper's side and meets the tolerance, or contains the smallest effect, but is
+    not inside or beyond it.
+right direction, other size
+    The interval excludes "no effect" on the paper's side, and lies outside the tolerance, or below the smallest effect.
+not found
+    The interval contains "no effect", and lies outside the tolerance, or below the smallest effect.
 contradicted
-    The interval excludes "no effect" on the opposite side. For a plain number, it excludes the whole tolerance.
+    The interval excludes "no effect" on the opposite side. For a plain number, it lies outside the tolerance.
 undecided
     Anything else.
 one seed, inside / one seed, outside
@@ -22,7 +27,11 @@ quoted / not run / proxy only / not comparable
     A result of other authors / a claim without an experiment so far / only with proxies / with results whose numbers
     cannot be compared with the paper's.
 
-A proxy (other data or another protocol) is never compared with the paper's value. It agrees, disagrees or is undecided.
+If the paper gives several numbers, such as top-1 and top-5 errors, the first of these words that holds for one of them is the
+verdict: contradicted, not found, undecided, right direction of another size, right direction, reproduced.
+
+A proxy (other data or another protocol) is never compared with the paper's value. It agrees, disagrees, finds no effect of the
+paper's size, or is undecided.
 """
 
 import math
@@ -32,14 +41,23 @@ from dataclasses import replace
 from typing import Any
 
 from alexnet_repro.claims.estimates import LEVEL, SEEDS_NEEDED, Estimate, holm
-from alexnet_repro.claims.evidence import number_of
+from alexnet_repro.claims.evidence import number_of, why_refused
 from alexnet_repro.claims.finding import Finding, find
 from alexnet_repro.claims.paper import Claim, read_claims
 from alexnet_repro.claims.results import SHARED_KEYS, Result, shared_key
 from alexnet_repro.claims.study import Study, studies
 
 PROXY = "proxy: "
-DECIDED = ("reproduced", "direction confirmed", "contradicted", "undecided")
+OTHER_SIZE = "right direction, other size"
+DECIDED = ("reproduced", "right direction", OTHER_SIZE, "not found", "contradicted", "undecided")
+# The word that decides if the paper gives several numbers: the first one that holds for any of them.
+PRECEDENCE = ("contradicted", "not found", "undecided", OTHER_SIZE, "right direction", "reproduced")
+IN_PROXIES = {
+    "reproduced": "agrees",
+    "right direction": "agrees",
+    OTHER_SIZE: "agrees",
+    "contradicted": "disagrees",
+}
 SINGLE = ("one seed, inside", "one seed, outside")
 
 
@@ -47,11 +65,11 @@ def judge(results: Iterable[Result], compared: list[Study] | None = None) -> dic
     """Return the findings for each claim, keyed by claim name, with proxies last.
 
     p values are corrected for multiple comparisons (Holm) within each family of claims, separately for each group of
-    comparable results (SHARED_KEYS). The top-1 errors of ablations have the p values of their study.
+    comparable results (SHARED_KEYS). The top-1 errors of ablations have the intervals and p values of their study.
 
     compared: the studies of these results, if they are known already.
     """
-    results = list(results)
+    results = [result for result in results if why_refused(result) is None]
     found = {name: find(claim, results) for name, claim in read_claims().items()}
     families: dict[tuple[Any, ...], list[tuple[str, int]]] = defaultdict(list)
     for name, findings in found.items():
@@ -117,9 +135,9 @@ def _correct(found: dict[str, list[Finding]], places: list[tuple[str, int]]) -> 
 
 
 def _correct_as_studies(found: dict[str, list[Finding]], compared: list[Study]) -> None:
-    """Give the top-1 errors of ablations the p values of their study, which corrects for all of its ablations."""
-    corrected = {
-        (tuple(study.shared.values()), change.ablation): change.estimates["ten_crop"].p
+    """Give the top-1 errors of ablations the estimates of their study, which are joint for all of its ablations."""
+    joint = {
+        (tuple(study.shared.values()), change.ablation): change.estimates["ten_crop"]
         for study in compared
         for change in study.changes
     }
@@ -128,9 +146,8 @@ def _correct_as_studies(found: dict[str, list[Finding]], compared: list[Study]) 
             if finding.claim.family != "ablations":
                 continue
             changed = next((r for r in finding.results if r["ablation"] != "none"), None)
-            p = corrected.get((shared_key(changed), changed["ablation"])) if changed else None
-            if p is not None:
-                top1 = replace(finding.estimates["top1_error"], p=p)
+            top1 = joint.get((shared_key(changed), changed["ablation"])) if changed else None
+            if top1 is not None and top1.p is not None:
                 findings[number] = replace(finding, estimates=finding.estimates | {"top1_error": top1})
 
 
@@ -160,22 +177,31 @@ def _verdict(finding: Finding) -> str:
     else:
         word = _effect(claim, keys, estimates)
     if finding.proxy:
-        words = {"reproduced": "agrees", "direction confirmed": "agrees", "contradicted": "disagrees"}
-        return PROXY + words.get(word, word)
+        return PROXY + IN_PROXIES.get(word, word)
     return word
 
 
 def _effect(claim: Claim, keys: list[str], estimates: list[Estimate]) -> str:
-    sides = [_side(claim, estimate) for estimate in estimates]
-    if "other" in sides:
+    """Return the verdict on a difference, a ratio or a direction."""
+    words = [_word(claim, key, estimate) for key, estimate in zip(keys, estimates, strict=True)]
+    return min(words, key=PRECEDENCE.index)
+
+
+def _word(claim: Claim, key: str, estimate: Estimate) -> str:
+    """Return the verdict on one of the claim's numbers."""
+    side = _side(claim, estimate)
+    if side == "other":
         return "contradicted"
-    if any(side != "paper" for side in sides):
-        return "undecided"
     if claim.tolerance:
-        sized = all(e.inside(*_bounds(claim, key)) for key, e in zip(keys, estimates, strict=True))
+        inside, misses = estimate.inside(*_bounds(claim, key)), estimate.outside(*_bounds(claim, key))
     else:
-        sized = all(_beyond(claim, e.low if claim.more else e.high) for e in estimates)
-    return "reproduced" if sized else "direction confirmed"
+        near, far = (estimate.low, estimate.high) if claim.more else (estimate.high, estimate.low)
+        inside = _beyond(claim, near)
+        misses = far is not None and not _beyond(claim, far)
+    if side == "neither":  # an interval that excludes "no effect" only before the correction decides nothing
+        contains_none = not estimate.outside(claim.neutral, claim.neutral)
+        return "not found" if misses and contains_none else "undecided"
+    return "reproduced" if inside else OTHER_SIZE if misses else "right direction"
 
 
 def _side(claim: Claim, estimate: Estimate) -> str:

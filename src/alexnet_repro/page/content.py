@@ -1,12 +1,15 @@
 """Build the content of the report: claims, other measurements, studies and sources."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import date
 from typing import Any, cast
 
 import torch
 
-from alexnet_repro.claims.evidence import why_uncounted
+from alexnet_repro.claims import power
+from alexnet_repro.claims.declared import Declared
+from alexnet_repro.claims.evidence import why_refused, why_uncounted
 from alexnet_repro.claims.finding import Finding
 from alexnet_repro.claims.paper import Claim, expected_errors, read_claims
 from alexnet_repro.claims.results import Result, label
@@ -15,6 +18,7 @@ from alexnet_repro.claims.study import Study, baselines, studies
 from alexnet_repro.claims.verdict import DECIDED, SINGLE, deciding, judge, status
 from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.page.cost import cost
+from alexnet_repro.page.declared import presented_declaration
 from alexnet_repro.page.intervals import bar, domain
 from alexnet_repro.page.study import (
     SCALES,
@@ -32,7 +36,9 @@ from alexnet_repro.provenance import machine
 
 CLASS_OF = {  # CSS class that sets the colour of a verdict
     "reproduced": "good",
-    "direction confirmed": "half",
+    "right direction": "half",
+    "right direction, other size": "half",
+    "not found": "bad",
     "undecided": "half",
     "contradicted": "bad",
     "counted: equal": "good",
@@ -40,11 +46,15 @@ CLASS_OF = {  # CSS class that sets the colour of a verdict
     "proxy: agrees": "good",
     "proxy: undecided": "half",
     "proxy: disagrees": "bad",
+    "proxy: not found": "bad",
 }
 
 
-def content(results: list[Result]) -> dict[str, Any]:
-    """Return the content of the page: a row for each claim, the other measurements and the sources."""
+def content(results: list[Result], declared: Sequence[Declared] = ()) -> dict[str, Any]:
+    """Return the content of the page: a row for each claim, the other measurements and the sources.
+
+    declared: the studies that were declared before their runs.
+    """
     compared = studies(results)
     claims, found = read_claims(), judge(results, compared)
     others = [
@@ -61,6 +71,10 @@ def content(results: list[Result]) -> dict[str, Any]:
         "others": others,
         "verdicts": verdicts(rows),
         "headline": headline(rows, others, results, compared),
+        "declared": [presented_declaration(study, results) for study in declared],
+        "refused": [
+            (result["file"].removeprefix(f"{CHECKOUT}/"), why) for result in results if (why := why_refused(result))
+        ],
         "studies": [
             presented(study) | {"heading": heading(study, compared[0]), "markdown": markdown(study), "study": study}
             for study in compared
@@ -103,6 +117,11 @@ def headline(
             proxies.setdefault(line["short"], set()).add(line["verdict"].removeprefix("proxy: "))
     disagree = [name for name, words in proxies.items() if "disagrees" in words]
     agree = [name for name, words in proxies.items() if "agrees" in words and name not in disagree]
+    absent = [
+        name
+        for name, words in proxies.items()
+        if "not found" in words and "agrees" not in words and name not in disagree
+    ]
     counted = {row["short"]: row["answers"][0]["verdict"] for row in rows if row["kind"] == "count"}
     differ = [name for name, verdict in counted.items() if verdict == "counted: differs"]
     waiting = Counter(row["status"] for row in rows)
@@ -114,8 +133,9 @@ def headline(
             [
                 f"Proxies, the same experiments on other data, with a smaller net or fewer epochs, tested {len(proxies)} claims: "
                 f"{_counted(agree)} in agreement with the direction of the paper's claim in at least one experiment and in "
-                f"disagreement in none, {_counted(disagree)} in disagreement in at least one, "
-                f"{len(proxies) - len(agree) - len(disagree)} undecided. (A claim about top-1 and top-5 errors needs both.)"
+                f"disagreement in none, {_counted(disagree)} in disagreement in at least one, {_counted(absent)} whose effect was "
+                f"not found in at least one, {len(proxies) - len({*agree, *disagree, *absent})} undecided. (A claim about top-1 and "
+                "top-5 errors needs both.)"
             ]
             if proxies
             else []
@@ -151,6 +171,7 @@ def row(claim: Claim, answers: list[Finding], uncounted: list[str]) -> dict[str,
         "2012 log": "; ".join(part for part in (logged(claim), claim.log_note) if part),
         "reproduced if": rule(claim),
         "derivation": claim.derivation,
+        "seeds that the rule needs": power.in_words(claim),
         "note": claim.note,
         "results that do not count": "; ".join(uncounted) if claim.is_tested else "",
         "command": claim.command,

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from alexnet_repro.claims.declared import read_declared
 from alexnet_repro.claims.results import Result, read_results, shared_key
 from alexnet_repro.configs import CHECKOUT
 from alexnet_repro.data.split import Split
@@ -72,7 +73,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     own: Result = next((r for r in results if shown and Path(r["file"]).parent == shown), Result())
     pictures = pictures_of(cfg, shown, own) if shown else {}
     pictures |= compared_seeds(cfg, runs, results)
-    page = content(results)
+    page = content(results, read_declared(published))
     page["figures"] = drawings(page, runs) | pictures
     page["shown"] = str(shown) if shown else None
     page["retrieval"] = own.get("retrieval")
@@ -81,7 +82,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     print(f"{summary(page)}\nwritten: {out / 'index.html'} and {out / 'report.md'}")
     if cfg.readme:
         page["figures"]["figure-2"][0].savefig(CHECKOUT / "docs" / "two-towers.png", dpi=150, facecolor="white")
-        refresh_readme(content(read_results(published)))
+        refresh_readme(content(read_results(published), read_declared(published)))
     if cfg.logger.get("wandb"):
         from alexnet_repro.page.wandb_report import publish
 

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from alexnet_repro.claims.estimates import SEEDS_NEEDED, Estimate
+from alexnet_repro.claims.evidence import why_proxy
+from alexnet_repro.claims.paper import read_claims
 from alexnet_repro.claims.results import SHARED_KEYS
 from alexnet_repro.claims.study import COLUMNS, TRAINING_LEVEL, Change, Study
 from alexnet_repro.page.cost import TRAINING_IMAGES, hours
@@ -49,8 +51,9 @@ def presented(study: Study) -> dict[str, Any]:
 
 
 def is_proxy(study: Study) -> bool:
-    """Return whether a study is of a smaller net or of other images than the paper's."""
-    return study.shared["scale"] == "proxy" or not str(study.shared["data"]).startswith("ilsvrc")
+    """Return whether a study's numbers may not stand beside the paper's, by the rule of the verdicts."""
+    baseline = read_claims()["table1_cnn" if study.shared["data"] == "ilsvrc2010" else "one_cnn"]
+    return why_proxy(baseline, study.shared) is not None
 
 
 def title(study: Study) -> str:
@@ -107,29 +110,22 @@ def failures(study: Study) -> list[str]:
         f"With {_listed([c])}, the training loss of {c.stuck} of {len(c.seeds)} runs stayed above 95% of that of guessing: these "
         f"runs failed to train, so that their errors do not measure the effect in a trained net."
         for c in study.changes
-        if c.is_tested and c.stuck
+        if c.stuck and len(c.seeds) >= SEEDS_NEEDED
     ]
 
 
 def sentences(study: Study) -> list[str]:
     """Return the reading of a study: which ablations raise or lower the ten-crop error, and which do neither."""
     changes = [change for change in study.changes if change.is_tested]
-    trained = [c for c in changes if c.stuck < len(c.seeds)]
-    worse = [c for c in trained if c.distinct and c.estimates["ten_crop"].value > 0]
-    better = [c for c in trained if c.distinct and c.estimates["ten_crop"].value < 0]
-    alone = [c for c in trained if not c.distinct and _excludes_zero(c)]
-    rest = [c for c in trained if not c.distinct and not _excludes_zero(c)]
+    worse = [c for c in changes if c.distinct and c.estimates["ten_crop"].value > 0]
+    better = [c for c in changes if c.distinct and c.estimates["ten_crop"].value < 0]
+    rest = [c for c in changes if not c.distinct]
     number = f"{len(changes)} comparison{'s' * (len(changes) > 1)}"
     told = []
     if worse:
         told.append(f"Corrected for {number}, the ten-crop error is higher with {_listed(worse)}.")
     if better:
         told.append(f"Corrected for {number}, the ten-crop error is lower with {_listed(better)}.")
-    if alone:
-        told.append(
-            f"Before a correction for {number}, the 95% interval {'also ' if told else ''}excludes 0 with {_listed(alone)}; after it, "
-            f"the difference is not significant."
-        )
     if rest:
         ends = [ends for c in rest if (ends := _ends(c.estimates["ten_crop"]))]
         told.append(
@@ -137,7 +133,7 @@ def sentences(study: Study) -> list[str]:
             f"{min(low for low, _ in ends):+.1f} and {max(high for _, high in ends):+.1f} points."
         )
     told += failures(study)
-    untested = [c for c in study.changes if not c.is_tested]
+    untested = [c for c in study.changes if not c.is_tested and not c.stuck]
     if few := [c.ablation for c in untested if len(c.seeds) < SEEDS_NEEDED]:
         told.append(f"Not tested: {_joined(few)}, with fewer than {SEEDS_NEEDED} seeds.")
     if undefined := [c.ablation for c in untested if len(c.seeds) >= SEEDS_NEEDED]:
@@ -149,7 +145,7 @@ def markdown(study: Study, columns: tuple[str, ...] = ()) -> str:
     """Return the study as a Markdown table with these of its columns, or with all."""
     shown = presented(study)
     places = [place for place, column in enumerate(COLUMNS) if column.name in columns or not columns]
-    head = ["ablation", "the paper, on ImageNet", *(shown["columns"][p] for p in places), "p (Holm)", "seeds"]
+    head = ["ablation", "the paper, on ImageNet", *(shown["columns"][p] for p in places), "p (Dunnett)", "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for line in shown["lines"]:
         own = [line["cells"][place] for place in places]
@@ -182,7 +178,7 @@ def as_csv(study: Study) -> str:
     """Return the study's estimates as CSV: one row for each ablation and column."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["ablation", "measure", "kind", "estimate", "low", "high", "p_holm", "seeds"])
+    writer.writerow(["ablation", "measure", "kind", "estimate", "low", "high", "p_dunnett", "seeds"])
     for change in study.changes:
         for column in COLUMNS:
             if e := change.estimates.get(column.name):
@@ -233,11 +229,6 @@ def _number(kind: str, value: float, score: int) -> str:
     return f"{value:.2f} times" if kind == "ratio" else f"{value:+.3f}" if score == 2 else f"{value:+.1f}"
 
 
-def _excludes_zero(change: Change) -> bool:
-    ends = _ends(change.estimates["ten_crop"])
-    return ends is not None and not ends[0] <= 0 <= ends[1]
-
-
 def _ends(found: Estimate) -> tuple[float, float] | None:
     return None if found.low is None or found.high is None else (found.low, found.high)
 
@@ -261,8 +252,9 @@ def _seeds(seeds: list[int]) -> str:
 
 
 DIFFERENCES = (
-    "Differences are ablation minus baseline, in points, with 95% intervals. The intervals reflect the variation between seeds "
-    "and, for the test error and log-loss, also the sampling of the test images. Overfitting is the error of one view minus "
+    "Differences are ablation minus baseline, in points, with 95% intervals that hold for all ablations of the study together "
+    "(Dunnett). The intervals reflect the variation between seeds, pooled over the ablations that trained, and, for the test "
+    "error and log-loss, also the sampling of the test images. Overfitting is the error of one view minus "
     "the training error, both measured without dropout and random crops."
 )
 READING = (
