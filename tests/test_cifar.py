@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.data.archives import File
+from alexnet_repro.data.listing import File
 from alexnet_repro.data.cifar10 import in_official_order
 from alexnet_repro.data.store import Store
 from alexnet_repro.net.cifar import FourLayer, LocalConv2d, LocallyConnected
@@ -377,7 +377,7 @@ def test_schedule_does_not_use_test_images(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "images", train=6, val=0)
     for name in ("cat", "dog"):
         save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
-    assert run_command("prepare", "data=cifar10", "source=images")[0] == 0
+    assert run_command("prepare", "data=cifar10", "source=images", "data.subset=true")[0] == 0
     status, _, err = run_command("train", "data=cifar10")
     assert status == 2
     assert "no validation images" in err
@@ -510,7 +510,7 @@ def test_store_without_validation_images_is_refused_by_a_two_part_protocol(
     image_folder(cwd / "images", train=6, val=0)
     for name in ("cat", "dog"):
         save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
-    assert run_command("prepare", "data=cifar10", "source=images", "data.store=stores/old")[0] == 0
+    assert run_command("prepare", "data=cifar10", "source=images", "data.store=stores/old", "data.subset=true")[0] == 0
     status, _, err = run_command("train", "+experiment=cifar10_13pct", "data.store=stores/old")
     assert status == 2
     assert "has no validation images, which this protocol trains on after 100 epochs" in err

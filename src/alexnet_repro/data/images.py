@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from alexnet_repro.data.archives import LARGEST_FILE
+from alexnet_repro.data.listing import LARGEST_FILE
 from alexnet_repro.data.jpeg import RGB
 
 LARGEST_IMAGE = 100_000_000  # pixels

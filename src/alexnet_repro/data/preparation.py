@@ -2,13 +2,17 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from omegaconf import DictConfig
 
 from alexnet_repro.data import source
-from alexnet_repro.data.cifar10 import cifar10_batches, in_official_order
+from alexnet_repro.data.cifar10 import cifar10_batches, in_official_order, official_batches, unpacked_batches
+from alexnet_repro.data.identity import checked_identity
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.listing import Account
+from alexnet_repro.data.manifest import BY_NAME
 from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
@@ -43,43 +47,47 @@ def prepare(cfg: DictConfig) -> Store:
 
 def _prepared(cfg: DictConfig) -> Store:
     store = Path(str(cfg.data.store))
-    if cfg.data.source == "cifar10" and (
-        cfg.source is None or (Path(str(cfg.source)) / "cifar-10-batches-py").is_dir()
-    ):
-        return prepare_cifar10(cfg)
+    if cfg.data.source == "cifar10" and (batches := official_batches(cfg.source)) is not None:
+        return prepare_cifar10(cfg, batches)
     if cfg.source is None:
         raise UserError(
             f"data={cfg.data.name} requires your own copy of the images: say where it is with source=PATH",
             "PATH is a folder of class folders, with or without train/ and val/ above them, or a tar of such a folder",
         )
-    target, images = store.resolve(), Path(str(cfg.source)).resolve()
+    path = Path(str(cfg.source))
+    target, images = store.resolve(), path.resolve()
     if target.is_relative_to(images) or images.is_relative_to(target):
         raise UserError(
             f"the store {store} would be inside its source, or its source inside the store",
             "choose another data.store=PATH",
         )
-    if (Path(str(cfg.source)) / "manifest.json").is_file():
-        return convert(cfg, Store(Path(str(cfg.source))))
-    held_out_as = cfg.data.get("hold_out_as", "val")
+    if (path / "manifest.json").is_file():
+        return convert(cfg, Store(path))
+    data = cfg.data
     found = source.scan(
-        Path(str(cfg.source)), cfg.data.hold_out_every, store, held_out_as, cfg.data.get("hold_out_seed")
+        path, data.hold_out_every, store, data.get("hold_out_as", "val"), data.get("hold_out_seed"), data.get("year")
     )
-    if cfg.data.source == "cifar10":
+    if data.source == "cifar10":
         found.files = in_official_order(found.files)
-    size = cfg.data.image_size
+    subset = checked_identity(found, data, path)
+    if not any(file.split in ("val", "test") for file in found.files):
+        print(f"{path} has no val images, without which no net can be trained: add some, or set data.hold_out_every=N")
     examples = [
-        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size), f.size)
+        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, data.image_size), f.size)
         for f in found.files
     ]
     made = write_store(
         examples,
         found.classes,
         store,
-        image_size=size,
+        image_size=data.image_size,
         provenance={
-            "name": cfg.data.name,
-            "source": Path(str(cfg.source)).resolve().name,
+            "name": data.name,
+            "source": path.resolve().name,
+            **subset,
             "held_out": found.held_out,
+            "order": BY_NAME,
+            "accounting": found.account.settle(len(found.files)),
             "ignored": found.ignored,
             **({"class_numbers": found.class_numbers} if found.class_numbers else {}),
         },
@@ -93,20 +101,30 @@ def _prepared(cfg: DictConfig) -> Store:
     return made
 
 
-def prepare_cifar10(cfg: DictConfig) -> Store:
+def prepare_cifar10(cfg: DictConfig, batches: Path | Literal["download"]) -> Store:
     """Prepare the store of ``data=cifar10`` from the official batches.
 
-    Reads the batches from ``cfg.source``, or downloads them if it is None.
+    batches: the folder with cifar-10-batches-py, the archive of it, or "download".
     """
     store = Path(str(cfg.data.store))
-    folder = Path(str(cfg.source)) if cfg.source is not None else store.parent
-    found, classes = cifar10_batches(folder, download=cfg.source is None)
+    if batches == "download":
+        found, classes = cifar10_batches(store.parent, download=True)
+    else:
+        with unpacked_batches(batches, store) as folder:
+            found, classes = cifar10_batches(folder)
     return write_store(
         [Example(split, label, name, partial(np.asarray, image)) for split, label, name, image in found],
         classes,
         store,
         image_size=cfg.data.image_size,
-        provenance={"name": cfg.data.name, "source": "official batches", "held_out": "", "ignored": []},
+        provenance={
+            "name": cfg.data.name,
+            "source": "official batches",
+            "held_out": "",
+            "order": "official",
+            "accounting": Account(len(found)).settle(len(found)),
+            "ignored": [],
+        },
         overwrite=cfg.overwrite,
         workers=cfg.workers,
         encoding=cfg.encoding,
@@ -143,8 +161,11 @@ def convert(cfg: DictConfig, store: Store) -> Store:
         for index, label in enumerate(split.labels.tolist())
     ]
     kept = {key: store.manifest.get(key) for key in ("name", "source", "held_out", "ignored")}
-    if "class_numbers" in store.manifest:
-        kept["class_numbers"] = store.manifest["class_numbers"]
+    kept |= {
+        key: store.manifest[key]
+        for key in ("class_numbers", "subset", "order", "accounting")
+        if key in store.manifest
+    }
     return write_store(
         examples,
         store.classes,
@@ -167,9 +188,12 @@ def _describe(store: Store) -> None:
     encoding = "" if store.encoding == "raw" else f", as {store.encoding.upper()}"
     size = f"{store.image_size}x{store.image_size}"
     print(f"{store.path}: {counts} images of {len(store.classes)} classes, {size}{encoding}")
-    for note in ("held_out", "ignored"):
-        if store.manifest.get(note):
-            print(f"  {note.replace('_', ' ')}: {store.manifest[note]}")
+    if store.manifest.get("held_out"):
+        print(f"  held out: {store.manifest['held_out']}")
+    if isinstance(subset := store.manifest.get("subset"), list):
+        print(f"  a part of data={store.manifest.get('name')}: {'; '.join(map(str, subset))}")
+    for line in store.manifest.get("ignored") or []:
+        print(f"  left out: {line}")
 
 
 def _refuse_damage(store: Store) -> None:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from alexnet_repro.data.archives import printable, walk
+from alexnet_repro.data.archives import walk
 from alexnet_repro.data.augment import centre_crop
 from alexnet_repro.data.batches import ValBatch
 from alexnet_repro.data.images import central_square, read_image, to_rgb
 from alexnet_repro.data.jpeg import RGB
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, printable
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.processes import cores
 from alexnet_repro.sharing.nets import load_net
