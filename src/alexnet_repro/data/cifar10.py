@@ -88,7 +88,7 @@ def cifar10_batches(
             batches = CIFAR10(str(folder), train=split == "train", download=download)
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise UserError(
-                f"CIFAR-10 {'could not be downloaded' if download else 'is damaged'}: {str(error).splitlines()[0]}",
+                f"CIFAR-10 {'could not be downloaded' if download else 'is damaged'}: {str(error).splitlines()[0].partition(' You can use')[0]}",
                 REMEDY,
             ) from None
         first_of_val = len(batches.data) - len(batches.data) // len(CIFAR10.train_list) if split == "train" else None
