@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.data.listing import File
 from alexnet_repro.data.cifar10 import in_official_order
+from alexnet_repro.data.listing import File
 from alexnet_repro.data.store import Store
 from alexnet_repro.net.cifar import FourLayer, LocalConv2d, LocallyConnected
 from alexnet_repro.net.lrn import plain_local_response_norm

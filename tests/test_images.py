@@ -100,7 +100,9 @@ def test_transparency_is_dropped_and_not_part_of_the_colours(colours: int, premu
     scale, kind = (1, "u1") if bits == 8 else (257, "<u2")
     raw = np.concatenate([np.rint(stored * scale), alpha * scale], axis=2).astype(kind)
     channels = colours + 1
-    data = tiff(raw.tobytes(), t258=(bits,) * channels, t262=2 if colours == 3 else 1, t277=channels, t338=2 - premultiplied)
+    data = tiff(
+        raw.tobytes(), t258=(bits,) * channels, t262=2 if colours == 3 else 1, t277=channels, t338=2 - premultiplied
+    )
     try:
         found = decoded(data)
     except (ValueError, OSError):
@@ -119,7 +121,9 @@ def test_cmyk_and_palette_tiffs_have_their_colours() -> None:
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 2), None])
 def test_ycbcr_tiff_is_converted_or_refused(subsampling: tuple[int, int] | None) -> None:
-    y, cb, cr = (channel.astype(float) for channel in np.stack([RAMP, np.full_like(RAMP, 100), np.full_like(RAMP, 150)]))
+    y, cb, cr = (
+        channel.astype(float) for channel in np.stack([RAMP, np.full_like(RAMP, 100), np.full_like(RAMP, 150)])
+    )
     raw = np.stack([y, cb, cr], axis=2).astype("u1").tobytes()
     tags = {} if subsampling is None else {"t530": subsampling}
     data = tiff(raw, t258=(8,) * 3, t262=6, t277=3, **tags)  # type: ignore[arg-type]
@@ -153,7 +157,9 @@ def test_images_are_turned_once_as_their_metadata_say(form: str, orientation: in
     else:
         file, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(COLOURS.astype("u1")).save(file, form, exif=exif, **({"quality": 100} if form == "JPEG" else {}))
+        Image.fromarray(COLOURS.astype("u1")).save(
+            file, form, exif=exif, **({"quality": 100} if form == "JPEG" else {})
+        )
         data = file.getvalue()
     stored = Image.open(io.BytesIO(data)) if form == "JPEG" else None
     plain = np.asarray(stored.convert("RGB")).astype(int) if stored else COLOURS
@@ -208,7 +214,9 @@ def test_png_has_the_values_of_its_bits(kind: int, bits: int) -> None:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    palette = np.stack([np.arange(top + 1), np.arange(top + 1)[::-1], np.full(top + 1, 77)], axis=1) if kind == 3 else None
+    palette = (
+        np.stack([np.arange(top + 1), np.arange(top + 1)[::-1], np.full(top + 1, 77)], axis=1) if kind == 3 else None
+    )
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, bits, kind, 0, 0, 0))
     if palette is not None:
         data += chunk(b"PLTE", palette.astype("u1").tobytes())

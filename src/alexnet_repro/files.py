@@ -26,7 +26,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
     _remove_abandoned(path.parent)
     unfinished, descriptor = _temporary(path)
     try:
-        with open(unfinished, "wb", opener=lambda *_: descriptor) as file:  # noqa: PTH123
+        with open(unfinished, "wb", opener=lambda *_: descriptor) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -67,9 +67,9 @@ def entries(path: Path, beside: Path, account: Account) -> Iterator[File | str]:
 def _rows(shards: list[Path], path: Path, beside: Path, account: Account) -> Iterator[File]:
     """Yield the images of Parquet shards."""
     folders = {shard.parent for shard in shards}
-    for entry in sorted({entry for folder in {path, *folders} for entry in folder.iterdir()} - {*shards, *folders}):
+    for other in sorted({other for folder in {path, *folders} for other in folder.iterdir()} - {*shards, *folders}):
         account.seen += 1
-        account.leave_out("files and folders beside the Parquet shards", entry.name)
+        account.leave_out("files and folders beside the Parquet shards", other.name)
     plain = parquet.as_tar(shards, _copy_of(shards, beside))
     account.seen += parquet.number_of_rows(shards)
     for entry in tars.members(plain, 0, plain.stat().st_size, "", Account(), ours=True):

@@ -103,4 +103,3 @@ class Account:
                 "this is a fault of the program, which would lose images"
             )
         return {"seen": self.seen, "used": used, "left_out": numbers}
-

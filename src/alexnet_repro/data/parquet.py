@@ -161,6 +161,4 @@ def _class_names(names: list[str]) -> list[str]:
     """Return the names of the labels, as names of folders: those that several labels have get the number of the label."""
     plain = [name.replace("/", " ").strip() for name in names]
     count = Counter(plain)
-    return [
-        name if count[name] == 1 and name.strip(".") else f"{name} ({label})" for label, name in enumerate(plain)
-    ]
+    return [name if count[name] == 1 and name.strip(".") else f"{name} ({label})" for label, name in enumerate(plain)]

@@ -162,9 +162,7 @@ def convert(cfg: DictConfig, store: Store) -> Store:
     ]
     kept = {key: store.manifest.get(key) for key in ("name", "source", "held_out", "ignored")}
     kept |= {
-        key: store.manifest[key]
-        for key in ("class_numbers", "subset", "order", "accounting")
-        if key in store.manifest
+        key: store.manifest[key] for key in ("class_numbers", "subset", "order", "accounting") if key in store.manifest
     }
     return write_store(
         examples,
@@ -208,5 +206,6 @@ def _verify(path: Path) -> Store:
     store = Store(path)
     _refuse_damage(store)
     _describe(store)
+    print(f"  images_sha256 {store.images_sha256}, images in the order of {store.manifest.get('order', 'the source')}")
     print("all files match their checksums")
     return store

@@ -13,13 +13,13 @@ from tqdm import tqdm
 from alexnet_repro.data import devkit
 from alexnet_repro.data.archives import UNPACKED, entries
 from alexnet_repro.data.listing import Account, File
+from alexnet_repro.data.years import YEAR, of_year
 from alexnet_repro.errors import UserError, printable
 
 # train, val and test, and the corresponding names of ImageNet archives and of folders in other data sets
 SPLIT_NAME = re.compile(r"(?:ILSVRC\d{4}_(?:img|images)_)?(train|val|test)(?:ing|id|idation)?(?:_v\d+)?", re.IGNORECASE)
 ANNOTATIONS = ("val_annotations.txt",)  # of Tiny ImageNet
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # where Kaggle's copy of ILSVRC-2012 holds the images
-YEAR = re.compile(r"ILSVRC(\d{4})_(?=img|images|train|val|test)")
 LABELS = "lists of labels and classes, which are used where needed"
 LABEL_FILE = re.compile(r".*(_ground_truth|wnids|words|synsets?|synset_words|_annotations)\.txt|LOC_.*\.(csv|txt)")
 WNID = re.compile(r"n\d{8}(?=_)")
@@ -73,7 +73,7 @@ def scan(
     files, folders = _listed(path, beside, found.account)
     if not files:
         raise UserError(f"there are no files in {path}", "; ".join(found.ignored))
-    files = _of_year(path, files, year, found.account)
+    files, folders = of_year(path, files, folders, year, found.account)
     files, folders = _below_common_root(files, folders)
     annotations = [file for file in files if PurePosixPath(file.name).name in ANNOTATIONS]
     files = _without_lists(files, found.account)
@@ -138,7 +138,7 @@ def _listed(path: Path, beside: Path, account: Account) -> tuple[list[File], set
             if (form := forms.setdefault(name.rpartition("/")[0], raw.rpartition("/")[0])) != raw.rpartition("/")[0]:
                 raise UserError(
                     f"the folder {name.rpartition('/')[0]} of {path} exists twice, in two Unicode forms "
-                    f"({ascii(form)} and {ascii(raw.rpartition('/')[0])})",
+                    f"({form!a} and {raw.rpartition('/')[0]!a})",
                     "move the images of one into the other",
                 )
         if isinstance(entry, str):
@@ -146,29 +146,6 @@ def _listed(path: Path, beside: Path, account: Account) -> tuple[list[File], set
         else:
             files.append(entry if entry.name == name else replace(entry, name=name))
     return files, folders
-
-
-def _of_year(path: Path, files: list[File], year: int | None, account: Account) -> list[File]:
-    """Leave out files of other years of ILSVRC. Raise UserError if all are, or if there are several years and no ``year``."""
-    years = {int(found) for found in YEAR.findall(path.name)}
-    year_of = {file: int(found[0]) for file in files if (found := YEAR.findall(file.name))}
-    years |= set(year_of.values())
-    if year is None:
-        if len(years) > 1:
-            raise UserError(
-                f"{path} holds ILSVRC of several years: {', '.join(map(str, sorted(years)))}",
-                "move one of them to another folder, or name the data set: data=ilsvrc2010 or data=ilsvrc2012",
-            )
-        return files
-    if years and year not in years:
-        raise UserError(
-            f"{path} holds ILSVRC of {', '.join(map(str, sorted(years)))}, not of {year}",
-            f"choose data=ilsvrc{min(years)}, or set source to ILSVRC{year}",
-        )
-    for file, other in year_of.items():
-        if other != year:
-            account.leave_out(f"files of ILSVRC {other}", file.name)
-    return [file for file in files if year_of.get(file, year) == year]
 
 
 def _without_lists(files: list[File], account: Account) -> list[File]:

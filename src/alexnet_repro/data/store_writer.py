@@ -112,7 +112,9 @@ def write_store(
             ) from None
     stored = sum(split["count"] for split in splits.values())
     if stored + len(bad) != len(examples):
-        raise RuntimeError(f"of {len(examples)} images, {stored} are stored and {len(bad)} left out: a fault of the program")
+        raise RuntimeError(
+            f"of {len(examples)} images, {stored} are stored and {len(bad)} left out: a fault of the program"
+        )
     if not train_count:
         raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
     _refuse_lost_classes(examples, classes, np.load(partial_store / "train" / "labels.npy"), bad)

@@ -96,6 +96,9 @@ def _read(
     """Add the members of one tar to ``found``. Return where another tar begins, which was joined to it, or None."""
     count = 0
     raw.seek(offset)
+    unknown = UserError(
+        f"{named} is followed by something else, which is no tar", "download it again, or remove what follows it"
+    )
     try:
         # ignore_zeros stays off, so that a nested tar ends at its own end-of-archive marker
         with tarfile.open(fileobj=raw, mode="r:") as tar:
@@ -105,13 +108,13 @@ def _read(
             position = tar.offset
     except (tarfile.TarError, RecursionError, OverflowError) as error:
         if not is_first:
-            raise UserError(
-                f"{named} is followed by something else, which is no tar", "download it again, or remove what follows it"
-            ) from None
+            raise unknown from None
         raise UserError(f"{named} is damaged: {printable(str(error))}", "download it again") from None
     raw.seek(position)
     marker = raw.read(tarfile.BLOCKSIZE) if position + tarfile.BLOCKSIZE <= end else b""
     if marker != tarfile.NUL * tarfile.BLOCKSIZE:
+        if not (is_first or count):
+            raise unknown
         raise UserError(
             f"{named} is cut or damaged: after {count} files there is no end-of-archive marker", "download it again"
         )
@@ -142,12 +145,13 @@ def _add(
     elif reason:
         account.leave_out(reason, name)
     elif member.isfile():
-        stored = member.size if member.sparse is None else sum(length for _, length in member.sparse)
+        parts_of: Any = member.sparse  # a list of pairs, or None
+        sparse = None if parts_of is None else tuple((start, length) for start, length in parts_of)
+        stored = member.size if sparse is None else sum(length for _, length in sparse)
         if member.offset_data + stored > end or member.size < 0:
             raise UserError(f"{named} is cut: it ends inside {printable(name)}", "download it again")
         if name in found.files:
             account.leave_out(f"members of {named} replaced by later ones of the same name", name)
-        sparse = None if member.sparse is None else tuple((start, length) for start, length in member.sparse)
         found.files[name] = File(name, path, member.offset_data, member.size, parts=sparse)
     elif member.islnk():
         found.links.append((name, PurePosixPath(member.linkname.lstrip("/")).as_posix()))

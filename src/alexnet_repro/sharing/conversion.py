@@ -35,7 +35,16 @@ ONNX_LAYERS: dict[str, list[dict[str, Any]]] = {  # attributes in ONNX's bvlcale
     "MaxPool": [{"kernel_shape": [3, 3], "strides": [2, 2], "pads": pads} for pads in ([0] * 4, [0] * 4, [0, 0, 1, 1])],
     "Gemm": [{"transB": 1}] * 3,
 }
-UNREADABLE = (ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError, MemoryError, RecursionError)  # .npy
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)  # .npy
 STORED = 256  # side length of ImageNet's images in a store, in pixels
 EMPTY: dict[str, Any] = {  # options of training, which a converted net does not use
     "optim": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 2.0, "bias_decay": False},
