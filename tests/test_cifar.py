@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import shutil
 import signal
 import tarfile
 import threading
@@ -329,6 +330,22 @@ def test_official_batches_are_downloaded_trained_on_and_evaluated(
     status, out, err = run_command("prepare", "data=cifar10", f"source={official}", "data.store=stores/second")
     assert status == 0, err
     assert np.array_equal(Store("stores/second").split("val")[9], store.split("val")[9])
+    # the archive as downloaded, the folder with it, and the folder of the batches itself
+    archive = cwd / "downloads/cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    shutil.copy(official / archive.name, archive)
+    for number, source in enumerate((archive, archive.parent, official / "cifar-10-batches-py")):
+        line = ("prepare", "data=cifar10", f"source={source}", f"data.store=forms/{number}")
+        status, out, err = run_command(*line)
+        assert status == 0, err
+        assert Store(f"forms/{number}").images_sha256 == store.images_sha256
+    assert sorted(path.name for path in Path("forms").iterdir()) == ["0", "1", "2"]
+    (cwd / "bin/cifar-10-batches-bin").mkdir(parents=True)
+    status, _, err = run_command("prepare", "data=cifar10", "source=bin", "data.store=forms/4")
+    assert (status, "cifar-10-batches-bin is not the version" in err) == (2, True), err
+    archive.write_bytes(archive.read_bytes()[:500])
+    status, _, err = run_command("prepare", "data=cifar10", "source=downloads", "data.store=forms/4")
+    assert (status, "cifar-10-python.tar.gz is damaged" in err) == (2, True), err
     (cwd / "bad").mkdir()
     with tarfile.open(official / "cifar-10-python.tar.gz") as tar:
         tar.extractall(cwd / "bad", filter="data")

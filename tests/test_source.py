@@ -1,6 +1,7 @@
 """Test that every item of a source is used, left out with a reason, or an error, and that it is the named data set."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -457,3 +459,23 @@ def test_empty_folders_matter_only_where_a_class_is_expected(tmp_path: Path) -> 
         with pytest.raises(UserError, match=f"hold no images: {folder}"):
             scan(tmp_path / "s", None, tmp_path / "store")
         shutil.rmtree(tmp_path / "s" / folder)
+
+
+@pytest.mark.parametrize("data", ["folder", "photos"])
+def test_folder_that_cannot_be_written_names_the_option(
+    data: str, cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_folder(cwd / "s")
+    mkdir = Path.mkdir
+
+    def read_only(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name.startswith("read-only"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    source = [] if data == "photos" else ["source=s"]
+    status, _, err = run_command("prepare", f"data={data}", *source, "data.store=read-only/st")
+    assert status == 2
+    assert "Read-only file system" in err
+    assert "data.store=PATH" in err

@@ -1,5 +1,8 @@
 """Prepare images as a store (Section 2): 256x256, uint8, with the mean image and RGB covariance."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -35,14 +38,34 @@ def prepare(cfg: DictConfig) -> Store:
         store = store.resolve()
         cfg.data.store = str(store)
     if cfg.data.source == "embedded":
-        made = prepare_photos(cfg)
+        with _named_folder(store):
+            made = prepare_photos(cfg)
     else:
         refuse_taken(store, cfg.overwrite)
         in_use = f"another process is preparing {store}"
-        with one_process_at_a_time(store, in_use, "wait until it ends, or choose another data.store=PATH"):
+        with (
+            _named_folder(store),
+            one_process_at_a_time(store, in_use, "wait until it ends, or choose another data.store=PATH"),
+        ):
             made = _prepared(cfg)
     _describe(made)
     return made
+
+
+@contextmanager
+def _named_folder(store: Path) -> Iterator[None]:
+    """Name the option if the store cannot be written where it would be."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(str(error.filename)).absolute()
+        own = path in store.absolute().parents or str(path).startswith(str(store.absolute()))
+        if own and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{store} can't be written: {error.filename}: {error.strerror}",
+                "choose a folder that can be written with data.store=PATH",
+            ) from None
+        raise
 
 
 def _prepared(cfg: DictConfig) -> Store:
