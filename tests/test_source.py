@@ -24,7 +24,7 @@ from conftest import image_folder, picture, save_picture
 from omegaconf import OmegaConf
 from PIL import Image
 
-from alexnet_repro.data import parquet
+from alexnet_repro.data import parquet, store_writer
 from alexnet_repro.data.identity import differences
 from alexnet_repro.data.images import read_image
 from alexnet_repro.data.listing import Account, File
@@ -125,6 +125,14 @@ def test_reader_that_loses_an_image_is_an_error(tmp_path: Path, monkeypatch: pyt
         scan(tmp_path / "s", None, tmp_path / "store")
 
 
+def test_writer_that_loses_an_image_is_an_error(cwd: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(cwd / "s")
+    whole = store_writer.write_shards
+    monkeypatch.setattr(store_writer, "write_shards", lambda members, *rest: whole(members[:-1], *rest))
+    with pytest.raises(RuntimeError, match=r"of \d+ images, \d+ are stored and 0 left out"):
+        run_command("prepare", "data=folder", "source=s", "data.image_size=16")
+
+
 def test_account_of_a_folder_adds_up(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "s", train=4, val=2)
     (cwd / "s/train/cat/.DS_Store").write_bytes(b"x")
@@ -216,6 +224,13 @@ def test_tars_made_inside_their_folder_are_read_at_any_depth(tmp_path: Path) -> 
     assert sorted(contents(scan(path, None, tmp_path / "store"))) == sorted(
         f"{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab" for i in range(2)
     )
+    for split in ("train", "val"):  # made with "cd train && tar -cf ../train.tar ."
+        image_folder(tmp_path / "plain", train=2, val=1)
+        with tarfile.open(tmp_path / "s" / f"{split}.tar", "w") as tar:
+            tar.add(tmp_path / "plain" / split, arcname=".")
+    assert contents(scan(path, None, tmp_path / "store")) == contents(
+        scan(tmp_path / "plain", None, tmp_path / "store")
+    )
     deep = tar_bytes(*FIRST)
     for _ in range(20):
         deep = tar_bytes(("x.tar", deep))
@@ -242,6 +257,64 @@ def test_the_order_of_an_archive_decides_nothing(
     listed = [[(file.split, file.label, file.name) for file in one.files] for one in found]
     assert listed[0] == listed[1] == listed[2] == listed[3]
     assert sum(split == "val" for split, *_ in listed[0]) == (24 // every if every else 0)
+
+
+def test_all_forms_of_imagenet_give_the_same_images_in_the_same_order(cwd: Path, run_command: Run) -> None:
+    """Names are compared as in ImageNet's archives: 1002.JPEG, 10026.JPEG, but 10026_n00000002.JPEG, 1002_n00000002.JPEG."""
+    train = {w: [(f"{w}_{n}", png(i * 7 + n)) for n in (1002, 10026, 3)] for i, w in enumerate(WNIDS[2012])}
+    val = [(f"ILSVRC2012_val_{i + 1:08d}", w, png(900 + i)) for i, w in enumerate(WNIDS[2012][::-1] * 2)]
+    for end in (False, True):  # class folders, with the names of ImageNet and of Hugging Face
+        for w, images in train.items():
+            for name, data in images:
+                path = cwd / f"folders{end}/train" / w / f"{name}{f'_{w}' * end}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        for name, w, data in val:
+            path = cwd / f"folders{end}/val" / w / f"{name}{f'_{w}' * end}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    archives = ilsvrc(cwd / "archives", 2012)
+    inner = [(f"{w}.tar", tar_bytes(*((f"{n}.JPEG", data) for n, data in images[::-1]))) for w, images in train.items()]
+    (archives / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(*inner[::-1]))
+    (archives / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(*((f"{n}.JPEG", data) for n, _, data in val[::-1])))
+    kit = archives / "ILSVRC2012_devkit_t12.tar.gz"
+    with tarfile.open(kit) as tar:
+        tar.extractall(archives, filter="data")
+    kit.unlink()
+    truth = archives / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text("1\n2\n3\n" * 2)  # the kit counts from the last class
+    (cwd / "kaggle/ILSVRC/Data/CLS-LOC").mkdir(parents=True)
+    shutil.copytree(cwd / "foldersFalse/train", cwd / "kaggle/ILSVRC/Data/CLS-LOC/train")
+    for name, _, data in val:
+        path = cwd / f"kaggle/ILSVRC/Data/CLS-LOC/val/{name}.JPEG"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    lines = ["ImageId,PredictionString", *(f"{name},{w} 1 2 3 4" for name, w, _ in val)]
+    (cwd / "kaggle/LOC_val_solution.csv").write_text("\n".join(lines))
+    rows = [(f"{name}_{w}.JPEG", data, i) for i, (w, images) in enumerate(train.items()) for name, data in images]
+    shard(cwd / "hf/data", rows[::2] + rows[1::2], ["a", "b", "c"])
+    shard(
+        cwd / "hf/data",
+        [(f"{n}_{w}.JPEG", data, WNIDS[2012].index(w)) for n, w, data in val],
+        ["a", "b", "c"],
+        "validation",
+    )
+    found = {}
+    for source in ("foldersFalse", "foldersTrue", "archives", "kaggle", "hf"):
+        options = (
+            "data=ilsvrc2012",
+            "data.subset=true",
+            f"source={source}",
+            f"data.store=st/{source}",
+            "data.image_size=16",
+        )
+        status, out, err = run_command("prepare", *options)
+        assert status == 0, err
+        assert "9 train, 6 val images of 3 classes" in out
+        store = Store(f"st/{source}")
+        found[source] = store.images_sha256
+        assert store.split("val").labels.tolist() == [2, 1, 0] * 2
+    assert len(set(found.values())) == 1, found
 
 
 def test_stores_say_whose_order_they_have(cwd: Path, run_command: Run) -> None:

@@ -22,6 +22,7 @@ ANNOTATIONS = ("val_annotations.txt",)  # of Tiny ImageNet
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # where Kaggle's copy of ILSVRC-2012 holds the images
 LABELS = "lists of labels and classes, which are used where needed"
 LABEL_FILE = re.compile(r".*(_ground_truth|wnids|words|synsets?|synset_words|_annotations)\.txt|LOC_.*\.(csv|txt)")
+HUGGING_FACE = re.compile(r"_n\d{8}(?=\.JPEG$)")  # what its names have in addition to ImageNet's
 WNID = re.compile(r"n\d{8}(?=_)")
 
 
@@ -118,6 +119,7 @@ def _name(file: File) -> str:
 def _place(file: File) -> tuple[Any, ...]:
     """Return what images are sorted by: ILSVRC's number, or else class and name, as when class folders are walked."""
     *above, name = file.name.split("/")
+    name = HUGGING_FACE.sub("", name)
     if devkit.NUMBERED.fullmatch(name):
         return 0, name
     return 1, file.label, [(1, folder) for folder in above[1:]] + [(0, name)]
