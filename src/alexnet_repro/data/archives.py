@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alexnet_repro.data import parquet, tars
 from alexnet_repro.data.listing import Account, File, junk
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, printable
 from alexnet_repro.files import parse_json
 
 UNPACKED = ".unpacked.tar"
@@ -100,6 +100,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """
 
     def unreadable(error: OSError) -> None:
+        error.filename = printable(os.fspath(error.filename))
         raise error
 
     for name, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):

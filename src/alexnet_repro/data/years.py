@@ -17,8 +17,8 @@ def of_year(
     Raises UserError if all years in names are others, or if there are several years and no ``year``.
     """
     years = {int(found) for found in YEAR.findall(path.name)}
-    year_of = {file: int(found[0]) for file in files if (found := YEAR.findall(file.name))}
-    years |= set(year_of.values())
+    of_file = [int(match[1]) if (match := YEAR.search(file.name)) else None for file in files]
+    years |= {found for found in of_file if found is not None}
     if year is None:
         if len(years) > 1:
             raise UserError(
@@ -31,10 +31,10 @@ def of_year(
             f"{path} holds ILSVRC of {', '.join(map(str, sorted(years)))}, not of {year}",
             f"choose data=ilsvrc{min(years)}, or set source to ILSVRC{year}",
         )
-    for file, other in year_of.items():
-        if other != year:
-            account.leave_out(f"files of ILSVRC {other}", file.name)
-    return (
-        [file for file in files if year_of.get(file, year) == year],
-        {name for name in folders if not (found := YEAR.findall(name)) or int(found[0]) == year},
-    )
+    kept = []
+    for file, found in zip(files, of_file, strict=True):
+        if found in (None, year):
+            kept.append(file)
+        else:
+            account.leave_out(f"files of ILSVRC {found}", file.name)
+    return kept, {name for name in folders if not (match := YEAR.search(name)) or int(match[1]) == year}

@@ -283,8 +283,7 @@ def _batches(
         try:
             return inputs.square(index)
         except UNREADABLE as error:
-            told = " ".join(str(error).split()) or type(error).__name__
-            return told
+            return printable(" ".join(str(error).split())) or type(error).__name__
 
     def begun(first: int) -> list[Any]:
         return [threads.submit(decoded, i) for i in range(first, min(first + batch_size, count))]
