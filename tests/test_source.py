@@ -552,3 +552,12 @@ def test_folder_that_cannot_be_written_names_the_option(
     assert status == 2
     assert "Read-only file system" in err
     assert "data.store=PATH" in err
+
+
+@pytest.mark.parametrize("archive", ["train.tar", "ILSVRC2012_img_train.tar"])
+def test_archive_beside_its_unpacked_folder_is_refused(archive: str, tmp_path: Path) -> None:
+    image_folder(tmp_path / "s", train=2, val=1)
+    with tarfile.open(tmp_path / "s" / archive, "w") as tar:
+        tar.add(tmp_path / "s/train", arcname=".")
+    with pytest.raises(UserError, match=r"has train/cat/000.jpg twice: in .*train.* and in "):
+        scan(tmp_path / "s", None, tmp_path / "store")

@@ -21,7 +21,7 @@ from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_folder import refuse_taken
 from alexnet_repro.data.store_writer import write_store
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, printable
 from alexnet_repro.files import one_process_at_a_time
 
 
@@ -209,12 +209,14 @@ def _describe(store: Store) -> None:
     encoding = "" if store.encoding == "raw" else f", as {store.encoding.upper()}"
     size = f"{store.image_size}x{store.image_size}"
     print(f"{store.path}: {counts} images of {len(store.classes)} classes, {size}{encoding}")
-    if store.manifest.get("held_out"):
-        print(f"  held out: {store.manifest['held_out']}")
-    if isinstance(subset := store.manifest.get("subset"), list):
-        print(f"  a part of data={store.manifest.get('name')}: {'; '.join(map(str, subset))}")
-    for line in store.manifest.get("ignored") or []:
-        print(f"  left out: {line}")
+    notes = store.manifest
+    lines = [f"held out: {notes['held_out']}"] if notes.get("held_out") else []
+    if isinstance(notes.get("subset"), list):
+        lines.append(f"a part of data={notes.get('name')}: {'; '.join(map(str, notes['subset']))}")
+    if isinstance(notes.get("ignored"), list):
+        lines += [f"left out: {line}" for line in notes["ignored"]]
+    for line in lines:
+        print(printable(f"  {line}"))  # the store may be a stranger's
 
 
 def _refuse_damage(store: Store) -> None:

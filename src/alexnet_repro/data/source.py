@@ -91,6 +91,7 @@ def scan(
         unlabelled = [replace(file, split="unlabelled") for file in sorted(numbered, key=_name)]
         found.files = [file for file in found.files if file not in numbered]
 
+    _refuse_same_names(path, found.files)
     labelled = [_class_of(file, path) for file in found.files]
     found.classes = sorted({name for file, name in labelled if file.split == "train"})
     if not found.classes:
@@ -148,6 +149,17 @@ def _listed(path: Path, beside: Path, account: Account) -> tuple[list[File], set
         else:
             files.append(entry if entry.name == name else replace(entry, name=name))
     return files, folders
+
+
+def _refuse_same_names(path: Path, files: list[File]) -> None:
+    """Raise UserError if a split has two images of one name, as when an archive lies beside its unpacked folder."""
+    first: dict[tuple[str, str], File] = {}
+    for file in files:
+        if (other := first.setdefault((file.split, file.name), file)) is not file:
+            raise UserError(
+                f"{path} has {file.split}/{file.name} twice: in {other.path} and in {file.path}",
+                "remove the archive or the folder that was unpacked from it",
+            )
 
 
 def _without_lists(files: list[File], account: Account) -> list[File]:
