@@ -42,7 +42,7 @@ def test_existing_temporary_file_or_link_is_not_written_to(tmp_path: Path, monke
     monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0" * 16)
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / f"a.json.{'0' * 16}.alexnet_repro.tmp").symlink_to(victim)
+    (tmp_path / f"a.json.tmp.{'0' * 16}.alexnet_repro").symlink_to(victim)
     with pytest.raises(FileExistsError), written_whole(tmp_path / "a.json") as file:
         file.write(b"content")
     assert victim.read_text() == "precious"
@@ -70,13 +70,13 @@ def test_temporary_files_of_killed_processes_are_removed_and_those_of_living_one
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
         processes[0].join()
-        (tmp_path / f"linked.{'1' * 16}.alexnet_repro.tmp").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / f"linked.tmp.{'1' * 16}.alexnet_repro").symlink_to(tmp_path / "elsewhere")
         files._searched.clear()
         with written_whole(path) as file:
             file.write(b"whole")
         names = sorted(p.name for p in tmp_path.iterdir())
-        assert len([name for name in names if name.startswith("last.ckpt.")]) == 1  # of the living process
-        assert f"linked.{'1' * 16}.alexnet_repro.tmp" in names
+        assert len([name for name in names if name.startswith("last.ckpt.tmp.")]) == 1  # of the living process
+        assert f"linked.tmp.{'1' * 16}.alexnet_repro" in names
     finally:
         processes[1].kill()
         processes[1].join()

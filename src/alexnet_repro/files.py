@@ -42,7 +42,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-TEMPORARY = re.compile(r".+\.[0-9a-f]{16}\.alexnet_repro\.tmp")
+TEMPORARY = re.compile(r".+\.tmp\.[0-9a-f]{16}\.alexnet_repro")
 _searched: set[Path] = set()  # folders in which this process has looked for abandoned temporary files
 
 
@@ -53,7 +53,7 @@ def _temporary(path: Path) -> tuple[Path, int]:
     """
     stem = path.name.encode()[:200].decode("utf-8", "ignore")  # file systems allow names of 255 bytes
     while True:
-        unfinished = path.with_name(f"{stem}.{secrets.token_hex(8)}.alexnet_repro.tmp")
+        unfinished = path.with_name(f"{stem}.tmp.{secrets.token_hex(8)}.alexnet_repro")
         try:
             descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:

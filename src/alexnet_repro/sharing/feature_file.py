@@ -152,7 +152,9 @@ class Partial:
         elif folder.is_symlink():
             raise UserError(f"{folder} is a link", "remove it, or choose another name with out=PATH")
         elif folder.exists():  # without progress.json, nothing says what the rows are
-            if not folder.is_dir() or any(path.suffix not in (".f32", ".tmp") for path in folder.iterdir()):
+            if not folder.is_dir() or any(
+                path.suffix not in (".f32", ".tmp", ".alexnet_repro") for path in folder.iterdir()
+            ):
                 raise UserError(
                     f"{folder}, which would hold unfinished features, exists and holds something else",
                     "rename it, or choose another name with out=PATH",

@@ -38,7 +38,7 @@ RUNTIME_OPTIONS = re.compile(
 )
 IMAGES = "images_sha256"  # in config.yaml: which images the run is trained on, wherever they lie
 PATIENCE = 30.0  # seconds that a process waits for the folder that process 0 creates
-OURS = re.compile(r"lock|config\.yaml(\.[0-9a-f]{16}\.alexnet_repro)?\.tmp")  # what a killed start may leave
+OURS = re.compile(r"lock|config\.yaml\.tmp")  # what a killed start may leave
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
