@@ -19,8 +19,8 @@ import pytest
 from conftest import image_folder, picture, save_picture
 from PIL import Image
 
-from alexnet_repro.data.archives import LARGEST_FILE
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.listing import LARGEST_FILE
 from alexnet_repro.data.source import Found, scan
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import UserError

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import shutil
 import signal
 import tarfile
 import threading
@@ -22,8 +23,8 @@ from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 
 from alexnet_repro.configs import CONF, leaves
-from alexnet_repro.data.archives import File
 from alexnet_repro.data.cifar10 import in_official_order
+from alexnet_repro.data.listing import File
 from alexnet_repro.data.store import Store
 from alexnet_repro.net.cifar import FourLayer, LocalConv2d, LocallyConnected
 from alexnet_repro.net.lrn import plain_local_response_norm
@@ -330,6 +331,22 @@ def test_official_batches_are_downloaded_trained_on_and_evaluated(
     status, out, err = run_command("prepare", "data=cifar10", f"source={official}", "data.store=stores/second")
     assert status == 0, err
     assert np.array_equal(Store("stores/second").split("val")[9], store.split("val")[9])
+    # the archive as downloaded, the folder with it, and the folder of the batches itself
+    archive = cwd / "downloads/cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    shutil.copy(official / archive.name, archive)
+    for number, source in enumerate((archive, archive.parent, official / "cifar-10-batches-py")):
+        line = ("prepare", "data=cifar10", f"source={source}", f"data.store=forms/{number}")
+        status, out, err = run_command(*line)
+        assert status == 0, err
+        assert Store(f"forms/{number}").images_sha256 == store.images_sha256
+    assert sorted(path.name for path in Path("forms").iterdir()) == ["0", "1", "2"]
+    (cwd / "bin/cifar-10-batches-bin").mkdir(parents=True)
+    status, _, err = run_command("prepare", "data=cifar10", "source=bin", "data.store=forms/4")
+    assert (status, "cifar-10-batches-bin is not the version" in err) == (2, True), err
+    archive.write_bytes(archive.read_bytes()[:500])
+    status, _, err = run_command("prepare", "data=cifar10", "source=downloads", "data.store=forms/4")
+    assert (status, "cifar-10-python.tar.gz is damaged" in err) == (2, True), err
     (cwd / "bad").mkdir()
     with tarfile.open(official / "cifar-10-python.tar.gz") as tar:
         tar.extractall(cwd / "bad", filter="data")
@@ -378,7 +395,7 @@ def test_schedule_does_not_use_test_images(cwd: Path, run_command: Run) -> None:
     image_folder(cwd / "images", train=6, val=0)
     for name in ("cat", "dog"):
         save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
-    assert run_command("prepare", "data=cifar10", "source=images")[0] == 0
+    assert run_command("prepare", "data=cifar10", "source=images", "data.subset=true")[0] == 0
     status, _, err = run_command("train", "data=cifar10")
     assert status == 2
     assert "no validation images" in err
@@ -511,7 +528,7 @@ def test_store_without_validation_images_is_refused_by_a_two_part_protocol(
     image_folder(cwd / "images", train=6, val=0)
     for name in ("cat", "dog"):
         save_picture(cwd / "images" / "test" / name / "0.jpg", 50)
-    assert run_command("prepare", "data=cifar10", "source=images", "data.store=stores/old")[0] == 0
+    assert run_command("prepare", "data=cifar10", "source=images", "data.store=stores/old", "data.subset=true")[0] == 0
     status, _, err = run_command("train", "+experiment=cifar10_13pct", "data.store=stores/old")
     assert status == 2
     assert "has no validation images, which this protocol trains on after 100 epochs" in err

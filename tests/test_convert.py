@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from alexnet_repro import features, load_net
 from alexnet_repro.errors import UserError
 from alexnet_repro.sharing.caffe import read_layers
-from alexnet_repro.sharing.conversion import from_caffe, from_onnx
+from alexnet_repro.sharing.conversion import MEAN_PIXEL, from_caffe, from_onnx, read_mean
 from tests.conftest import picture
 
 Run = Callable[..., tuple[int, str, str]]
@@ -245,3 +245,34 @@ def test_torchvisions_weights_are_refused_with_the_reason(tmp_path: Path, run_co
     status, _, err = run_command("convert", f"source={tmp_path / 'alexnet.pth'}", f"run={tmp_path / 'run'}")
     assert status == 2
     assert "torchvision's alexnet, another net: one tower" in err
+
+
+def test_mean_images_are_read_in_the_order_of_their_shape(tmp_path: Path) -> None:
+    """Caffe's ilsvrc_2012_mean.npy is (3, 256, 256), BGR."""
+    rgb = np.random.default_rng(0).uniform(-4, 4, (256, 256, 3)) + MEAN_PIXEL
+    np.save(tmp_path / "caffe.npy", rgb.transpose(2, 0, 1)[::-1])
+    np.save(tmp_path / "rgb.npy", rgb)
+    for name in ("caffe.npy", "rgb.npy"):
+        np.testing.assert_allclose(read_mean(tmp_path / name), rgb, rtol=1e-6)
+    np.save(tmp_path / "caffe.npy", rgb.transpose(2, 0, 1))
+    np.save(tmp_path / "rgb.npy", rgb[..., ::-1])
+    for name, order in (("caffe.npy", "BGR"), ("rgb.npy", "RGB")):
+        with pytest.raises(UserError, match=rf"more blue \(12.\) than red \(104\), read as {order}"):
+            read_mean(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 3, 256)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (" + "(" * 90 + ")" * 90 + ")}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}",
+        "{" + "'a': 1, " * 3000 + "}",
+        "not a mapping",
+    ],
+)
+def test_mean_files_with_hostile_headers_are_refused(header: str, tmp_path: Path) -> None:
+    head = header.encode()
+    (tmp_path / "m.npy").write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", len(head) + 1) + head + b"\n" + bytes(64))
+    with pytest.raises(UserError, match=r"is not a (\.npy of numbers|mean image)"):
+        read_mean(tmp_path / "m.npy")

@@ -21,11 +21,13 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from alexnet_repro import Classifier, LocalResponseNorm, Store, features, load_net, preprocess
 from alexnet_repro.configs import CONF
+from alexnet_repro.data.images import formats
 from alexnet_repro.errors import UserError
 from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.net.lrn import SameMapNorm
 from alexnet_repro.sharing.feature_file import Partial
+from alexnet_repro.sharing.features import Inputs
 from alexnet_repro.sharing.index import index
 from alexnet_repro.sharing.nets import load
 from alexnet_repro.training.checkpoints import load_checkpoint
@@ -271,7 +273,7 @@ def test_sixteen_bits_and_exif_are_understood_and_floats_refused(model: Classifi
     eight, sixteen = (preprocess(tmp_path / name, model) for name in ("8.png", "16.png"))
     torch.testing.assert_close(eight, sixteen)
     Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tiff")
-    with pytest.raises(UserError, match="not 8-bit or 16-bit"):
+    with pytest.raises(UserError, match="signed integers or floats"):
         preprocess(tmp_path / "float.tiff", model)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -331,3 +333,42 @@ def test_documented_code_runs(small_alexnet: Path, pictures: Path, model: Classi
     with torch.inference_mode():
         traced = extractor(inputs)
     np.testing.assert_array_equal(traced["conv5"], seen["conv5"])
+
+
+def test_a_folder_has_the_images_that_prepare_reads(
+    model: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    suffixes = {
+        "JPEG": ("jpg", "jpe", "jfif", "JPEG"),
+        "PNG": ("png",),
+        "JPEG2000": ("jp2",),
+        "TGA": ("tga",),
+        "QOI": ("qoi",),
+    }
+    suffixes |= {"TIFF": ("tif",), "PPM": ("ppm",), "GIF": ("gif",), "WEBP": ("webp",), "MPO": ("mpo",)}
+    if "AVIF" in formats():
+        suffixes["AVIF"] = ("avif",)
+    for form, endings in suffixes.items():
+        for ending in endings:
+            Image.fromarray(picture(1, 40, 40)).save(folder / f"a.{ending}", form)
+    (folder / "@eaDir").mkdir()
+    Image.fromarray(picture(2, 40, 40)).save(folder / "@eaDir/a.jpg")
+    (folder / "notes.txt").write_text("text")
+    inputs = Inputs(folder, model)
+    assert len(inputs.names) == sum(map(len, suffixes.values()))
+    assert all(inputs.square(i).shape == (110, 110, 3) for i in range(len(inputs.names)))
+    out = capsys.readouterr().out
+    assert "left out: 1 thumbnails and other files of a file server or a system, such as @eaDir" in out
+    assert "left out: 1 files that are not named as images, such as notes.txt" in out
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_array_of_objects_may_hold_paths(kind: type, model: Classifier, tmp_path: Path) -> None:
+    paths = [kind(tmp_path / f"{i}.png") for i in range(2)]
+    for i, path in enumerate(paths):
+        Image.fromarray(picture(i, 40, 40)).save(path)
+    inputs = Inputs(np.array(paths, dtype=object), model)
+    assert inputs.names == [str(path) for path in paths]
+    assert np.array_equal(inputs.square(1), Inputs(paths, model).square(1))

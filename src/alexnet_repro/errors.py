@@ -1,6 +1,21 @@
 """Errors that a command reports in a line or two, without a traceback."""
 
+import re
 from importlib.util import find_spec
+
+# Characters that change what a terminal shows: controls, marks of writing direction, and separators of lines
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal shows as it is.
+
+    Control characters become escapes such as \x1b, and bytes of file names that are not UTF-8 become \xff.
+    """
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
@@ -11,7 +26,8 @@ class UserError(Exception):
         self.problem, self.remedy = problem, remedy
 
     def __str__(self) -> str:
-        return self.problem + (f"\n  {self.remedy}" if self.remedy else "")
+        lines = [*self.problem.split("\n"), *([f"  {self.remedy}"] if self.remedy else [])]
+        return "\n".join(printable(line) for line in lines)
 
 
 USER_ERROR = 2  # exit status

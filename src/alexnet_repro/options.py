@@ -42,6 +42,7 @@ with_lrn = OnlyIf(lambda cfg: cfg.net.get("lrn", True), "net.lrn=false")
 with_colour_noise = OnlyIf(lambda cfg: cfg.augment.colour_noise > 0, "augment.colour_noise=0")
 when_stalled = OnlyIf(lambda cfg: cfg.schedule.rule == "when_error_stalls", "schedule.rule={schedule.rule}")
 by_hand = OnlyIf(lambda cfg: cfg.schedule.rule == "by_hand", "schedule.rule={schedule.rule}")
+with_known_counts = OnlyIf(lambda cfg: cfg.data.get("classes") is not None, "data={data.name}")
 with_own_images = OnlyIf(lambda cfg: cfg.data.source != "embedded", "data={data.name}")
 
 
@@ -190,6 +191,10 @@ class Data(Group):
     source: Literal["embedded", "yours", "cifar10"]
     store: Name
     image_size: Count
+    year: Count | None = None  # of ILSVRC
+    classes: Count | None = None
+    images: dict[Literal["train", "val", "test"], Count] | None = None
+    subset: Annotated[bool, with_known_counts] = False
     hold_out_every: Annotated[Annotated[int, Field(ge=2)] | None, with_own_images] = None
     hold_out_as: Annotated[Literal["val", "test"], with_own_images] = "val"
     hold_out_seed: Annotated[Seed | None, with_own_images] = None

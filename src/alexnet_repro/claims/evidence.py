@@ -83,7 +83,9 @@ def why_refused(result: Result) -> str | None:
     if history and (last := history[-1].get("steps")) and result.get("steps", last) != last:
         return f"it says {result['steps']} updates, and its history ends after {last}"
     seeds = result.get("seeds") or []
-    if len(set(seeds)) < len(seeds) or (seeds and result.get("members", len(seeds)) != len(seeds)):
+    twice = len(seeds) - len(set(seeds))  # a pre-trained net may have the seed of another one
+    facts: Any = result
+    if twice > facts.get("pretrained_members", 0) or (seeds and facts.get("members", len(seeds)) != len(seeds)):
         return f"an ensemble of {result.get('members')} nets with seeds {seeds}"
     for view in VIEWS:
         scores = scores_of(result, view) if view in result else None

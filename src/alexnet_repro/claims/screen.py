@@ -30,10 +30,10 @@ def table(result: dict[str, Any]) -> str:
             "The demonstration data is not ImageNet: each of its ten classes is one photograph. "
             "These errors show that everything works; they cannot be compared with the paper's."
         )
-    elif why:
-        lines.append(f"These errors cannot be compared with the paper's: {why}.")
     elif result["data"] not in ("ilsvrc2010", "ilsvrc2012"):
         lines.append(f"{result['data']} is not ImageNet: its errors cannot be compared with the paper's.")
+    elif why:
+        lines.append(f"These errors cannot be compared with the paper's: {why}.")
     width = max(len(row[0]) for row in rows)
     return "\n".join(
         ["", *(f"  {name:<{width}}  {one:>6}  {five:>6}  {nats:>8}".rstrip() for name, one, five, nats in rows), *lines]

@@ -57,13 +57,13 @@ def _labels(source: Path, split: str, year: str) -> list[str]:
     The development kit in ``source`` maps class numbers to WordNet IDs. Raises UserError if the kit or the list of
     labels is missing or damaged.
     """
-    kit, class_numbers = _kit(source), truth(source, split)
+    kit, class_numbers = _kit(source, year), truth(source, split, year)
     if kit is None or class_numbers is None:
         raise UserError(
             f"the {split} images of {source} have no class folders",
             f"put the development kit with their labels into the same folder ({KITS.get(year, 'its archive')})",
         )
-    wnid_of = _wnid_of(kit)
+    wnid_of = _wnid_of(kit, year)
     try:
         return [wnid_of[int(line)] for line in class_numbers.split()]
     except (ValueError, KeyError) as error:
@@ -72,37 +72,60 @@ def _labels(source: Path, split: str, year: str) -> list[str]:
         ) from None
 
 
-def class_numbers(source: Path, classes: list[str]) -> list[int] | None:
-    """Return the numbers that the development kit in ``source`` gives to these classes (WordNet IDs).
+def class_numbers(source: Path, classes: list[str], year: str) -> list[int] | None:
+    """Return the numbers that the development kit of this year in ``source`` gives to these classes (WordNet IDs).
 
     Returns None if there is no kit, or if it lacks one of them.
     """
-    kit = _kit(source)
-    numbers = {wnid: number for number, wnid in _wnid_of(kit).items()} if kit else {}
+    kit = _kit(source, year)
+    numbers = {wnid: number for number, wnid in _wnid_of(kit, year).items()} if kit else {}
     return [numbers[name] for name in classes] if set(classes) <= set(numbers) else None
 
 
-def _wnid_of(kit: Path) -> dict[int, str]:
-    """Return {number of a class: its WordNet ID}. Raise UserError if the kit has no list of the classes."""
+def _wnid_of(kit: Path, year: str) -> dict[int, str]:
+    """Return {number of a class: its WordNet ID}.
+
+    Raise UserError if the kit has no list of the classes, or the list of another year.
+    """
     meta = _from_kit(kit, "meta.mat")
     if meta is None:
         raise UserError(f"the development kit {kit} contains no meta.mat")
-    synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
-    return {int(next(getattr(s, f) for f in s._fieldnames if f.endswith("_ID"))): str(s.WNID) for s in synsets}
+    try:
+        synsets = scipy.io.loadmat(BytesIO(meta), squeeze_me=True, struct_as_record=False)["synsets"]
+        number = next(field for field in synsets[0]._fieldnames if field.endswith("_ID"))
+        found = {int(getattr(synset, number)): str(synset.WNID) for synset in synsets}
+    except Exception as error:  # scipy raises all kinds for damaged files
+        raise UserError(f"meta.mat of {kit} can't be read: {error}", "download the development kit again") from None
+    if (match := re.fullmatch(r"ILSVRC(\d{4})_ID", number)) and match[1] != year:
+        raise UserError(
+            f"the development kit {kit} is that of ILSVRC {match[1]}, and the images are those of {year}",
+            f"put {KITS.get(year, 'the kit of that year')} into the same folder",
+        )
+    return found
 
 
 @cache
-def truth(source: Path, split: str) -> bytes | None:
-    """Return the text file with a class number per val or test image, or None if it is missing."""
+def truth(source: Path, split: str, year: str) -> bytes | None:
+    """Return the text file with a class number per val or test image of this year, or None if it is missing."""
     lists = sorted(source.glob(f"*{TRUTH[split]}")) if source.is_dir() else []
+    lists = [path for path in lists if year_of(path.name) in (year, None)]
     if lists:
         return lists[0].read_bytes()
-    kit = _kit(source)
+    kit = _kit(source, year)
     return _from_kit(kit, TRUTH[split]) if kit else None
 
 
-def _kit(source: Path) -> Path | None:
-    return next(iter(sorted(source.glob("*devkit*"))), None) if source.is_dir() else None
+def year_of(name: str) -> str | None:
+    """Return the year in the name of a development kit or list, or None if it has none."""
+    if match := re.match(r"ILSVRC(\d{4})", name):
+        return match[1]
+    return next((year for year, kit in KITS.items() if name == kit.split("_", 1)[1].removesuffix(".tar.gz")), None)
+
+
+def _kit(source: Path, year: str) -> Path | None:
+    """Return the development kit of this year in ``source``, else one whose name has no year, else None."""
+    kits = sorted(source.glob("*devkit*")) if source.is_dir() else []
+    return next((kit for wanted in (year, None) for kit in kits if year_of(kit.name) == wanted), None)
 
 
 def _from_kit(kit: Path, ending: str) -> bytes | None:

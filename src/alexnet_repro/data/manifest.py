@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alexnet_repro.errors import UserError
+from alexnet_repro.files import parse_json
 
 FORMATS = {"raw": 1, "jpeg": 2}  # of the manifest, for each encoding
 SHARD = 1024  # images per file, as in the data batches of the 2012 code
+BY_NAME = "class and name"  # order of the images; earlier stores have the order of their source, and do not name it
 AGAIN = "prepare the store again with overwrite=true"
 
 
@@ -45,9 +47,10 @@ class Manifest(BaseModel):
 def checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
     """Return the content of manifest.json. Raise UserError if it is damaged or has another format."""
     try:
-        manifest = json.loads(content)
-    except ValueError:
-        raise UserError(f"{path} is damaged: it is not JSON", AGAIN) from None
+        manifest = parse_json(content)
+    except ValueError as error:
+        about = "nested too deeply" if "nested" in str(error) else "not JSON"
+        raise UserError(f"{path} is damaged: it is {about}", AGAIN) from None
     if not isinstance(manifest, dict):
         raise UserError(f"{path} is damaged: it holds no mapping", AGAIN)
     if manifest.get("format") != FORMATS.get(manifest.get("encoding", "raw")):

@@ -1,20 +1,27 @@
 """Prepare images as a store (Section 2): 256x256, uint8, with the mean image and RGB covariance."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from omegaconf import DictConfig
 
 from alexnet_repro.data import source
-from alexnet_repro.data.cifar10 import cifar10_batches, in_official_order
+from alexnet_repro.data.cifar10 import cifar10_batches, in_official_order, official_batches, unpacked_batches
+from alexnet_repro.data.identity import checked_identity
 from alexnet_repro.data.images import read_image
+from alexnet_repro.data.listing import Account
+from alexnet_repro.data.manifest import BY_NAME
 from alexnet_repro.data.photos import prepare_photos
 from alexnet_repro.data.shard_writer import Example
 from alexnet_repro.data.store import Store
 from alexnet_repro.data.store_folder import refuse_taken
 from alexnet_repro.data.store_writer import write_store
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, printable
 from alexnet_repro.files import one_process_at_a_time
 
 
@@ -31,55 +38,79 @@ def prepare(cfg: DictConfig) -> Store:
         store = store.resolve()
         cfg.data.store = str(store)
     if cfg.data.source == "embedded":
-        made = prepare_photos(cfg)
+        with _named_folder(store):
+            made = prepare_photos(cfg)
     else:
         refuse_taken(store, cfg.overwrite)
         in_use = f"another process is preparing {store}"
-        with one_process_at_a_time(store, in_use, "wait until it ends, or choose another data.store=PATH"):
+        with (
+            _named_folder(store),
+            one_process_at_a_time(store, in_use, "wait until it ends, or choose another data.store=PATH"),
+        ):
             made = _prepared(cfg)
     _describe(made)
     return made
 
 
+@contextmanager
+def _named_folder(store: Path) -> Iterator[None]:
+    """Name the option if the store cannot be written where it would be."""
+    try:
+        yield
+    except OSError as error:
+        path = Path(str(error.filename)).absolute()
+        own = path in store.absolute().parents or str(path).startswith(str(store.absolute()))
+        if own and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{store} can't be written: {error.filename}: {error.strerror}",
+                "choose a folder that can be written with data.store=PATH",
+            ) from None
+        raise
+
+
 def _prepared(cfg: DictConfig) -> Store:
     store = Path(str(cfg.data.store))
-    if cfg.data.source == "cifar10" and (
-        cfg.source is None or (Path(str(cfg.source)) / "cifar-10-batches-py").is_dir()
-    ):
-        return prepare_cifar10(cfg)
+    if cfg.data.source == "cifar10" and (batches := official_batches(cfg.source)) is not None:
+        return prepare_cifar10(cfg, batches)
     if cfg.source is None:
         raise UserError(
             f"data={cfg.data.name} requires your own copy of the images: say where it is with source=PATH",
             "PATH is a folder of class folders, with or without train/ and val/ above them, or a tar of such a folder",
         )
-    target, images = store.resolve(), Path(str(cfg.source)).resolve()
+    path = Path(str(cfg.source))
+    target, images = store.resolve(), path.resolve()
     if target.is_relative_to(images) or images.is_relative_to(target):
         raise UserError(
             f"the store {store} would be inside its source, or its source inside the store",
             "choose another data.store=PATH",
         )
-    if (Path(str(cfg.source)) / "manifest.json").is_file():
-        return convert(cfg, Store(Path(str(cfg.source))))
-    held_out_as = cfg.data.get("hold_out_as", "val")
+    if (path / "manifest.json").is_file():
+        return convert(cfg, Store(path))
+    data = cfg.data
     found = source.scan(
-        Path(str(cfg.source)), cfg.data.hold_out_every, store, held_out_as, cfg.data.get("hold_out_seed")
+        path, data.hold_out_every, store, data.get("hold_out_as", "val"), data.get("hold_out_seed"), data.get("year")
     )
-    if cfg.data.source == "cifar10":
+    if data.source == "cifar10":
         found.files = in_official_order(found.files)
-    size = cfg.data.image_size
+    subset = checked_identity(found, data, path)
+    if not any(file.split in ("val", "test") for file in found.files):
+        print(f"{path} has no val images, without which no net can be trained: add some, or set data.hold_out_every=N")
     examples = [
-        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, size), f.size)
+        Example(f.split, f.label, f"{f.split}/{f.name}", partial(read_image, f.read_bytes, data.image_size), f.size)
         for f in found.files
     ]
     made = write_store(
         examples,
         found.classes,
         store,
-        image_size=size,
+        image_size=data.image_size,
         provenance={
-            "name": cfg.data.name,
-            "source": Path(str(cfg.source)).resolve().name,
+            "name": data.name,
+            "source": path.resolve().name,
+            **subset,
             "held_out": found.held_out,
+            "order": BY_NAME,
+            "accounting": found.account.settle(len(found.files)),
             "ignored": found.ignored,
             **({"class_numbers": found.class_numbers} if found.class_numbers else {}),
         },
@@ -93,20 +124,30 @@ def _prepared(cfg: DictConfig) -> Store:
     return made
 
 
-def prepare_cifar10(cfg: DictConfig) -> Store:
+def prepare_cifar10(cfg: DictConfig, batches: Path | Literal["download"]) -> Store:
     """Prepare the store of ``data=cifar10`` from the official batches.
 
-    Reads the batches from ``cfg.source``, or downloads them if it is None.
+    batches: the folder with cifar-10-batches-py, the archive of it, or "download".
     """
     store = Path(str(cfg.data.store))
-    folder = Path(str(cfg.source)) if cfg.source is not None else store.parent
-    found, classes = cifar10_batches(folder, download=cfg.source is None)
+    if batches == "download":
+        found, classes = cifar10_batches(store.parent, download=True)
+    else:
+        with unpacked_batches(batches, store) as folder:
+            found, classes = cifar10_batches(folder)
     return write_store(
         [Example(split, label, name, partial(np.asarray, image)) for split, label, name, image in found],
         classes,
         store,
         image_size=cfg.data.image_size,
-        provenance={"name": cfg.data.name, "source": "official batches", "held_out": "", "ignored": []},
+        provenance={
+            "name": cfg.data.name,
+            "source": "official batches",
+            "held_out": "",
+            "order": "official",
+            "accounting": Account(len(found)).settle(len(found)),
+            "ignored": [],
+        },
         overwrite=cfg.overwrite,
         workers=cfg.workers,
         encoding=cfg.encoding,
@@ -143,8 +184,9 @@ def convert(cfg: DictConfig, store: Store) -> Store:
         for index, label in enumerate(split.labels.tolist())
     ]
     kept = {key: store.manifest.get(key) for key in ("name", "source", "held_out", "ignored")}
-    if "class_numbers" in store.manifest:
-        kept["class_numbers"] = store.manifest["class_numbers"]
+    kept |= {
+        key: store.manifest[key] for key in ("class_numbers", "subset", "order", "accounting") if key in store.manifest
+    }
     return write_store(
         examples,
         store.classes,
@@ -167,9 +209,14 @@ def _describe(store: Store) -> None:
     encoding = "" if store.encoding == "raw" else f", as {store.encoding.upper()}"
     size = f"{store.image_size}x{store.image_size}"
     print(f"{store.path}: {counts} images of {len(store.classes)} classes, {size}{encoding}")
-    for note in ("held_out", "ignored"):
-        if store.manifest.get(note):
-            print(f"  {note.replace('_', ' ')}: {store.manifest[note]}")
+    notes = store.manifest
+    lines = [f"held out: {notes['held_out']}"] if notes.get("held_out") else []
+    if isinstance(notes.get("subset"), list):
+        lines.append(f"a part of data={notes.get('name')}: {'; '.join(map(str, notes['subset']))}")
+    if isinstance(notes.get("ignored"), list):
+        lines += [f"left out: {line}" for line in notes["ignored"]]
+    for line in lines:
+        print(printable(f"  {line}"))  # the store may be a stranger's
 
 
 def _refuse_damage(store: Store) -> None:
@@ -184,5 +231,6 @@ def _verify(path: Path) -> Store:
     store = Store(path)
     _refuse_damage(store)
     _describe(store)
+    print(f"  images_sha256 {store.images_sha256}, images in the order of {store.manifest.get('order', 'the source')}")
     print("all files match their checksums")
     return store

@@ -22,6 +22,7 @@ from alexnet_repro.data import jpeg
 from alexnet_repro.data.jpeg import RGB
 from alexnet_repro.data.manifest import SHARD
 from alexnet_repro.data.split import shard_name
+from alexnet_repro.errors import printable
 from alexnet_repro.files import written_whole
 
 
@@ -113,7 +114,7 @@ def _read(example: Example, encoding: str) -> Read | str:
         ):
             raise  # not about this image
         # without addresses, which differ between two preparations
-        return f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})"
+        return printable(f"{example.name} ({re.sub(' at 0x[0-9a-f]+', '', str(error))})")
     stored: bytes | RGB = image
     if encoding == "jpeg":
         stored = jpeg.encode(image)

@@ -110,6 +110,11 @@ def write_store(
             raise Interrupted(
                 f"{bar.n} of {len(examples)} images were read; the same command continues after the last whole file"
             ) from None
+    stored = sum(split["count"] for split in splits.values())
+    if stored + len(bad) != len(examples):
+        raise RuntimeError(
+            f"of {len(examples)} images, {stored} are stored and {len(bad)} left out: a fault of the program"
+        )
     if not train_count:
         raise UserError("no training image could be read", f"first unreadable files: {', '.join(bad[:3])}")
     _refuse_lost_classes(examples, classes, np.load(partial_store / "train" / "labels.npy"), bad)
@@ -122,7 +127,7 @@ def write_store(
     checksums["mean.npy"] = sha256(partial_store / "mean.npy")
     manifest = {
         "format": FORMATS[encoding],
-        **(provenance or {}),
+        **_accounted(provenance or {}, len(bad)),
         "image_size": image_size,
         **({"encoding": encoding, "jpeg_decoder": jpeg.decoder()} if encoding == "jpeg" else {}),
         "classes": list(classes),
@@ -143,6 +148,14 @@ def write_store(
     if bad:
         print(f"left out {len(bad)} files that can't be read as images: {', '.join(bad)}")
     return Store(store)
+
+
+def _accounted(provenance: dict[str, Any], bad: int) -> dict[str, Any]:
+    """Return the provenance, in whose account ``bad`` images that can't be read are no longer used, but left out."""
+    if not bad or not (account := provenance.get("accounting")):
+        return provenance
+    left_out = {**account["left_out"], "files that can't be read as images": bad}
+    return {**provenance, "accounting": {**account, "used": account["used"] - bad, "left_out": left_out}}
 
 
 def _refuse_lost_classes(

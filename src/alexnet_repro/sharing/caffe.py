@@ -35,7 +35,7 @@ def read_layers(path: Path) -> list[Layer]:
     """Return the layers of a .caffemodel, in their order. Raises UserError if the file is not one."""
     try:
         found = [_layer(memoryview(value), LAYERS[number]) for number, value in fields(path.read_bytes()) if number in LAYERS and isinstance(value, memoryview)]  # fmt: skip
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path} is not a .caffemodel, or it is damaged: {error}") from None
     if not any(layer.blobs for layer in found):
         raise UserError(
@@ -48,7 +48,7 @@ def read_mean(path: Path) -> NDArray[np.float32]:
     """Return the array of a .binaryproto, such as a mean image (1, 3, 256, 256). Raises UserError if it is not one."""
     try:
         return _blob(memoryview(path.read_bytes()))
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path} is not a .binaryproto of Caffe: {error}") from None
 
 

@@ -4,6 +4,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,16 @@ ONNX_LAYERS: dict[str, list[dict[str, Any]]] = {  # attributes in ONNX's bvlcale
     "MaxPool": [{"kernel_shape": [3, 3], "strides": [2, 2], "pads": pads} for pads in ([0] * 4, [0] * 4, [0, 0, 1, 1])],
     "Gemm": [{"transB": 1}] * 3,
 }
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)  # .npy
 STORED = 256  # side length of ImageNet's images in a store, in pixels
 EMPTY: dict[str, Any] = {  # options of training, which a converted net does not use
     "optim": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 2.0, "bias_decay": False},
@@ -54,7 +65,7 @@ def convert(cfg: DictConfig) -> dict[str, Any]:
     """Write the weights of ``cfg.source`` as the run ``cfg.run``: config.yaml and checkpoints/last.ckpt.
 
     source: a .caffemodel of BVLC's AlexNet or CaffeNet, or ONNX's bvlcalexnet. mean: Caffe's mean image (.binaryproto),
-    a .npy of shape (256, 256, 3) or (3, 256, 256), RGB, or the mean of each colour. classes: a text file with the name
+    a .npy of shape (256, 256, 3), RGB, or (3, 256, 256), BGR as Caffe's, or the mean of each colour. classes: a text file with the name
     of a class in each line, in the order of the outputs.
 
     Each respect in which these nets differ from the paper's becomes a switch of the net: normalisation with k=1 across
@@ -237,7 +248,11 @@ def _load(model: Classifier, arrays: dict[str, NDArray[np.float32]], source: Pat
 def read_mean(option: Any) -> NDArray[np.float32]:
     """Return the mean image (256, 256, 3), RGB: from a file, or one with the same colour everywhere.
 
-    Raises UserError if the file is not such an image.
+    A .npy of shape (3, 256, 256) is in Caffe's order, BGR, as its ilsvrc_2012_mean.npy, and one of shape (256, 256, 3)
+    is RGB.
+
+    Raises UserError if the file is not such an image, or if its brightest colour says that it has the other order: ImageNet's
+    mean has more red than blue.
     """
     shape = (STORED, STORED, 3)
     if option is None or OmegaConf.is_list(option):
@@ -250,19 +265,25 @@ def read_mean(option: Any) -> NDArray[np.float32]:
         raise UserError(f"there is no file mean={path}", "name Caffe's .binaryproto, a .npy, or [R,G,B]")
     if path.suffix == ".npy":
         try:
-            mean = np.load(path)
+            mean = np.load(path, mmap_mode="r")  # its header may announce any size
             if not isinstance(mean, np.ndarray) or mean.dtype.kind not in "fiu":
                 raise ValueError("it does not hold one array of numbers")
-        except (ValueError, EOFError) as error:
-            raise UserError(f"mean={path} is not a .npy of numbers: {error}") from None
+        except UNREADABLE as error:
+            raise UserError(f"mean={path} is not a .npy of numbers: {' '.join(str(error).split())[:200]}") from None
     else:
         mean = caffe.read_mean(path)
         mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
-        mean = mean[::-1] if mean.ndim == 3 else mean  # BGR
+    order = "RGB"
     if mean.shape == (3, STORED, STORED):
-        mean = mean.transpose(1, 2, 0)
+        mean, order = mean[::-1].transpose(1, 2, 0), "BGR"
     if mean.shape != shape or not ((mean >= 0) & (mean <= 255)).all():
         raise UserError(f"mean={path} is not a mean image: it has shape {mean.shape}, or values outside 0 to 255")
+    red, _, blue = mean.astype(np.float64).mean((0, 1))
+    if path.suffix == ".npy" and red < blue:
+        raise UserError(
+            f"mean={path} has more blue ({blue:.0f}) than red ({red:.0f}), read as {order}: ImageNet's mean has more red",
+            "give the colours as (3, 256, 256) BGR, as (256, 256, 3) RGB, or as [R,G,B]",
+        )
     return np.ascontiguousarray(mean, np.float32)
 
 

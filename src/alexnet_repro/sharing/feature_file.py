@@ -19,7 +19,7 @@ from tqdm import tqdm
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
 from alexnet_repro.errors import Interrupted, UserError, needed
-from alexnet_repro.files import one_process_at_a_time, write_json, written_whole
+from alexnet_repro.files import one_process_at_a_time, read_json, write_json, written_whole
 from alexnet_repro.sharing.features import Inputs, checked, outputs
 from alexnet_repro.sharing.nets import TrainedNet, load, preprocessing
 
@@ -134,7 +134,7 @@ class Partial:
         progress = folder / "progress.json"
         if progress.is_file():
             try:
-                known = json.loads(progress.read_text())
+                known = read_json(progress)
                 before, self.rows, self.row_shapes = known["identity"], known["rows"], known["row_shapes"]
                 self.unreadable = [(name, reason) for name, reason in known["unreadable"]]
             except (ValueError, KeyError, TypeError):
@@ -149,8 +149,12 @@ class Partial:
                 if not path.is_file() or path.stat().st_size < counted:
                     raise UserError(f"{path} lacks some of {self.rows} rows", f"remove {folder} to start again")
                 os.truncate(path, counted)
+        elif folder.is_symlink():
+            raise UserError(f"{folder} is a link", "remove it, or choose another name with out=PATH")
         elif folder.exists():  # without progress.json, nothing says what the rows are
-            if not folder.is_dir() or any(path.suffix not in (".f32", ".tmp") for path in folder.iterdir()):
+            if not folder.is_dir() or any(
+                path.suffix not in (".f32", ".tmp", ".alexnet_repro") for path in folder.iterdir()
+            ):
                 raise UserError(
                     f"{folder}, which would hold unfinished features, exists and holds something else",
                     "rename it, or choose another name with out=PATH",

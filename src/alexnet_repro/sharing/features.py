@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from alexnet_repro.data.archives import printable, walk
+from alexnet_repro.data.archives import walk
 from alexnet_repro.data.augment import centre_crop
 from alexnet_repro.data.batches import ValBatch
-from alexnet_repro.data.images import central_square, read_image, to_rgb
+from alexnet_repro.data.images import central_square, image_suffixes, read_image, to_rgb
 from alexnet_repro.data.jpeg import RGB
+from alexnet_repro.data.listing import Account, junk
 from alexnet_repro.data.split import Split
 from alexnet_repro.data.store import Store
-from alexnet_repro.errors import UserError
+from alexnet_repro.errors import UserError, printable
 from alexnet_repro.net.alexnet import AlexNet
 from alexnet_repro.processes import cores
 from alexnet_repro.sharing.nets import load_net
 from alexnet_repro.training.classifier import Classifier
 
-IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 UNREADABLE = (OSError, ValueError, TypeError)  # what read_image and Pillow raise for what is not an image
 
 
@@ -101,8 +101,8 @@ class Inputs:
         self.files: list[Path] = []
         self.tensor: Tensor | None = None
         self.square: Callable[[int], RGB]
-        if isinstance(images, np.ndarray) and images.dtype.kind in "US":
-            images = images.tolist()
+        if isinstance(images, np.ndarray) and images.dtype.kind in "USO":  # names, or an array of objects
+            images = list(images.ravel())
         if (
             isinstance(images, list | tuple)
             and images
@@ -172,16 +172,35 @@ class Inputs:
 def image_files(folder: Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, by their names, in the order of their paths.
 
+    The thumbnails of file servers and hidden files are left out, as in ``prepare``. Says how many files are left out.
+
     Raises UserError if there are none, and OSError for a folder that cannot be read.
     """
-    again = f"name a folder with files named {', '.join(IMAGE_NAMES[:3])} ..., or a store"
+    again = "name a folder with files named .jpg, .jpeg, .png ..., or a store"
     if not folder.is_dir():
         raise UserError(f"there is nothing at {folder}", again)
-    paths = (parent / name for parent, _, names in walk(folder) for name in names)
-    files = sorted(path for path in paths if path.suffix.lower() in IMAGE_NAMES and path.is_file())
+    account, files = Account(), []
+    for parent, subfolders, names in walk(folder):
+        for name in (*subfolders, *names):
+            is_folder = name in subfolders
+            account.seen += not is_folder or bool(junk(name))
+            if reason := junk(name):
+                account.leave_out(reason, name)
+            elif is_folder:
+                continue
+            elif (parent / name).suffix.lower() not in image_suffixes():
+                account.leave_out("files that are not named as images", name)
+            elif not (parent / name).is_file():
+                account.leave_out("names that lead to no file", name)
+            else:
+                files.append(parent / name)
+        subfolders[:] = [name for name in subfolders if not junk(name)]
+    account.settle(len(files))
     if not files:
-        raise UserError(f"there are no images in {folder}", again)
-    return files
+        raise UserError(f"there are no images in {folder}", "; ".join([again, *account.lines()]))
+    for line in account.lines():
+        print(f"left out: {line}")
+    return sorted(files)
 
 
 def outputs(
@@ -264,8 +283,7 @@ def _batches(
         try:
             return inputs.square(index)
         except UNREADABLE as error:
-            told = " ".join(str(error).split()) or type(error).__name__
-            return "no image format is recognised" if told.startswith("cannot identify image file") else told
+            return printable(" ".join(str(error).split())) or type(error).__name__
 
     def begun(first: int) -> list[Any]:
         return [threads.submit(decoded, i) for i in range(first, min(first + batch_size, count))]
