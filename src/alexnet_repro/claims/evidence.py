@@ -65,7 +65,9 @@ def _measured(result: Result) -> list[Any]:
 
 def _trace(result: Result) -> str:
     """Return all that was measured in a run, as text: runs of different seeds never have it in common."""
-    return json.dumps([result.get("history"), *_measured(result), result.get("train_sample"), result.get("left_plateau")])
+    return json.dumps(
+        [result.get("history"), *_measured(result), result.get("train_sample"), result.get("left_plateau")]
+    )
 
 
 def why_refused(result: Result) -> str | None:

@@ -219,7 +219,10 @@ def read_result(path: Path, kind: str | None = None) -> Any:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}", "repair or remove it") from None
+        remedy = "repair or remove this file"
+        if path.name == "result.json":
+            remedy += "; train with resume=true then measures the run again, if its checkpoints are there"
+        raise UserError(f"{path} is damaged: {error}", remedy) from None
     kind = kind or next((key for key in _SHAPES if isinstance(content, dict) and key in content), None)
     for shape in _SHAPES[kind] if kind else ():
         try:

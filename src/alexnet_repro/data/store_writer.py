@@ -27,6 +27,8 @@ from alexnet_repro.processes import cores
 
 SPLITS = ("train", "val", "test", "unlabelled")
 
+LOG_EVERY = 60.0  # seconds between two lines about progress, where the output is not a terminal
+
 
 def write_store(
     examples: Sequence[Example],
@@ -65,7 +67,14 @@ def write_store(
     with (
         _quiet_decoders() as screen,
         ThreadPoolExecutor(workers or cores()) as threads,
-        tqdm(total=len(examples), unit=" images", desc=f"preparing {store}", file=screen) as bar,
+        tqdm(
+            total=len(examples),
+            unit=" images",
+            desc=f"preparing {store}",
+            file=screen,
+            mininterval=0.1 if screen.isatty() else LOG_EVERY,
+            maxinterval=LOG_EVERY,
+        ) as bar,
     ):
         try:
             for split in SPLITS:

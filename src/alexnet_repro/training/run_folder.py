@@ -183,6 +183,7 @@ def remove_if_empty(folder: Path) -> None:
 def refuse_taken(run: Path, cfg: DictConfig, store: Store) -> None:
     """Raise UserError if ``run`` cannot be started or resumed with this config. Write nothing."""
     if (run / "result.json").exists():
+        read_result(run / "result.json", "centre")  # raises UserError, about this file alone, if it is damaged
         raise UserError(f"{run} holds a finished run", "choose another folder with run=PATH, or remove it to run again")
     if (run / "config.yaml").exists():
         if not newest(run):
