@@ -169,6 +169,7 @@ def test_run_logs_the_metrics_that_the_report_uses(service: Service, small_store
         "trainer=cpu",
         "epochs=1",
         "batch_size=1",  # 12 updates; every tenth is logged
+        "optim.lr=0.0001",
         "+ablation=no_lrn",
     ]
     done = run_as_a_user(tmp_path, "alexnet_repro.train", *options, "logger=wandb", "logger.project=p", "run=r", **keys)
