@@ -141,11 +141,14 @@ def test_nets_of_section_3_3_equal_the_layer_files(name: str) -> None:
     net: Any = model.net
     assert net.local3.weight.shape[2] == wanted["maps"]
     if wanted["norm"] is None:
-        assert isinstance(net.norm, torch.nn.Identity)
+        assert not hasattr(net, "norm1")
     else:
         size, before_pool = wanted["norm"]
-        assert (net.norm.size, net.norm.alpha, net.norm.beta, net.norm.k) == (size, 0.001 / size, 0.75, 1)
-        assert net.norm_first == before_pool
+        for norm in (net.norm1, net.norm2):
+            assert (norm.size, norm.alpha, norm.beta, norm.k) == (size, 0.001 / size, 0.75, 1)
+        stages = [stage for stage, _ in net.named_children()]
+        assert (stages.index("norm1") < stages.index("pool1")) == before_pool
+        assert stages.index("norm2") < stages.index("pool2")
     found = rates_and_decays(model)
     assert len(found) == 10
     for layer, decay in zip(("conv1", "conv2", "local3", "local4", "fc10"), wanted["decay"], strict=True):

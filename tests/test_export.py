@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from alexnet_repro import AlexNet, features, load_net
@@ -67,7 +69,7 @@ def test_onnxruntime_and_torchscript_give_the_same_logits(variant: str, tmp_path
     images = photographs(3, side)
     with torch.inference_mode():
         expected = net(torch.from_numpy(images) - mean).numpy()
-    plain = ExportedNet(net, VARIANTS[variant].get("activation", "relu"), mean).eval()
+    plain = ExportedNet(net, mean).eval()
     write_onnx(plain, side, 7, "{}", tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     for count in (1, 3):
@@ -115,6 +117,56 @@ def test_exported_files_describe_themselves_and_give_the_runs_logits(
         again = features(load_net(path, at_chance=True), pictures, ["fc8"])["fc8"]
         np.testing.assert_array_equal(again, logits)
     assert "| recipe | as_run |" in (paths["hub"] / "README.md").read_text()
+
+
+def followed(description: str, image: np.ndarray, mean: np.ndarray) -> torch.Tensor:
+    """Return what a program that knows only the description gives to the net, for an image whose sides are as described."""
+    stored, crop = (int(number) for number in re.findall(r"cut the central (\d+)x", description))
+    height, width = image.shape[:2]
+    scale = stored / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    top, left = ((side - stored) // 2 for side in scaled.shape[:2])
+    x = scaled[top : top + stored, left : left + stored]
+    if "subtract the mean image, on the 0-255 scale" in description:
+        x = x - mean
+    else:
+        assert "the file subtracts the mean image itself" in description
+    edge = (stored - crop) // 2
+    return torch.from_numpy(x[edge : edge + crop, edge : edge + crop]).permute(2, 0, 1)[None]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
+def test_description_of_every_format_followed_literally_gives_the_nets_logits(
+    small_alexnet: Path, tmp_path: Path, run_command: Run
+) -> None:
+    import onnx
+    import onnxruntime
+    from safetensors import safe_open
+
+    image = picture(3, 110, 110)  # of the stored size, so that decoders' and filters' rounding does not matter
+    model = load_net(small_alexnet, at_chance=True)
+    logits = features(model, [image], ["fc8"])["fc8"]
+    mean = model.model.mean.numpy() if hasattr(model, "model") else model.mean.numpy()
+    for name in ("safetensors", "onnx", "torchscript", "hub"):
+        out = tmp_path / f"net{SUFFIXES[name]}"
+        assert run_command("export", f"run={small_alexnet}", f"format={name}", f"out={out}", "at_chance=true")[0] == 0
+        if name == "onnx":
+            told = {entry.key: entry.value for entry in onnx.load(out).metadata_props}["alexnet_repro"]
+            x = followed(json.loads(told)["preprocessing"], image, mean).numpy()
+            (found,) = onnxruntime.InferenceSession(out).run(None, {"images": x})
+        elif name == "torchscript":
+            extra = {"alexnet_repro": ""}
+            scripted = torch.jit.load(out, _extra_files=extra)
+            found = scripted(followed(json.loads(extra["alexnet_repro"])["preprocessing"], image, mean)).detach()
+        else:
+            path = out / "model.safetensors" if name == "hub" else out
+            with safe_open(path, "pt") as file:
+                told = file.metadata()["alexnet_repro"]
+                stored_mean = file.get_tensor("mean").numpy()
+            loaded = load_net(path, at_chance=True)
+            found = loaded.net(followed(json.loads(told)["preprocessing"], image, stored_mean)).detach()
+        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_card_of_a_result_without_log_loss_leaves_it_empty() -> None:

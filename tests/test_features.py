@@ -17,15 +17,11 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from alexnet_repro import Classifier, LocalResponseNorm, Store, features, load_net, preprocess
+from alexnet_repro import Classifier, Store, features, load_net, preprocess
 from alexnet_repro.configs import CONF
 from alexnet_repro.data.images import formats
 from alexnet_repro.errors import UserError
-from alexnet_repro.net.dropout import Dropout
-from alexnet_repro.net.layers import GroupedLinear
-from alexnet_repro.net.lrn import SameMapNorm
 from alexnet_repro.sharing.feature_file import Partial
 from alexnet_repro.sharing.features import Inputs
 from alexnet_repro.sharing.index import index
@@ -321,18 +317,9 @@ def test_documented_code_runs(small_alexnet: Path, pictures: Path, model: Classi
         exec(code.replace("FOLDER", str(pictures)), names)
     assert names["towers"].shape[:3] == (6, 2, 16)
     assert names["alike"] == pytest.approx(1)  # of a net with itself
-    seen = {}
-    for name, stage in names["stages"].stages.items():
-        stage.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
-    inputs = torch.stack([preprocess(pictures / "0.jpg", model)])
     with torch.inference_mode():
-        names["stages"](inputs)
-    np.testing.assert_array_equal(seen["conv5"], features(model, inputs, ["conv5"])["conv5"])
-    leaves = {"leaf_modules": [LocalResponseNorm, SameMapNorm, Dropout, GroupedLinear]}
-    extractor = create_feature_extractor(model.net, {"conv5": "conv5", "fc8": "fc8"}, tracer_kwargs=leaves)
-    with torch.inference_mode():
-        traced = extractor(inputs)
-    np.testing.assert_array_equal(traced["conv5"], seen["conv5"])
+        for name, value in (("conv5", names["seen"]["conv5"]), ("fc7", names["extracted"]["relu7"])):
+            np.testing.assert_array_equal(value.detach(), names["outputs"][name].detach())
 
 
 def test_a_folder_has_the_images_that_prepare_reads(

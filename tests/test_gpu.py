@@ -49,7 +49,7 @@ def updates(device: str, count: int, mode: str = "off", **options: Any) -> Updat
     forward = net if mode == "off" else compiled(net, mode)
     losses = []
     for step in range(count):
-        net.dropout.draw_from(0, step)
+        net.draw_dropout(0, step)
         loss = F.cross_entropy(forward(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -166,7 +166,7 @@ def tower_net(device: torch.device) -> tuple[AlexNet, torch.Tensor]:
     net = AlexNet(10, init="as_run").double()
     images = 60 * torch.randn(4, 3, 224, 224, dtype=torch.float64)
     net, images = net.to(device), images.to(device, memory_format=torch.channels_last)
-    net.dropout.draw_from(3, 4)
+    net.draw_dropout(3, 4)
     return net, images
 
 

@@ -238,7 +238,7 @@ def test_layers_compiled_for_a_gpu_equal_those_that_are_not(options: dict, monke
     images, labels = 60 * torch.randn(3, 3, 115, 115, dtype=torch.float64), torch.arange(3)
 
     def training_step(forward: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-        net.dropout.draw_from(0, 0)
+        net.draw_dropout(0, 0)
         logits = forward(images)
         return [logits, *torch.autograd.grad(F.cross_entropy(logits, labels), list(net.parameters()))]
 

@@ -223,7 +223,7 @@ def test_conv1_has_55_positions_on_patches_of_227_without_padding(images: torch.
 
 def test_non_overlapping_pooling_keeps_partial_windows() -> None:
     x = torch.randn(1, 1, 55, 55)
-    pooled = AlexNet(2, pooling="non_overlapping").pool(x)[0, 0]
+    pooled = AlexNet(2, pooling="non_overlapping").pool1(x)[0, 0]
     assert pooled.shape == (28, 28)
     assert pooled[0, 3] == x[0, 0, 0:2, 6:8].max()
     assert pooled[27, 5] == x[0, 0, 54, 10:12].max()
@@ -379,23 +379,23 @@ class TestDropout:
     x = torch.rand(400, 64) + 1
 
     def test_training_does_not_rescale_and_evaluation_halves_the_outputs(self) -> None:
-        layer = Dropout(0.5)
-        out = layer(self.x, 6)
+        layer = Dropout(0.5, layer=6)
+        out = layer(self.x)
         assert set((out / self.x).unique().tolist()) == {0.0, 1.0}
         assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / self.x.numel() ** 0.5)
-        torch.testing.assert_close(layer.eval()(self.x, 6), self.x * 0.5)
+        torch.testing.assert_close(layer.eval()(self.x), self.x * 0.5)
 
     def test_training_and_evaluation_agree_in_expectation(self) -> None:
-        layer = Dropout(0.3)
+        layer = Dropout(0.3, layer=6)
         x = torch.ones(1, 2000)
-        trained = torch.stack([layer(x, 6) for _ in range(200)]).mean().item()
-        assert trained == pytest.approx(layer.eval()(x, 6).mean().item(), abs=5 * 0.46 / 400_000**0.5)
+        trained = torch.stack([layer(x) for _ in range(200)]).mean().item()
+        assert trained == pytest.approx(layer.eval()(x).mean().item(), abs=5 * 0.46 / 400_000**0.5)
 
     def test_masks_depend_only_on_seed_step_layer_tower_and_position(self) -> None:
         def mask(seed: int = 3, step: int = 7, number: int = 6, first: int = 0) -> torch.Tensor:
-            layer = Dropout(0.5)
+            layer = Dropout(0.5, layer=number)
             layer.draw_from(seed, step, first)
-            return layer(self.x[first:], number) != 0
+            return layer(self.x[first:]) != 0
 
         whole = mask()
         assert whole.float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / self.x.numel() ** 0.5)
@@ -403,10 +403,10 @@ class TestDropout:
         for other in (mask(number=7), mask(step=8), mask(seed=4), mask(seed=3 + 2**32), whole.roll(1, 0)):
             assert (other != whole).float().mean().item() == pytest.approx(0.5, abs=0.02)
         assert (whole[:, :32] != whole[:, 32:]).float().mean().item() == pytest.approx(0.5, abs=0.02)
-        half = Dropout(0.5)
+        half = Dropout(0.5, layer=6)
         half.towers = [1]  # as placement does
         half.draw_from(3, 7)
-        assert torch.equal(half(self.x[:, 32:], 6) != 0, whole[:, 32:])
+        assert torch.equal(half(self.x[:, 32:]) != 0, whole[:, 32:])
 
     @pytest.mark.parametrize(
         ("key", "counter", "words"),
@@ -422,7 +422,7 @@ class TestDropout:
         assert [f"{int(word):08x}" for word in philox(*arguments)] == words.split()  # type: ignore[arg-type]
 
     def test_zero_rate_returns_the_input(self) -> None:
-        assert Dropout(0.0)(self.x, 6) is self.x
+        assert Dropout(0.0)(self.x) is self.x
 
 
 @pytest.mark.parametrize(
@@ -448,18 +448,18 @@ def test_every_stage_of_a_layer_has_a_name_and_follows_from_the_one_before(optio
             assert torch.equal(out[name], act(out[f"{name}.linear"])), name
         if options.get("layer1_order"):
             torch.testing.assert_close(out["norm1"], norm(out["conv1.linear"]))
-            torch.testing.assert_close(out["pool1"], torch.relu(net.pool(out["norm1"])))
+            torch.testing.assert_close(out["pool1"], torch.relu(net.pool1(out["norm1"])))
         elif options.get("pool_first"):
-            torch.testing.assert_close(out["pool1"], net.pool(out["conv1"]))
+            torch.testing.assert_close(out["pool1"], net.pool1(out["conv1"]))
             torch.testing.assert_close(out["norm1"], norm(out["pool1"]))
-            torch.testing.assert_close(out["norm2"], norm(net.pool(out["conv2"])))
+            torch.testing.assert_close(out["norm2"], norm(net.pool1(out["conv2"])))
             torch.testing.assert_close(out["conv3.linear"], net.conv3(out["norm2"]))
         elif options:
-            torch.testing.assert_close(out["pool2"], net.pool(out["conv2"]))
+            torch.testing.assert_close(out["pool2"], net.pool1(out["conv2"]))
             torch.testing.assert_close(out["fc8"], net.fc8(out["bottleneck"]))
         else:
             torch.testing.assert_close(out["norm1"], norm(out["conv1"]))
-            torch.testing.assert_close(out["pool2"], net.pool(norm(out["conv2"])))
+            torch.testing.assert_close(out["pool2"], net.pool2(norm(out["conv2"])))
         torch.testing.assert_close(out["fc8"], net(images))
         for name in net.layer_names:  # each alone, computed only as far as it takes
             assert torch.equal(net.activations(images, [name])[name], out[name]), name

@@ -48,7 +48,7 @@ def loss_and_net(variant: dict[str, Any], link: Link | None) -> tuple[torch.Tens
     generator = torch.Generator().manual_seed(2)
     size = variant.get("image_size", 224)
     images = 60 * torch.randn(IMAGES, 3, size, size, generator=generator, dtype=torch.float64)
-    net.dropout.draw_from(3, 4, first=FIRST)
+    net.draw_dropout(3, 4, first=FIRST)
     logits = net(images.to(memory_format=torch.channels_last))
     loss = F.cross_entropy(logits, torch.arange(IMAGES))
     loss.backward()

@@ -278,7 +278,7 @@ def test_compiled_net_has_the_gradients_of_the_eager_net(recipe: dict[str, Any])
     for compiled in (False, True):
         torch.manual_seed(0)
         net = AlexNet(10, init="as_run", **recipe).to(memory_format=torch.channels_last)
-        net.dropout.draw_from(1, 2)
+        net.draw_dropout(1, 2)
         forward = torch.compile(net.forward, fullgraph=True, dynamic=False) if compiled else net
         torch.nn.functional.cross_entropy(forward(images), torch.tensor([1, 7])).backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})

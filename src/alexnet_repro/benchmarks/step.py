@@ -43,7 +43,7 @@ class TorchLRN(nn.Module):
 def plain_alexnet() -> AlexNet:
     """Return the paper's net with PyTorch's normalisation."""
     net = AlexNet()
-    net.norm = TorchLRN()
+    net.norm1, net.norm2 = TorchLRN(), TorchLRN()
     return net
 
 
@@ -62,7 +62,7 @@ def training_step(
     def step() -> None:
         for _ in range(steps_per_call(images.device)):
             if isinstance(net, AlexNet):
-                net.dropout.draw_from(0, next(numbers))
+                net.draw_dropout(0, next(numbers))
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 logits = forward(images)

@@ -5,24 +5,24 @@ layer. conv2, conv4 and conv5 read only their own tower. conv3 and the fully con
 Normalisation does not cross towers.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.layers import (
     ACTIVATIONS,
     GroupedConv2d,
     GroupedLinear,
+    Stages,
     StridedConv2d,
     one_of,
     refuse_other_size,
 )
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
-from alexnet_repro.net.pool import max_pool
+from alexnet_repro.net.pool import MaxPool
 
 LAYER1_ORDERS = ("relu_norm_pool", "norm_pool_relu")
 POOLS = ("pool1", "pool2", "pool5")
@@ -31,6 +31,7 @@ POOLINGS = ("overlapping", "non_overlapping")
 # fully-connected hidden layers, with the constant 1 [...] the remaining layers with the constant 0" (Section 5).
 # conv6 has it in the 2012 code.
 BIAS_ONE = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
+BEFORE_NORM = "relu1 before norm1"  # with layer1_order="norm_pool_relu", a stage that only ``activations`` computes
 WEIGHT_STD = {
     "paper": dict.fromkeys(
         ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "bottleneck", "fc8"), 0.01
@@ -40,7 +41,7 @@ WEIGHT_STD = {
 }
 
 
-class AlexNet(nn.Module):
+class AlexNet(Stages):
     """AlexNet for 224x224x3 images, as printed: 60,965,224 parameters with 1000 classes.
 
     Images are float (N, 3, 224, 224), RGB on the 0-255 scale, with the mean image subtracted. Output sizes: conv1
@@ -93,6 +94,9 @@ class AlexNet(nn.Module):
     ValueError for an unsupported value.
     """
 
+    fc6: GroupedLinear
+    fc8: GroupedLinear
+
     def __init__(
         self,
         classes: int = 1000,
@@ -140,55 +144,83 @@ class AlexNet(nn.Module):
             raise ValueError(f"net.bottleneck={bottleneck}: this must be even, and not negative")
         if width <= 0 or not float(16 * width).is_integer():
             raise ValueError(f"net.width={width:g}: this must be a multiple of 1/16 = 0.0625")
-        self.image_size, self.towers, self.layer1_order, self.pooling = image_size, towers, layer1_order, pooling
-        self.activation, self.pool_first = ACTIVATIONS[activation], pool_first
-        self.floor_pools = tuple(floor_pools)
-
+        self.image_size, self.towers = image_size, towers
         cross_groups = 1 if communication else towers  # groups of the layers that read both towers in Figure 2
-        pad2, pad5 = (2, 1) if pooling == "overlapping" else (1, 0)
+        size, pad2, pad5 = (3, 2, 1) if pooling == "overlapping" else (2, 1, 0)
 
         def scaled(number: int) -> int:
             return round(number * width)  # whole, since all numbers are multiples of 16
 
+        def pooled(side: int, name: str) -> int:
+            """Return the side length of a map after a pooling layer; not positive if nothing is left."""
+            return ((side - size) // 2 if name in floor_pools else -(-(side - size) // 2)) + 1
+
         def sides(image: int) -> tuple[int, int]:
             """Return the side lengths of pool2 and pool5 for images of this size."""
-            pool2 = self.pooled(self.pooled(-(-(image - 11) // 4) + 1, "pool1") + 2 * pad2 - 4, "pool2")
-            return pool2, self.pooled(pool2 + 2 * pad5 - 2 if conv5 else pool2, "pool5")
+            pool2 = pooled(pooled(-(-(image - 11) // 4) + 1, "pool1") + 2 * pad2 - 4, "pool2")
+            return pool2, pooled(pool2 + 2 * pad5 - 2 if conv5 else pool2, "pool5")
 
         self.pool2_side, side = sides(image_size)
         if side < 1:
             raise ValueError(
                 f"net.image_size={image_size}: nothing is left of such images after the last pooling layer"
             )
-        self.conv1 = StridedConv2d(3, maps := scaled(48 * towers), 11, stride=4)
-        self.conv2 = GroupedConv2d(
-            maps, maps := scaled((128 if communication else 160) * towers), 5, padding=pad2, groups=towers
-        )
-        if conv3:
-            self.conv3 = GroupedConv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=cross_groups)
-        if conv4:
-            self.conv4 = GroupedConv2d(maps, maps := scaled(192 * towers), 3, padding=1, groups=towers)
-        if conv5:
-            self.conv5 = GroupedConv2d(maps, maps := scaled(256), 3, padding=pad5, groups=towers)
+
+        def active(number: str) -> tuple[str, nn.Module]:
+            return f"relu{number}", ACTIVATIONS[activation]()
+
+        def norms(number: int) -> Iterator[tuple[str, nn.Module]]:
+            if lrn:
+                groups = 1 if lrn_across_towers else towers
+                yield f"norm{number}", LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups)
+            if lrn and same_map_norm and number == 2:
+                yield "same_map_norm2", SameMapNorm(5, 0.001 / 25, 0.75, 1.0)  # 2012 code: s = 0.001 / 25 positions
+
+        def pool(number: int) -> tuple[str, nn.Module]:
+            return f"pool{number}", MaxPool(size, f"pool{number}" not in floor_pools)
+
+        def upper(number: int) -> list[tuple[str, nn.Module]]:
+            """Return what follows conv1 or conv2, in its order."""
+            if number == 1 and layer1_order == "norm_pool_relu":
+                return [*norms(1), pool(1), active("1")]
+            both = [pool(number), *norms(number)] if pool_first else [*norms(number), pool(number)]
+            return [active(str(number)), *both]
+
+        def conv(inputs: int, outputs: int, size: int, pad: int, groups: int) -> GroupedConv2d:
+            return GroupedConv2d(inputs, outputs, size, padding=pad, groups=groups)
+
+        maps, maps2 = scaled(48 * towers), scaled((128 if communication else 160) * towers)
+        stages: list[tuple[str, nn.Module]] = [
+            ("conv1", StridedConv2d(3, maps, 11, 4, (11 - image_size) % 4)),
+            *upper(1),
+        ]
+        stages += [("conv2", conv(maps, maps2, 5, pad2, towers)), *upper(2)]
+        maps = maps2
+        middle = {
+            "3": (conv3, 192 * towers, 1, cross_groups),
+            "4": (conv4, 192 * towers, 1, towers),
+            "5": (conv5, 256, pad5, towers),
+        }
+        for number, (present, outputs, pad, groups) in middle.items():
+            if present:
+                stages += [(f"conv{number}", conv(maps, scaled(outputs), 3, pad, groups)), active(number)]
+                maps = scaled(outputs)
+        stages.append(pool(5))
         if conv6:
-            self.conv6 = GroupedConv2d(maps, maps := scaled(256), 3, padding=1, groups=cross_groups)
-        fc6_neurons = scaled(4096 if communication else 4096 * towers)
-        self.fc6 = GroupedLinear(maps * side**2, fc6_neurons, cross_groups)
-        self.fc7 = GroupedLinear(fc6_neurons, neurons := scaled(4096), cross_groups)
+            stages += [("conv6", conv(maps, scaled(256), 3, 1, cross_groups)), active("_conv6")]
+            maps = scaled(256)
+        inputs = maps * side**2
+        stages.append(("flatten", nn.Flatten()))
+        for number, outputs in (("6", 4096 if communication else 4096 * towers), ("7", 4096)):
+            stages += [(f"fc{number}", GroupedLinear(inputs, scaled(outputs), cross_groups)), active(number)]
+            stages.append((f"drop{number}", Dropout(dropout, towers, int(number))))
+            inputs = scaled(outputs)
         if bottleneck:
-            self.bottleneck = GroupedLinear(neurons, neurons := bottleneck, cross_groups)
-        self.fc8 = GroupedLinear(neurons, classes, 1)
-        self.deep = [name for name, present in {"conv3": conv3, "conv4": conv4, "conv5": conv5}.items() if present]
-        self.norm: nn.Module = (
-            LocalResponseNorm(lrn_n, lrn_alpha, lrn_beta, lrn_k, groups=1 if lrn_across_towers else towers)
-            if lrn
-            else nn.Identity()
-        )
-        # 2012 code: s = 0.001 divided by the 25 positions, constant 1
-        self.same_map_norm: nn.Module = (
-            SameMapNorm(5, 0.001 / 25, 0.75, 1.0) if lrn and same_map_norm else nn.Identity()
-        )
-        self.dropout = Dropout(dropout, towers)
+            stages.append(("bottleneck", GroupedLinear(inputs, bottleneck, cross_groups)))
+        stages.append(("fc8", GroupedLinear(bottleneck or inputs, classes, 1)))
+        for name, stage in stages:
+            self.add_module(name, stage)
+
         wider = dict.fromkeys(WEIGHT_STD[init], width**-0.5)
         wider |= {"conv1": 1.0, "fc6": wider["fc6"] * sides(224)[1] / side}
         if bottleneck:
@@ -213,12 +245,19 @@ class AlexNet(nn.Module):
 
         Raises ValueError for images of another size.
         """
-        return self._run(images, None)
+        refuse_other_size(images, self.image_size)
+        return self.run(images)
+
+    def draw_dropout(self, seed: int, step: int, first: int = 0) -> None:
+        """Set the seed and the step that determine the masks of fc6 and fc7, as ``Dropout.draw_from``."""
+        for stage in self:
+            if isinstance(stage, Dropout):
+                stage.draw_from(seed, step, first)
 
     def activations(self, images: Tensor, layers: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return the outputs of layers by name.
 
-        layers: names out of ``layer_names``. None: conv1 ... conv5, pool5, conv6 if there is one, fc6, fc7 and fc8.
+        layers: names out of ``layer_names``, or names of stages, as in print(net). None: conv1 ... conv5, pool5, conv6 if there is one, fc6, fc7 and fc8.
 
         The name of a layer with an activation function, such as conv1 or fc7, is its output after this function; with
         ".linear", as in conv1.linear, it is the output before. Those of conv1 and conv2 are taken before normalisation
@@ -229,101 +268,44 @@ class AlexNet(nn.Module):
         The layers above the last of these names are not computed. Raises ValueError for an unknown name, or for images of
         another size than the net's.
         """
-        known = self.layer_names
+        names = self._stages_of_names()
+        known = {**{stage: stage for stage, _ in self.named_children()}, **names}  # conv1: relu1, as always
         if layers is None:
-            layers = [name for name in known if "." not in name and name not in ("norm1", "pool1", "norm2", "pool2")]
+            layers = [name for name in names if "." not in name and name not in ("norm1", "pool1", "norm2", "pool2")]
         for name in layers:
             if name not in known:
-                raise ValueError(f"there is no layer '{name}': there are {', '.join(known)}")
+                raise ValueError(f"there is no layer '{name}': there are {', '.join(names)}")
+        refuse_other_size(images, self.image_size)
         outputs: dict[str, Any] = dict.fromkeys(layers)
-        self._run(images, outputs)
+        after: dict[str, list[str]] = {}  # which outputs are those of a stage
+        for name in outputs:
+            after.setdefault(known[name], []).append(name)
+        x = images
+        for stage, module in self.named_children():
+            if not after:
+                break
+            x = module(x)
+            outputs |= dict.fromkeys(after.pop(stage, ()), x)
+            if stage == "conv1" and BEFORE_NORM in after:
+                outputs |= dict.fromkeys(after.pop(BEFORE_NORM), self.get_submodule("relu1")(x))
         return outputs
 
     @property
     def layer_names(self) -> list[str]:
         """Names of all layer outputs, in the order of computation."""
-        middle = ("norm1", "pool1", "norm2", "pool2")
-        if isinstance(self.norm, nn.Identity):
-            middle = ("", "pool1", "", "pool2")
-        elif self.pool_first:
-            middle = ("pool1", "norm1", "pool2", "norm2")
-        first = ["conv1.linear", "conv1", *middle[:2]]
-        names = [*first, "conv2.linear", "conv2", *middle[2:]]
-        for name in self.deep:
-            names += [f"{name}.linear", name]
-        names.append("pool5")
-        for name in ("conv6", "fc6", "fc7"):
-            if hasattr(self, name):
-                names += [f"{name}.linear", name]
-        names += ["bottleneck"] * hasattr(self, "bottleneck") + ["fc8"]
-        return [name for name in names if name]
+        return list(self._stages_of_names())
 
-    def _run(self, images: Tensor, outputs: dict[str, Tensor] | None) -> Tensor:
-        """Return the logits. Fill in the values of ``outputs``; without logits, if all are known before."""
-        waiting = set(outputs or ())
-
-        def record(name: str, x: Tensor, *, copy: bool = False) -> Tensor:
-            if outputs is not None and name in waiting:
-                outputs[name] = x.clone() if copy else x  # a copy of what the next step overwrites
-                waiting.remove(name)
-            return x
-
-        def done() -> bool:
-            return outputs is not None and not waiting
-
-        def neurons(name: str, x: Tensor) -> Tensor:
-            linear = record(f"{name}.linear", self.get_submodule(name)(x), copy=True)
-            return record(name, self.activation(linear))
-
-        def norm_and_pool(number: int, x: Tensor, *norms: nn.Module) -> Tensor:
-            if self.pool_first:
-                x = record(f"pool{number}", self.pool(x, f"pool{number}"))
-            for norm in norms:
-                x = norm(x)
-            x = record(f"norm{number}", x)
-            return x if self.pool_first else record(f"pool{number}", self.pool(x, f"pool{number}"))
-
-        refuse_other_size(images, self.image_size)
-        pad = (11 - self.image_size) % 4  # 3 for 224 pixels
-        x = F.pad(images, (0, pad, 0, pad))  # pad right and bottom
-        if self.layer1_order == "relu_norm_pool":
-            x = norm_and_pool(1, neurons("conv1", x), self.norm)
-        else:
-            x = record("conv1.linear", self.conv1(x))
-            if "conv1" in waiting:
-                record("conv1", self.activation(x.clone()))
-            x = record("pool1", self.activation(self.pool(record("norm1", self.norm(x)), "pool1")))
-        if done():
-            return x
-        x = norm_and_pool(2, neurons("conv2", x), self.norm, self.same_map_norm)
-        for name in self.deep:
-            if done():
-                return x
-            x = neurons(name, x)
-        x = record("pool5", self.pool(x, "pool5"))
-        if hasattr(self, "conv6"):
-            x = neurons("conv6", x)
-        if done():
-            return x
-        x = self.dropout(neurons("fc6", x.flatten(1)), 6)
-        if done():
-            return x
-        x = self.dropout(neurons("fc7", x), 7)
-        if done():
-            return x
-        if hasattr(self, "bottleneck"):
-            x = record("bottleneck", self.bottleneck(x))
-        return record("fc8", self.fc8(x))
-
-    def pool(self, x: Tensor, name: str = "") -> Tensor:
-        """Apply max-pooling (Section 3.4).
-
-        Output sizes are rounded up as in the 2012 code, except in the layers of ``floor_pools``. Overlapping pooling
-        gives 55 -> 27 -> 13 -> 6.
-        """
-        return max_pool(x, 3 if self.pooling == "overlapping" else 2, ceil=name not in self.floor_pools)
-
-    def pooled(self, side: int, name: str = "") -> int:
-        """Return the side length of a map of ``side`` after ``pool``; not positive if nothing is left."""
-        beyond = side - (3 if self.pooling == "overlapping" else 2)
-        return (beyond // 2 if name in self.floor_pools else -(-beyond // 2)) + 1
+    def _stages_of_names(self) -> dict[str, str]:
+        """Return the stage that each of ``layer_names`` is the output of."""
+        stages = [name for name, _ in self.named_children()]
+        names: dict[str, str] = {}
+        for stage, following in zip(stages, [*stages[1:], ""], strict=True):
+            if stage in ("bottleneck", "fc8") or stage.startswith("pool"):
+                names[stage] = stage
+            elif stage.startswith(("conv", "fc")):
+                names |= {f"{stage}.linear": stage, stage: following if following.startswith("relu") else BEFORE_NORM}
+            elif "norm" in stage and not following.startswith("same_map_norm"):
+                names[f"norm{stage[-1]}"] = stage
+        if BEFORE_NORM in names.values():
+            names["pool1"] = "relu1"  # which follows it
+        return names

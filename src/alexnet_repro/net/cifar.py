@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_repro.net.layers import ACTIVATIONS, one_of, refuse_other_size
+from alexnet_repro.net.layers import ACTIVATIONS, Stages, one_of, refuse_other_size
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
-from alexnet_repro.net.pool import max_pool
+from alexnet_repro.net.pool import MaxPool
 
 
-class _SmallNet(nn.Module):
+class _SmallNet(Stages):
     """Base class of networks for float images (N, 3, s, s).
 
     Images are on the 0-255 scale, with the mean image subtracted.
@@ -34,11 +34,17 @@ class _SmallNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, classes) for images (N, 3, s, s)."""
-        return self.activations(images)["fc10"]
+        return self.run(images)
 
     def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer by name, before pooling and normalisation."""
-        raise NotImplementedError
+        """Return the outputs of each layer by name, after the activation function, before pooling and normalisation."""
+        outputs, x, layer = {}, images, ""
+        for name, stage in self.named_children():
+            x = stage(x)
+            layer = name if name.startswith(("conv", "local")) else layer
+            if name.startswith("relu"):
+                outputs[layer] = x
+        return outputs | {"fc10": x}
 
 
 class FourLayer(_SmallNet):
@@ -61,22 +67,16 @@ class FourLayer(_SmallNet):
         super().__init__()
         one_of("activation", activation, ACTIVATIONS)
         side = pooled(image_size, 3)
-        self.activation = ACTIVATIONS[activation]
-        self.norm: nn.Module = SameMapNorm(3, 0.00005 / 9, 0.75, 1.0) if same_map_norm else nn.Identity()
-        self.conv1 = nn.Conv2d(3, 32, 5, padding=2)
-        self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
-        self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
+        maps = (3, 32, 32, 64)
+        for number in (1, 2, 3):
+            self.add_module(f"conv{number}", nn.Conv2d(maps[number - 1], maps[number], 5, padding=2))
+            self.add_module(f"relu{number}", ACTIVATIONS[activation]())
+            self.add_module(f"pool{number}", MaxPool(3) if number == 1 else MeanPool())
+            if same_map_norm and number < 3:
+                self.add_module(f"norm{number}", SameMapNorm(3, 0.00005 / 9, 0.75, 1.0))
+        self.add_module("flatten", nn.Flatten())
         self.fc10 = nn.Linear(64 * side**2, classes)
         self.initialise(conv1=0.0001, conv2=0.01, conv3=0.01, fc10=0.01)
-
-    def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer by name, before pooling and normalisation."""
-        outputs = {}
-        outputs["conv1"] = self.activation(self.conv1(images))
-        outputs["conv2"] = self.activation(self.conv2(self.norm(max_pool(outputs["conv1"], 3))))
-        outputs["conv3"] = self.activation(self.conv3(self.norm(mean_pool(outputs["conv2"]))))
-        outputs["fc10"] = self.fc10(mean_pool(outputs["conv3"]).flatten(1))
-        return outputs
 
 
 NORMS = {"n9": (9, 0.001 / 9), "n5_before_pools": (5, 0.001 / 5)}  # (maps in a window, alpha)
@@ -113,26 +113,22 @@ class LocallyConnected(_SmallNet):
         one_of("activation", activation, ACTIVATIONS)
         one_of("norm", norm, NORMS)
         side = pooled(image_size, 2)
-        self.activation, self.norm_first = ACTIVATIONS[activation], norm == "n5_before_pools"
-        size, alpha = NORMS[norm]
-        self.norm: nn.Module = LocalResponseNorm(size, alpha, 0.75, 1.0) if lrn else nn.Identity()
-        self.conv1 = nn.Conv2d(3, 64, 5, padding=2)
-        self.conv2 = nn.Conv2d(64, 64, 5, padding=2)
+        window, alpha = NORMS[norm]
+        for number, inputs in ((1, 3), (2, 64)):
+            self.add_module(f"conv{number}", nn.Conv2d(inputs, 64, 5, padding=2))
+            self.add_module(f"relu{number}", ACTIVATIONS[activation]())
+            norms = [(f"norm{number}", LocalResponseNorm(window, alpha, 0.75, 1.0))] if lrn else []
+            pool = (f"pool{number}", MaxPool(3))
+            pool_first = norm == "n9" and number == 1
+            for name, stage in [pool, *norms] if pool_first else [*norms, pool]:
+                self.add_module(name, stage)
         self.local3 = LocalConv2d(64, local3_maps, side)
+        self.relu3 = ACTIVATIONS[activation]()
         self.local4 = LocalConv2d(local3_maps, 32, side)
+        self.relu4 = ACTIVATIONS[activation]()
+        self.flatten = nn.Flatten()
         self.fc10 = nn.Linear(32 * side**2, classes)
         self.initialise(conv1=0.0001, conv2=0.01, local3=0.04, local4=0.04, fc10=0.01)
-
-    def activations(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of each layer by name, before pooling and normalisation."""
-        outputs = {}
-        outputs["conv1"] = self.activation(self.conv1(images))
-        x = max_pool(self.norm(outputs["conv1"]), 3) if self.norm_first else self.norm(max_pool(outputs["conv1"], 3))
-        outputs["conv2"] = self.activation(self.conv2(x))
-        outputs["local3"] = self.activation(self.local3(max_pool(self.norm(outputs["conv2"]), 3)))
-        outputs["local4"] = self.activation(self.local4(outputs["local3"]))
-        outputs["fc10"] = self.fc10(outputs["local4"].flatten(1))
-        return outputs
 
 
 class LocalConv2d(nn.Module):
@@ -164,6 +160,14 @@ class LocalConv2d(nn.Module):
         """Return the layer sizes for print(net)."""
         positions, inputs, outputs = self.weight.shape
         return f"{inputs // 9}, {outputs}, positions={positions}"
+
+
+class MeanPool(nn.Module):
+    """Mean-pooling with windows of 3x3 and stride 2, as ``mean_pool``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the means, (N, C, H', W')."""
+        return mean_pool(x)
 
 
 def mean_pool(x: Tensor) -> Tensor:

@@ -18,17 +18,18 @@ class Dropout(nn.Module):
 
     p: probability of setting an output to zero.
     towers: number of towers; each tower has its own mask.
+    layer: number of the layer; layers have independent masks.
 
     Raises ValueError unless 0 <= p < 1.
     """
 
     source: Tensor
 
-    def __init__(self, p: float = 0.5, towers: int = 2) -> None:
+    def __init__(self, p: float = 0.5, towers: int = 2, layer: int = 0) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout={p}: this must be a probability, at least 0 and below 1")
-        self.p = p
+        self.p, self.layer = p, layer
         self.towers = list(range(towers))  # towers whose neurons the input holds, concatenated in this order
         # Both words of the seed, the step and the first row. A tensor, so that a CUDA graph reads the current values.
         self.register_buffer("source", torch.zeros(4, dtype=torch.int64), persistent=False)
@@ -43,17 +44,15 @@ class Dropout(nn.Module):
         for i, value in enumerate((seed & WORD, seed >> 32 & WORD, step & WORD, first)):
             self.source[i].fill_(value)  # unlike a copy, this does not make the host wait for a GPU
 
-    def forward(self, x: Tensor, layer: int) -> Tensor:
-        """Return the outputs (N, neurons): masked in training mode, scaled in evaluation mode.
-
-        layer: number of the layer; layers have independent masks.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (N, neurons): masked in training mode, scaled in evaluation mode."""
         if self.p == 0:
             return x
         if not self.training:
             return x * (1 - self.p)
         if self.drawn_from_source:
-            kept = kept_neurons(self.source, len(x), x.shape[1] // len(self.towers), layer, self.towers, self.p)
+            rows, neurons = x.shape[0], x.shape[1] // len(self.towers)
+            kept = kept_neurons(self.source, rows, neurons, self.layer, self.towers, self.p)
         else:
             kept = torch.rand(x.shape, device=x.device) >= self.p
         return x * kept

@@ -1,25 +1,72 @@
 """What the nets share: activation functions, a linear layer in parts, and checks of options and sizes."""
 
-from collections.abc import Callable, Collection
+from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 
-def abs_tanh(x: Tensor) -> Tensor:
-    """Return |tanh x|, the nonlinearity of Jarrett et al. 2009, cited in Section 3.1."""
-    return torch.tanh(x).abs()
+class AbsTanh(nn.Module):
+    """|tanh x|, the nonlinearity of Jarrett et al. 2009, cited in Section 3.1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return |tanh x|."""
+        return torch.tanh(x).abs()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu_,  # in place, since nothing else uses the layer output that it overwrites
-    "tanh": torch.tanh,
-    "abs_tanh": abs_tanh,
-    "sigmoid": torch.sigmoid,
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "abs_tanh": AbsTanh,
+    "sigmoid": nn.Sigmoid,
 }
+
+
+class Stages(nn.Sequential):
+    """A net as a sequence of named modules, each of which is called once. A slice of it is a plain nn.Sequential."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a stage, or a part of the net such as ``net[:15]``, the convolutional layers, for images of any size."""
+        named = list(self.named_children())[index]
+        return nn.Sequential(OrderedDict(named)) if isinstance(index, slice) else named[1]
+
+    def run(self, x: Tensor) -> Tensor:
+        """Return the output of the last module.
+
+        In training, a ReLU overwrites the output of the layer before it, unless a hook could see that.
+        """
+        overwrites = self.training and not (
+            torch.compiler.is_compiling() or isinstance(x, Proxy) or hooked_everywhere()
+        )
+        before: nn.Module | None = None
+        for stage in self:
+            if overwrites and type(stage) is nn.ReLU and not (is_hooked(stage) or is_hooked(before)):
+                x = F.relu_(x)
+            else:
+                x = stage(x)
+            before = stage
+        return x
+
+
+def is_hooked(module: nn.Module | None) -> bool:
+    """Return whether a hook sees the inputs, outputs or gradients of a module."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return module is not None and any(getattr(module, kind) for kind in kinds)
+
+
+def hooked_everywhere() -> bool:
+    """Return whether a hook is registered for all modules."""
+    return any((_global_forward_hooks, _global_forward_pre_hooks, _global_backward_hooks, _global_backward_pre_hooks))
 
 
 def compiled_for_gpu(x: Tensor) -> bool:
@@ -63,14 +110,25 @@ class _ContiguousGradient(torch.autograd.Function):
 
 
 class StridedConv2d(nn.Conv2d):
-    """A convolution without padding whose kernel and stride are square, such as conv1's, of few maps.
+    """A convolution whose kernel and stride are square, such as conv1's, of few maps.
+
+    beyond: rows and columns of zeros that are added to the image at the bottom and on the right.
 
     Compiled for a GPU, it is one of stride 1 over blocks of stride x stride pixels, each of which becomes a position
     with as many more maps. The matrix units can't be used well for three maps.
     """
 
+    def __init__(self, maps: int, outputs: int, size: int, stride: int, beyond: int = 0) -> None:
+        super().__init__(maps, outputs, size, stride=stride)
+        self.beyond = beyond
+
+    def extra_repr(self) -> str:
+        """Return the sizes for print(net)."""
+        return super().extra_repr() + f", beyond={self.beyond}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_channels, H', W') for maps (N, in_channels, H, W)."""
+        x = F.pad(x, (0, self.beyond, 0, self.beyond))
         if not compiled_for_gpu(x):
             return super().forward(x)
         size, stride = self.kernel_size[0], self.stride[0]
@@ -117,4 +175,7 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> None:
 def refuse_other_size(images: Tensor, size: int) -> None:
     """Raise ValueError unless images or maps (N, C, H, W) are size x size. While torch.fx traces, sizes are not known."""
     if not isinstance(images, Proxy) and images.shape[2:] != (size, size):
-        raise ValueError(f"{images.shape[2]}x{images.shape[3]}: the net was built for {size}x{size}")
+        raise ValueError(
+            f"{images.shape[2]}x{images.shape[3]}: the net was built for {size}x{size}; its convolutional layers, net[:n] up to "
+            "flatten, take images of any size"
+        )

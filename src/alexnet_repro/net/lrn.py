@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from alexnet_repro.net import lrn_cpu, lrn_gpu
@@ -33,6 +35,17 @@ def plain_local_response_norm(a: Tensor, size: int, alpha: float, beta: float, k
         window_sum = sum(squares[:, shift : shift + tower.shape[1]] for shift in range(size))
         normalised.append(tower / (k + alpha * window_sum) ** beta)
     return torch.cat(normalised, dim=1)
+
+
+def transformed() -> bool:
+    """Return whether torch.func or forward-mode differentiation is at work.
+
+    The fused operator has only its own gradient. With these, the formula itself is computed, of which PyTorch knows all
+    derivatives; the operator would give a tangent of zero.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def refuse_undefined(alpha: float, k: float) -> None:
@@ -65,8 +78,12 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """Return the normalised responses (N, C, H, W)."""
-        if a.shape[1] % self.groups:
+        if not isinstance(a, Proxy) and a.shape[1] % self.groups:
             raise ValueError(f"{a.shape[1]} maps can't be split evenly over {self.groups} towers")
+        if transformed():
+            return plain_local_response_norm(
+                at_least_float32(a), self.size, self.alpha, self.beta, self.k, self.groups
+            ).to(a.dtype)
         return normalise(a, self.size, self.alpha, self.beta, self.k, self.groups)
 
     def extra_repr(self) -> str:
@@ -92,6 +109,10 @@ class SameMapNorm(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """Return the normalised responses (N, C, H, W)."""
+        if transformed():
+            x = at_least_float32(a)
+            sums = F.avg_pool2d(x.square(), self.size, 1, self.size // 2, divisor_override=1)
+            return (x / (self.k + self.alpha * sums) ** self.beta).to(a.dtype)
         return normalise(a, self.size, self.alpha, self.beta, self.k, 0)
 
     def extra_repr(self) -> str:
@@ -164,6 +185,15 @@ def _gradient(ctx: Any, db: Tensor) -> tuple[Tensor | None, ...]:
 
 
 normalise.register_autograd(_gradient, setup_context=_save_input)
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> Any:
+    raise RuntimeError(
+        "the fused normalisation has no second derivative: use torch.func.grad, vjp, jvp or hessian, which take the formula"
+    )
+
+
+_normalise_backward.register_autograd(_no_second_derivative)
 normalise.register_fake(lambda a, *_: torch.empty_like(a, memory_format=torch.channels_last))
 _normalise_backward.register_fake(lambda a, *_: torch.empty_like(a, memory_format=torch.channels_last))
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.net.layers import GroupedLinear
 from alexnet_repro.net.lrn import LocalResponseNorm
 
@@ -107,7 +108,8 @@ def keep_tower(net: Any, link: Link) -> None:
     """
     if net.towers != TOWERS:
         raise ValueError(f"a network with {net.towers} tower has no second tower to place on another device")
-    if isinstance(net.norm, LocalResponseNorm) and net.norm.groups == 1:
+    norms = [stage for stage in net if isinstance(stage, LocalResponseNorm)]
+    if any(norm.groups == 1 for norm in norms):
         raise ValueError(
             "net.lrn_across_towers=true can't be placed on two devices: its windows need both towers' maps"
         )
@@ -123,9 +125,11 @@ def keep_tower(net: Any, link: Link) -> None:
             layer.register_forward_pre_hook(_reader(link, name))
     classes = net.fc8.out_features
     net.fc8.register_forward_hook(lambda _, __, own: _JoinLogits.apply(own, link, classes))
-    if hasattr(net.norm, "groups"):
-        net.norm.groups = 1
-    net.dropout.towers = [link.tower]
+    for norm in norms:
+        norm.groups = 1
+    for stage in net:
+        if isinstance(stage, Dropout):
+            stage.towers = [link.tower]
 
 
 def _reader(link: Link, name: str) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:

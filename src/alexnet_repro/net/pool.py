@@ -3,10 +3,26 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet_repro.net import layers, pool_gpu
+
+
+class MaxPool(nn.Module):
+    """Max-pooling with windows of ``size`` x ``size`` and stride 2, as ``max_pool``: (N, C, H, W) -> (N, C, H', W')."""
+
+    def __init__(self, size: int, ceil: bool = True) -> None:
+        super().__init__()
+        self.size, self.ceil = size, ceil
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maxima."""
+        return max_pool(x, self.size, self.ceil)
+
+    def extra_repr(self) -> str:
+        """Return the windows for print(net)."""
+        return f"{self.size}x{self.size}, stride=2, ceil={self.ceil}"
 
 
 def max_pool(x: Tensor, size: int, ceil: bool = True) -> Tensor:

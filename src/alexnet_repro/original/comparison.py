@@ -18,6 +18,7 @@ from alexnet_repro.data.photos import patches
 from alexnet_repro.errors import UserError
 from alexnet_repro.files import write_json
 from alexnet_repro.net.alexnet import AlexNet
+from alexnet_repro.net.dropout import Dropout
 from alexnet_repro.original.layer_files import FIRST_RATE, Layer, Log, read_layers
 from alexnet_repro.original.mistakes import mistakes_of
 from alexnet_repro.original.plain_net import PlainNet
@@ -134,7 +135,10 @@ def _computed(net: AlexNet, layers: list[Layer], recipe: Any) -> Iterator[Row]:
         return
     images, labels = photographs(IMAGES), torch.arange(IMAGES)
     kept: list[Tensor] = []
-    hook = net.dropout.register_forward_hook(lambda _, inputs, x: kept.append((x != 0) | (inputs[0] == 0)))
+    drops = [stage for stage in net if isinstance(stage, Dropout)]
+    hooks = [
+        stage.register_forward_hook(lambda _, inputs, x: kept.append((x != 0) | (inputs[0] == 0))) for stage in drops
+    ]
     net.eval()
     with torch.inference_mode():
         difference = relative(net(images), plain.logits(images))
@@ -147,7 +151,7 @@ def _computed(net: AlexNet, layers: list[Layer], recipe: Any) -> Iterator[Row]:
     net.train()
     for update in range(UPDATES):
         kept.clear()
-        net.dropout.draw_from(0, update)
+        net.draw_dropout(0, update)
         loss = F.cross_entropy(net(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -161,7 +165,8 @@ def _computed(net: AlexNet, layers: list[Layer], recipe: Any) -> Iterator[Row]:
             group["lr"] = share * first_rate
         optimizer.step()
         plain.update(gradients, share * FIRST_RATE, share * FIRST_BIAS_RATE)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     own = in_file_order(net, layers, lambda name: net.get_parameter(name).detach())
     what = f"changes of the weights after {UPDATES} updates, with lower rates from update {DROP} on"
     yield _worst(what, own, plain.parameters, 1000 * TOLERANCE, before)  # each update amplifies rounding

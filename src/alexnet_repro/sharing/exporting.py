@@ -47,7 +47,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     if out.exists():
         raise UserError(f"{out} exists", "remove it, or choose another name with out=PATH")
     trained = load(source, checkpoint=cfg.checkpoint, at_chance=cfg.at_chance)
-    content = described(trained)
+    content = described(trained, cfg.format in ("onnx", "torchscript"))
     description = json.dumps(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     if cfg.format == "safetensors":
@@ -63,7 +63,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     else:
         net = trained.net
         mean = trained.model.mean_centre().permute(2, 0, 1).contiguous()
-        plain = ExportedNet(net, trained.model.hparams["net"].get("activation", "relu"), mean).eval()
+        plain = ExportedNet(net, mean).eval()
         if cfg.format == "onnx":
             from alexnet_repro.sharing.onnx_file import write_onnx
 

@@ -141,8 +141,11 @@ def _from_safetensors(path: Path) -> TrainedNet:
         ) from None
 
 
-def described(trained: TrainedNet) -> dict[str, Any]:
-    """Return the description that every exported file carries: what to know for using the weights."""
+def described(trained: TrainedNet, subtracts_mean: bool = False) -> dict[str, Any]:
+    """Return the description that every exported file carries: what to know for using the weights.
+
+    subtracts_mean: whether the file is a graph that subtracts the mean image itself.
+    """
     model = trained.model
     return {
         "facts": trained.facts,
@@ -150,18 +153,20 @@ def described(trained: TrainedNet) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.net.parameters()),
         "classes": model.class_names,
         "mean_rgb": [round(float(value), 4) for value in model.mean_centre().mean((0, 1))],
-        "preprocessing": preprocessing(model),
+        "preprocessing": preprocessing(model, subtracts_mean),
         "hyper_parameters": dict(model.hparams),
     }
 
 
-def preprocessing(model: Classifier) -> str:
-    """Say how an image becomes the net's input, in a sentence."""
+def preprocessing(model: Classifier, subtracts_mean: bool = False) -> str:
+    """Say how an image becomes the net's input, or that of a graph that subtracts the mean image itself, in a sentence."""
     size, crop = model.image_size, model.crop
-    return (
-        f"scale the shorter side of an RGB image to {size} pixels (bicubic, antialiased), cut the central {size}x{size}, "
-        f"subtract the mean image, on the 0-255 scale, and cut the central {crop}x{crop}; no division"
+    scaled = (
+        f"scale the shorter side of an RGB image to {size} pixels (bicubic, antialiased), cut the central {size}x{size}"
     )
+    if subtracts_mean:
+        return f"{scaled}, and cut the central {crop}x{crop}, with values from 0 to 255; the file subtracts the mean image itself"
+    return f"{scaled}, subtract the mean image, on the 0-255 scale, and cut the central {crop}x{crop}; no division"
 
 
 def refusal(names: set[str]) -> str:

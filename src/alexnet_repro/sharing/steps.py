@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet_repro.net.alexnet import AlexNet
-from alexnet_repro.net.layers import GroupedLinear
+from alexnet_repro.net.dropout import Dropout
+from alexnet_repro.net.layers import ACTIVATIONS, GroupedLinear
 from alexnet_repro.net.lrn import LocalResponseNorm, SameMapNorm
+from alexnet_repro.net.pool import MaxPool
 
 
 @dataclass(frozen=True)
@@ -25,61 +27,36 @@ class Step:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def steps(net: AlexNet, activation: str) -> Iterator[Step]:
-    """Yield the operations of a net in evaluation mode, from mean-subtracted images to logits.
-
-    activation: name of its activation function.
-    """
-
-    def conv(name: str, beyond: int = 0) -> Step:
-        layer: nn.Conv2d = net.get_submodule(name)  # type: ignore[assignment]
-        pad = int(layer.padding[0])
-        pads = (pad, pad, pad + beyond, pad + beyond)  # top, left, bottom, right
-        return Step("conv", name, {"pads": pads, "stride": layer.stride[0], "groups": layer.groups})
-
-    def norm(name: str, layer: nn.Module) -> Iterator[Step]:
-        if isinstance(layer, LocalResponseNorm | SameMapNorm):
-            constants = {"size": layer.size, "alpha": layer.alpha, "beta": layer.beta, "k": layer.k}
-            across = isinstance(layer, LocalResponseNorm)
-            yield Step("norm", name, constants | {"groups": layer.groups}) if across else Step("same_map_norm", name, constants)  # fmt: skip
-
-    def pool(name: str) -> Step:
-        size = 3 if net.pooling == "overlapping" else 2
-        return Step("pool", name, {"size": size, "ceil": name not in net.floor_pools})
-
-    active = Step("activation", options={"function": activation})
-    yield conv("conv1", (11 - net.image_size) % 4)
-    if net.layer1_order == "norm_pool_relu":
-        yield from (*norm("norm1", net.norm), pool("pool1"), active)
-    elif net.pool_first:
-        yield from (active, pool("pool1"), *norm("norm1", net.norm))
-    else:
-        yield from (active, *norm("norm1", net.norm), pool("pool1"))
-    yield from (conv("conv2"), active)
-    if net.pool_first:
-        yield from (pool("pool2"), *norm("norm2", net.norm))
-    else:
-        yield from (*norm("norm2", net.norm), *norm("same_map_norm", net.same_map_norm), pool("pool2"))
-    for name in net.deep:
-        yield from (conv(name), active)
-    yield pool("pool5")
-    if hasattr(net, "conv6"):
-        yield from (conv("conv6"), active)
-    yield Step("flatten")
-    for name in ("fc6", "fc7"):
-        yield from (linear(net, name), active)
-        if net.dropout.p:
-            yield Step("scale", f"{name}.scaled", {"factor": 1 - net.dropout.p})  # Section 4.2, at test time
-    if hasattr(net, "bottleneck"):
-        yield linear(net, "bottleneck")
-    yield linear(net, "fc8")
+FUNCTIONS = {module: name for name, module in ACTIVATIONS.items()}
 
 
-def linear(net: AlexNet, name: str) -> Step:
-    """Return the step of a fully connected layer."""
-    layer = net.get_submodule(name)
-    assert isinstance(layer, GroupedLinear)
-    return Step("linear", name, {"groups": layer.groups})
+def steps(net: AlexNet) -> Iterator[Step]:
+    """Yield the operations of a net in evaluation mode, from mean-subtracted images to logits: one for each stage."""
+    before = ""
+    for name, stage in net.named_children():
+        match stage:
+            case nn.Conv2d():
+                pad, beyond = int(stage.padding[0]), getattr(stage, "beyond", 0)
+                pads = (pad, pad, pad + beyond, pad + beyond)  # top, left, bottom, right
+                yield Step("conv", name, {"pads": pads, "stride": stage.stride[0], "groups": stage.groups})
+            case GroupedLinear():
+                yield Step("linear", name, {"groups": stage.groups})
+            case LocalResponseNorm() | SameMapNorm():
+                constants = {"size": stage.size, "alpha": stage.alpha, "beta": stage.beta, "k": stage.k}
+                if isinstance(stage, LocalResponseNorm):
+                    yield Step("norm", name, constants | {"groups": stage.groups})
+                else:
+                    yield Step("same_map_norm", "same_map_norm", constants)
+            case MaxPool():
+                yield Step("pool", name, {"size": stage.size, "ceil": stage.ceil})
+            case nn.Flatten():
+                yield Step("flatten")
+            case Dropout():
+                if stage.p:  # Section 4.2, at test time
+                    yield Step("scale", f"{before}.scaled", {"factor": 1 - stage.p})
+            case _:
+                yield Step("activation", options={"function": FUNCTIONS[type(stage)]})
+        before = name if isinstance(stage, GroupedLinear) else before
 
 
 class ExportedNet(nn.Module):
@@ -90,9 +67,9 @@ class ExportedNet(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, net: AlexNet, activation: str, mean: Tensor) -> None:
+    def __init__(self, net: AlexNet, mean: Tensor) -> None:
         super().__init__()
-        self.steps = list(steps(net, activation))
+        self.steps = list(steps(net))
         self.layers = nn.ModuleDict({name: layer for name, layer in net.named_children() if list(layer.parameters())})
         self.register_buffer("mean", mean)
 
