@@ -67,9 +67,8 @@ class Classifier(MeasuredNet):
         augment = with_changes(AUGMENT, augment)
         self.classes = net.get("classes") or classes or len(class_names or []) or 1000
         if classes not in (None, self.classes) or (class_names and len(class_names) != self.classes):
-            raise ValueError(
-                f"classes={classes}: net.classes is {self.classes}, and there are {len(class_names or [])} names"
-            )
+            names = len(class_names or [])
+            raise ValueError(f"classes={classes}: net.classes is {self.classes}, and there are {names} names")
         net = {**NET, **net, "classes": self.classes}
         if "image_size" in parameters(net["name"]):
             net = {"image_size": augment["crop"], **net}
@@ -127,13 +126,12 @@ class Classifier(MeasuredNet):
 
     def _check_trainer(self) -> None:
         """Warn of options of the Trainer with which the schedule does not do what it says."""
-        validates = bool(self.trainer.limit_val_batches)
-        if self.hparams["schedule"]["rule"] == "when_error_stalls" and not validates:
+        rule = self.hparams["schedule"]["rule"]
+        if rule == "when_error_stalls" and not self.trainer.limit_val_batches:
             rank_zero_warn(
-                "The learning rate falls when the validation error stalls (schedule.rule=when_error_stalls), and no "
-                "validation images are measured: it will never fall."
+                "The learning rate falls when the validation error stalls, and no validation images are measured: it never falls."
             )
-        if self.trainer.max_epochs not in (None, -1, self.epochs) and self.hparams["schedule"]["rule"] == "by_hand":
+        if rule == "by_hand" and self.trainer.max_epochs not in (None, -1, self.epochs):
             rank_zero_warn(
                 f"The schedule is for {self.epochs} epochs, and the Trainer stops after {self.trainer.max_epochs}: "
                 f"give Classifier epochs={self.trainer.max_epochs}, too."

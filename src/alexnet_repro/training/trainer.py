@@ -92,6 +92,9 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    warnings.filterwarnings(
+        "ignore", "The schedule is for .* epochs"
+    )  # of a run that stop_at ended, when it is measured
     # run_folder.py keeps the logs
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     # logged values are already synchronised
