@@ -275,14 +275,15 @@ def svg(name: str, figure: Figure) -> str:
 
 
 def refresh_readme(page: dict[str, Any]) -> None:
-    """Replace the blocks between MARKS in the checkout's README."""
-    path = CHECKOUT / "README.md"
-    text = new = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for name, block in readme_blocks(page).items():
-        begin, end = (mark.format(name) for mark in MARKS)
-        if begin in new and end in new:
-            before, after = new.split(begin)[0], new.split(end)[1]
-            new = f"{before}{begin}\n{block}\n{end}{after}"
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-        print(f"updated: {path}")
+    """Replace the blocks between MARKS in the checkout's README and in docs/numbers.md."""
+    blocks = readme_blocks(page)
+    for path in (CHECKOUT / "README.md", CHECKOUT / "docs" / "numbers.md"):
+        text = new = path.read_text(encoding="utf-8") if path.is_file() else ""
+        for name, block in blocks.items():
+            begin, end = (mark.format(name) for mark in MARKS)
+            if begin in new and end in new:
+                before, after = new.split(begin)[0], new.split(end)[1]
+                new = f"{before}{begin}\n{block}\n{end}{after}"
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"updated: {path}")
