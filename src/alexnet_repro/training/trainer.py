@@ -126,7 +126,8 @@ def make_trainer(cfg: DictConfig, folder: Path | None = None, **options: Any) ->
         "benchmark": gpu and not cfg.trainer.deterministic,  # cuDNN tries its algorithms for each shape
     }
     options = {**usual, **options}
-    options["callbacks"] = [*options["callbacks"], StopAtOnce(), Progress(every=LOG_EVERY if gpu else 1)]
+    shown = [Progress(every=LOG_EVERY if gpu else 1)] if options.get("enable_progress_bar", True) else []
+    options["callbacks"] = [*options["callbacks"], StopAtOnce(), *shown]
     try:
         return L.Trainer(
             accelerator=accelerator,
