@@ -1,6 +1,7 @@
 """Compare exported nets with ours, in onnxruntime, in TorchScript and after safetensors."""
 
 import errno
+import functools
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from alexnet_repro.sharing.exporting import SUFFIXES
 from alexnet_repro.sharing.nets import METADATA
 from alexnet_repro.sharing.onnx_file import write_onnx
 from alexnet_repro.sharing.steps import ExportedNet
-from tests.conftest import picture
+from tests.conftest import picture, save_picture
 
 Run = Callable[..., tuple[int, str, str]]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -167,6 +168,44 @@ def test_description_of_every_format_followed_literally_gives_the_nets_logits(
             loaded = load_net(path, at_chance=True)
             found = loaded.net(followed(json.loads(told)["preprocessing"], image, stored_mean)).detach()
         np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_net_of_a_hub_is_that_of_the_exported_folder(
+    small_alexnet: Path, tmp_path: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for huggingface_hub that has one repo."""
+    hub = pytest.importorskip("huggingface_hub")
+    out = tmp_path / "exported"
+    assert run_command("export", f"run={small_alexnet}", "format=hub", f"out={out}", "at_chance=true")[0] == 0
+
+    def download(repo: str, name: str) -> str:
+        if repo != "me/alexnet":
+            raise OSError(f"404: {repo}")
+        return str(out / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    net, own = load_net("me/alexnet", at_chance=True), load_net(small_alexnet, at_chance=True)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), own.state_dict().values(), strict=True))
+    with pytest.raises(UserError, match="there is no folder me/other, and the hub does not give it: 404"):
+        load_net("me/other")
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        load_net("exported/other")  # a folder of this machine is not looked up
+
+
+def test_preprocessing_is_a_transform_for_a_data_set(small_alexnet: Path, tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    from alexnet_repro import preprocess
+
+    for number in range(3):
+        save_picture(tmp_path / "images/a" / f"{number}.jpg", number, 140, 130)
+    net = load_net(small_alexnet, at_chance=True)
+    data = ImageFolder(str(tmp_path / "images"), functools.partial(preprocess, net=net))
+    ((images, _),) = DataLoader(data, batch_size=3, num_workers=1)
+    expected = [preprocess(tmp_path / "images/a" / f"{number}.jpg", net) for number in range(3)]
+    assert torch.equal(images, torch.stack(expected))
 
 
 def test_card_of_a_result_without_log_loss_leaves_it_empty() -> None:

@@ -1,6 +1,7 @@
 """Load a trained net from a run, a checkpoint or a safetensors file, with what is known about it."""
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from alexnet_repro.training.run_folder import saved_config
 
 AT_CHANCE = 0.98  # share of the error of guessing, above which a net counts as untrained
 METADATA = "alexnet_repro"  # key of the description in a file of weights
+ON_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # user/repo
 RECORDED = (
     "recipe", "ablation", "experiment", "scale", "data", "seed", "epochs", "steps", "precision", "split", "images",
     "centre", "ten_crop", "versions", "commit", "command", "converted",
@@ -48,7 +50,8 @@ class TrainedNet:
 def load_net(source: str | Path, *, checkpoint: str = "last", at_chance: bool = False) -> Classifier:
     """Return a trained net, in evaluation mode; ``load_net(...).net`` is the nn.Module without preprocessing.
 
-    source: the folder of a run, a checkpoint (.ckpt), or a file that ``export`` wrote (.safetensors).
+    source: the folder of a run, a checkpoint (.ckpt), a file that ``export`` wrote (.safetensors), a folder that it wrote
+    (format=hub), or "user/repo", such a folder on the Hugging Face hub, where there is no folder of this name.
     checkpoint: which one of a run's folder. at_chance: whether to load a net that does no better than guessing.
 
     Raises UserError if there is no such net, if the file is damaged, or if the net's recorded error is at chance.
@@ -59,6 +62,8 @@ def load_net(source: str | Path, *, checkpoint: str = "last", at_chance: bool = 
 def load(source: str | Path, *, checkpoint: str = "last", at_chance: bool = False) -> TrainedNet:
     """Return a trained net with what is known about it. Arguments and errors are those of ``load_net``."""
     path = Path(source)
+    if ON_HUB.fullmatch(str(source)) and not path.exists() and not path.parent.exists():
+        path = _from_hub(str(source))
     if (path / "model.safetensors").is_file():  # what export format=hub wrote
         path = path / "model.safetensors"
     if (path.suffix in (".safetensors", ".ckpt") or path.is_file()) and checkpoint != "last":
@@ -80,6 +85,21 @@ def load(source: str | Path, *, checkpoint: str = "last", at_chance: bool = Fals
         )
     trained.model.eval()
     return trained
+
+
+def _from_hub(repo: str) -> Path:
+    """Return the path of a repo's weights, which huggingface_hub downloads or has in its cache."""
+    needed("huggingface_hub", f"there is no folder {repo}, and to load it from the hub", "sharing")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, "model.safetensors"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"there is no folder {repo}, and the hub does not give it: {' '.join(str(error).split())[:120]}",
+            "name the folder of a run, a .ckpt or .safetensors file, or a repo that export format=hub made",
+        ) from None
 
 
 def _from_checkpoint(path: Path, run: Path) -> TrainedNet:
