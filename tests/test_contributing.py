@@ -43,7 +43,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     low = "# @package _global_\nablation: {low_rate: null}\noptim: {lr: 0.0001}\n"
     (copy / "conf/ablation/low_rate.yaml").write_text(low)
     (data,) = blocks("Add a data set", "yaml")
-    (copy / "conf/data/mine.yaml").write_text(data.replace("imagenette", "mine"))
+    (copy / "conf/data/mine.yaml").write_text(
+        data.replace("imagenette", "mine")
+        .replace("classes: 10", "classes: 2")
+        .replace("{train: 9469, val: 3925}", "{train: 12, val: 6}")
+    )
     image_folder(copy / "images")
     return copy
 

@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,7 @@ def dunnett_p(t: float, arms: int, freedom: float) -> float:
     return min(1.0, max(0.0, 1 - inside))
 
 
+@cache
 def dunnett_critical(arms: int, freedom: float) -> float:
     """Return the t statistic beyond which one of ``arms`` comparisons differs from the control at LEVEL."""
     return float(brentq(lambda t: dunnett_p(t, arms, freedom) - LEVEL, 0.5, 60))
