@@ -52,6 +52,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def run(package: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.fspath(package / "src"), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", f"alexnet_repro.{command}", *options]

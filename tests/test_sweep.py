@@ -177,6 +177,8 @@ def test_what_hydra_tells_in_many_lines_is_told_in_two(
     assert len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", None])
 def test_recorded_command_is_the_one_that_was_typed(launcher: str | None, cwd: Path, tiny_store: Path) -> None:
     line = ["-m", "alexnet_repro.train", *SMALL, f"data.store={tiny_store}", "epochs=1"]
