@@ -52,13 +52,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.slow
 def run(package: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.fspath(package / "src"), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", f"alexnet_repro.{command}", *options]
     return subprocess.run(line, cwd=package, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_net_data_set_and_ablation_of_ones_own_train_and_are_measured(package: Path) -> None:
     done = run(package, "prepare", "data=mine", "source=images")
     assert done.returncode == 0, done.stderr

@@ -172,6 +172,7 @@ def test_options_of_lightning_are_passed_on_and_recorded(cwd: Path, tiny_store: 
     assert list((path.parent / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_config_dir_of_ones_own(cwd: Path, tiny_store: Path) -> None:
     """A callback, an ablation and a data set of a user's folder, in a process of its own."""
     mine = cwd / "mine"

@@ -178,7 +178,6 @@ def test_what_hydra_tells_in_many_lines_is_told_in_two(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", None])
 def test_recorded_command_is_the_one_that_was_typed(launcher: str | None, cwd: Path, tiny_store: Path) -> None:
     line = ["-m", "alexnet_repro.train", *SMALL, f"data.store={tiny_store}", "epochs=1"]
@@ -189,6 +188,7 @@ def test_recorded_command_is_the_one_that_was_typed(launcher: str | None, cwd: P
         assert json.loads(result.read_text())["command"] == shlex.join(["python", *line])
 
 
+@pytest.mark.slow
 def test_train_returns_its_validation_error_to_a_sweeper(cwd: Path, tiny_store: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     line = [sys.executable, "-m", "alexnet_repro.train", "-m", *SMALL, f"data.store={tiny_store}", "epochs=1"]

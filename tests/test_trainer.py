@@ -178,7 +178,7 @@ torch.save([seen.epochs, model.history, model.state_dict(), measured, predicted]
 """
 
 
-@pytest.mark.parametrize("sampler", ["default", "own"])
+@pytest.mark.parametrize("sampler", ["default", pytest.param("own", marks=pytest.mark.slow)])
 def test_processes_of_ddp_share_each_batch(
     sampler: str, plain: tuple[Classifier, Seen], small_store: Path, tmp_path: Path
 ) -> None:
