@@ -23,8 +23,7 @@ def table(result: dict[str, Any]) -> str:
         if expected and why is None:
             source = "the paper" if paper.kind == "number" else "from the paper's difference"
             rows.append((f"{source}, ten crops", f"{expected['top1_error']:.1f}", f"{expected['top5_error']:.1f}", ""))
-        if result["data"] != "photos":
-            lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
+        lines.append(f"The paper, {paper.section}, {paper.data} {paper.split}: {paper.says}")
     if result["data"] == "photos":
         lines.append(
             "The demonstration data is not ImageNet: each of its ten classes is one photograph. "
