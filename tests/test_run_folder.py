@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -402,12 +403,12 @@ def test_sigterm_ends_a_measurement_at_once(trained: Path, cwd: Path) -> None:
         "split=train",
         "batch_size=1",
     ]
-    process = subprocess.Popen([*line, "trainer=cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    seen = ""
-    while "Predicting DataLoader" not in seen:
-        seen += (letter := process.stdout.read(1))
-        assert letter, seen
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen([*line, "trainer=cpu"], stdout=terminal, stderr=terminal)
+    seen = b""
+    while b"measuring" not in seen:  # the bar of a terminal
+        seen += os.read(screen, 1)
+        assert process.poll() is None, seen
     process.send_signal(signal.SIGTERM)
     start = time.monotonic()
     assert process.wait(30) == 130

@@ -161,10 +161,15 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.update()
 
-    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Move the bar."""
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Move the bar, or print a line if the last one is a minute old."""
         if self._bar is not None:
             self._bar.update()
+        elif time.monotonic() - self._told >= LINE_EVERY:
+            self._told = time.monotonic()
+            self.print(f"measuring  {100 * (batch_idx + 1) / sum(trainer.num_predict_batches):.0f}%")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the bar."""
