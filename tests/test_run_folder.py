@@ -1,12 +1,15 @@
 """Test that runs are not lost, mixed up or overwritten: locks, identity, damaged checkpoints, full disks."""
 
+import fcntl
 import json
 import os
 import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import zipfile
 from collections.abc import Callable
@@ -404,6 +407,7 @@ def test_sigterm_ends_a_measurement_at_once(trained: Path, cwd: Path) -> None:
         "batch_size=1",
     ]
     screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen([*line, "trainer=cpu"], stdout=terminal, stderr=terminal)
     seen = b""
     while b"measuring" not in seen:  # the bar of a terminal
