@@ -67,6 +67,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         )
     if world(cfg) > 1:
         raise UserError("report works on one device", "remove placement")
+    out.mkdir(parents=True, exist_ok=True)  # before half a minute of work
     ensembles = sorted({path for run in runs for path in run.parent.glob("ensemble-*.json")})
     results = read_results(*runs, *ensembles, *([published] if published.is_dir() else []))
     shown = next((run for run in runs if (run / "checkpoints" / "last.ckpt").is_file()), None)
